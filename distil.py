@@ -1,0 +1,336 @@
+"""Knowledge distillation: the loss, the teacher's logits, the transfer set, the student's run.
+
+A teacher's softened probabilities tell a student more than a label does (Hinton, Vinyals and Dean
+2015, https://arxiv.org/abs/1503.02531). Their loss, section 2, as used here:
+
+    kd_alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - kd_alpha) * CE
+
+The gradient of the softened term with respect to the student's logits shrinks as 1 / T^2; the
+factor T^2 restores it, so that kd_alpha keeps its meaning when the temperature changes.
+
+A teacher that knows its training sentences by heart has little to add on those. The transfer set
+is where it can: variations of the training sentences that nobody has labelled but the teacher.
+"""
+
+import random
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_utils import (
+    DEV,
+    OUT_OF_DOMAIN,
+    TRAIN,
+    UNLABELLED,
+    Split,
+    UserError,
+    corpus_fingerprint,
+    fingerprint,
+    load_corpus,
+    tokenize,
+)
+from lora import CONFIG as ADAPTER_CONFIG
+from lora import load_adapter
+from model import DistilRNN, load_tokenizer, max_length, variant_folder
+from train_utils import (
+    Compute,
+    Examples,
+    Loss,
+    Totals,
+    choose_compute,
+    copy_tensors,
+    cross_entropy,
+    describe_run,
+    finish_run,
+    is_finished,
+    locked,
+    loop_options,
+    predict_logits,
+    read_json,
+    read_tensors,
+    recipe_of,
+    run_folder,
+    show_run,
+    train,
+    write_json,
+    write_tensors,
+)
+
+STUDENT = "distil_rnn"  # the model_type in a student's config.json
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss
+
+
+def distillation(temperature: float, kd_alpha: float) -> Loss:
+    """The loss above: the KD term is the mean over all sentences of the batch, the cross-entropy
+    the mean over its labelled ones.
+    """
+
+    def loss(examples: Examples, totals: Totals) -> Tensor:
+        divergence = F.kl_div(
+            F.log_softmax(examples.logits / temperature, dim=1),
+            F.log_softmax(examples.teacher_logits / temperature, dim=1),
+            reduction="sum",
+            log_target=True,
+        )
+        soft = temperature**2 * divergence / totals.sentences
+        return kd_alpha * soft + (1 - kd_alpha) * cross_entropy(examples, totals)
+
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------
+# The transfer set
+
+
+def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]) -> list[str]:
+    """Variations of ``sentences``, a function of the arguments alone.
+
+    Each has one to three edits: two words swapped, a word dropped, a word of the corpus inserted,
+    or a word replaced by one of like form (the same last two letters). The capital at the start
+    and the mark at the end stay in their places, so that they do not give an edit away.
+
+    Args:
+        sentences: the training sentences.
+        size: how many variations are wanted; all differ, from each other and from ``sentences``.
+        sr_no: the seed.
+        excluded: sentences that must not come out, the dev sets'.
+
+    Raises:
+        UserError: where the sentences do not allow so many.
+    """
+    rng = random.Random(f"transfer set {sr_no}")
+    midwords = {word for sentence in sentences for word in sentence.split()[1:]}
+    takes = [_words(sentence, midwords) for sentence in sentences]
+    words = [word for take, _ in takes for word in take]
+    like: dict[str, list[str]] = {}
+    for word in words:
+        like.setdefault(word[-2:], []).append(word)
+    known = excluded | set(sentences)
+    found: dict[str, None] = {}  # in the order of their making
+    for _ in range(20 * size + 1000):
+        if len(found) == size:
+            return list(found)
+        take, mark = rng.choice(takes)
+        take = list(take)
+        for _ in range(rng.randint(1, 3)):
+            _edit(take, words, like, rng)
+        sentence = " ".join(take) + mark
+        sentence = sentence[:1].upper() + sentence[1:]
+        if take and sentence not in known:
+            found[sentence] = None
+    raise UserError(
+        f"--transfer_size {size}: only {len(found)} variations of the training sentences were "
+        f"found; ask for at most that many"
+    )
+
+
+def _words(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
+    """A sentence's words, the first one as it is written mid-sentence, and its final mark."""
+    bare = sentence.rstrip(" .?!")
+    words = bare.split()
+    if words and words[0] not in midwords and words[0].lower() in midwords:
+        words[0] = words[0].lower()
+    return words, sentence[len(bare) :]
+
+
+def _edit(
+    take: list[str], words: list[str], like: dict[str, list[str]], rng: random.Random
+) -> None:
+    """One edit of ``take``, in place; at least one word stays."""
+    place = rng.randrange(len(take))
+    edit = rng.choice(("swap", "drop", "insert", "replace", "replace"))
+    if edit == "swap":
+        other = rng.randrange(len(take))
+        take[place], take[other] = take[other], take[place]
+    elif edit == "drop" and len(take) > 1:
+        del take[place]
+    elif edit == "insert":
+        take.insert(place, rng.choice(words))
+    else:
+        take[place] = rng.choice(like.get(take[place][-2:], words))
+
+
+def extend(train_split: Split, unlabelled: Split) -> Split:
+    """The two splits as one."""
+    shifted = unlabelled.cu_seqlens[1:] + len(train_split.input_ids)
+    return Split(
+        sentences=train_split.sentences + unlabelled.sentences,
+        input_ids=torch.cat([train_split.input_ids, unlabelled.input_ids]),
+        cu_seqlens=torch.cat([train_split.cu_seqlens, shifted]),
+        labels=torch.cat([train_split.labels, unlabelled.labels]),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Teacher and student
+
+
+def load_teacher(args: Namespace):
+    """Load the teacher that the options name.
+
+    Raises:
+        UserError: saying which command makes one, where there is none.
+    """
+    folder = args.teacher or run_folder(args, "LoRA")
+    if not (folder / ADAPTER_CONFIG).exists():
+        hint = f"run: python run.py --mode LoRA --gpt_variant {args.gpt_variant}"
+        raise UserError(
+            f"{folder}: no teacher there; {hint} --sr_no {args.sr_no}, or name one with --teacher"
+        )
+    model, _, teacher_print = load_adapter(folder, args.gpt_variant)
+    return model, teacher_print, folder
+
+
+def add_teacher_logits(
+    corpus: dict[str, Split], teacher: nn.Module, teacher_print: str, compute: Compute, path: Path
+) -> None:
+    """Give the training sentences and in_domain_dev their ``teacher_logits``.
+
+    The teacher is frozen, so one pass serves all epochs. The logits are kept at ``path`` and
+    computed anew when the teacher, the sentences or the tokens are others.
+    """
+    key = fingerprint(teacher_print, corpus_fingerprint(corpus), compute.precision)
+    found, metadata = read_tensors(path) if path.exists() else ({}, {})
+    if metadata.get("key") != key:
+        teacher.to(compute.device)
+        found = {
+            name: predict_logits(teacher, corpus[name], compute, f"teacher reads {name}")
+            for name in (TRAIN, DEV)
+        }
+        write_tensors(path, found, {"key": key})
+    for name in (TRAIN, DEV):
+        corpus[name].teacher_logits = found[name]
+
+
+def save_student(model: DistilRNN, tokenizer, positions: int, folder: Path) -> None:
+    """Write a student with its tokenizer: the folder is complete by itself."""
+    tokenizer.save_pretrained(folder)
+    write_json(
+        folder / "config.json",
+        {
+            "model_type": STUDENT,
+            "rows": len(model.vocabulary),
+            "width": model.linear.in_features,
+            "n_positions": positions,
+        },
+    )
+    write_tensors(folder / "model.safetensors", model.state_dict(), {})
+
+
+def load_student(folder: Path) -> DistilRNN:
+    """Read what `save_student` wrote.
+
+    Raises:
+        UserError: where a file is missing, broken or of other shapes.
+    """
+    config = read_json(folder / "config.json")
+    path = folder / "model.safetensors"
+    tensors, _ = read_tensors(path)
+    try:
+        model = DistilRNN(torch.zeros(config["rows"], dtype=torch.long), config["width"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a student's ({error!r})") from None
+    copy_tensors(path, tensors, model.state_dict())
+    return model.requires_grad_(False).eval()
+
+
+def load_checkpoint(folder: Path, variant: str | None = None):
+    """Load any saved model, teacher or student, recognised by what its folder contains.
+
+    Args:
+        folder: the checkpoint.
+        variant: the base of a teacher; None takes the one that it names.
+
+    Returns:
+        The model, its tokenizer, and the longest sentence it takes, in tokens.
+
+    Raises:
+        UserError: where the folder holds neither, or a file is broken.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        model, base_folder, _ = load_adapter(folder, variant)
+        return model, load_tokenizer(base_folder), max_length(base_folder)
+    if (folder / "config.json").exists():
+        config = read_json(folder / "config.json")
+        if config.get("model_type") == STUDENT:
+            return load_student(folder), load_tokenizer(folder), config.get("n_positions", 1024)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one")
+    raise UserError(
+        f"{folder}: neither a LoRA adapter ({ADAPTER_CONFIG}) nor a student (config.json with "
+        f"model_type {STUDENT})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+def run_student(args: Namespace, mode: str) -> Path:
+    """Train the student, with a teacher (``distil``) or without (``rnn``), or show the run.
+
+    Returns:
+        The run's folder.
+    """
+    folder = run_folder(args, mode)
+    with locked(folder):
+        compute = choose_compute(args.device, args.precision)
+        taught = mode == "distil"
+        base_folder = variant_folder(args.gpt_variant, weights=taught)
+        tokenizer, positions = load_tokenizer(base_folder), max_length(base_folder)
+        corpus = load_corpus(args.data_dir, tokenizer, positions)
+        options = loop_options(args)
+        identity = {
+            "mode": mode,
+            "sr_no": args.sr_no,
+            "data": corpus_fingerprint(corpus),
+            "precision": compute.precision,
+        }
+        about = describe_run(args, mode, identity, options, corpus)
+        about["base"] = {"name": args.gpt_variant, "fingerprint": None}
+        loss = cross_entropy
+        if taught:
+            teacher, teacher_print, teacher_folder = load_teacher(args)
+            options |= {
+                k: getattr(args, k) for k in ("kd_temperature", "kd_alpha", "transfer_size")
+            }
+            identity["teacher"] = teacher_print
+            about["teacher"] = {
+                "folder": str(teacher_folder),
+                "fingerprint": teacher_print,
+                "transfer_size": args.transfer_size,
+            }
+            loss = distillation(args.kd_temperature, args.kd_alpha)
+        identity |= options
+        if not is_finished(folder, identity, args.overwrite):
+            if taught:
+                if args.transfer_size:
+                    corpus[TRAIN] = with_transfer_set(corpus, tokenizer, positions, args)
+                cache = folder / "teacher_logits.safetensors"
+                add_teacher_logits(corpus, teacher, teacher_print, compute, cache)
+                del teacher
+            torch.manual_seed(args.sr_no)
+            model = DistilRNN(corpus[TRAIN].input_ids.unique()).to(compute.device)
+            progress = train(model, corpus, loss, recipe_of(args), compute, folder, identity)
+            save_student(model, tokenizer, positions, folder)
+            finish_run(model, corpus, compute, folder, progress, about)
+        show_run(folder)
+    return folder
+
+
+def with_transfer_set(
+    corpus: dict[str, Split], tokenizer, positions: int, args: Namespace
+) -> Split:
+    """The training split and ``args.transfer_size`` unlabelled variations of its sentences."""
+    excluded = set(corpus[DEV].sentences) | set(corpus[OUT_OF_DOMAIN].sentences)
+    sentences = transfer_set(corpus[TRAIN].sentences, args.transfer_size, args.sr_no, excluded)
+    labels = [UNLABELLED] * len(sentences)
+    return extend(
+        corpus[TRAIN], tokenize(tokenizer, sentences, labels, positions, "the transfer set")
+    )

@@ -1,0 +1,348 @@
+"""LoRA, written out: the layer, adding, merging, saving and loading it, and the LoRA run.
+
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) freezes a pretrained weight W0 and learns
+a low-rank correction beside it (section 4.1):
+
+    y = W0 x + (alpha / r) B A x        A: (r, in), B: (out, r), r much smaller than in and out
+
+The course text writes the same as W0 + L R. B starts at zero, so that training starts from the
+pretrained model exactly. Adapters are stored in the format of Hugging Face's PEFT library, in its
+names, so that PEFT loads ours and we load PEFT's.
+"""
+
+import re
+from argparse import Namespace
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from data_utils import UserError, corpus_fingerprint, fingerprint, load_corpus
+from model import (
+    GPT2Classifier,
+    base_fingerprint,
+    load_classifier,
+    load_tokenizer,
+    max_length,
+    variant_folder,
+)
+from train_utils import (
+    choose_compute,
+    copy_tensors,
+    count_parameters,
+    cross_entropy,
+    describe_run,
+    finish_run,
+    is_finished,
+    locked,
+    loop_options,
+    read_json,
+    read_tensors,
+    recipe_of,
+    run_folder,
+    show_run,
+    train,
+    write_json,
+    write_tensors,
+)
+
+PEFT_PREFIX = "base_model.model."
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass
+class LoraConfig:
+    """The part of PEFT's ``LoraConfig`` that decides the numbers, in its names."""
+
+    r: int = 4
+    lora_alpha: float = 4
+    lora_dropout: float = 0.0
+    use_rslora: bool = False  # scaling alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
+    target_modules: list[str] | str = field(default_factory=lambda: ["c_attn", "c_proj", "c_fc"])
+    bias: str = (
+        "lora_only"  # which biases train: "none" or "lora_only", those of the wrapped layers
+    )
+    modules_to_save: list[str] = field(default_factory=lambda: ["score", "ln_f"])  # trained whole
+    fan_in_fan_out: bool = True  # the wrapped layers store (in, out), as Conv1D does
+
+    @property
+    def scaling(self) -> float:
+        """What the correction is multiplied by."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+# ---------------------------------------------------------------------------------------------
+# The layer
+
+
+class LoRALinear(nn.Module):
+    """A frozen ``nn.Linear`` or Hugging Face ``Conv1D`` with a low-rank correction beside it."""
+
+    def __init__(self, base_layer: nn.Linear | Conv1D, config: LoraConfig):
+        """Wrap a layer; at first its output is the wrapped layer's, bit for bit.
+
+        A is Kaiming-uniform and B zero, as in loralib and PEFT.
+
+        Raises:
+            ValueError: where the rank is not between 1 and the smaller side of the weight.
+        """
+        super().__init__()
+        transposed = isinstance(base_layer, Conv1D)  # Conv1D keeps its weight as (in, out)
+        size_in, size_out = base_layer.weight.shape[:: 1 if transposed else -1]
+        if not 1 <= config.r <= min(size_in, size_out):
+            raise ValueError(f"rank {config.r} does not fit a layer of {size_in} x {size_out}")
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(size_in, config.r, bias=False)
+        self.lora_B = nn.Linear(config.r, size_out, bias=False)
+        self.lora_dropout = nn.Dropout(config.lora_dropout)
+        self.scaling = config.scaling
+        self.transposed = transposed
+        self.unmerged_weight: Tensor | None = None  # W0, while merged
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        y = self.base_layer(x)
+        if self.unmerged_weight is not None:
+            return y
+        return y + self.scaling * self.lora_B(self.lora_A(self.lora_dropout(x)))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the correction to the weight itself: the same function at no extra cost."""
+        if self.unmerged_weight is None:
+            self.unmerged_weight = self.base_layer.weight.data
+            correction = self.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
+            self.base_layer.weight.data = self.unmerged_weight + (
+                correction.T if self.transposed else correction
+            )
+
+    def unmerge(self) -> None:
+        """Put W0 back, bit for bit."""
+        if self.unmerged_weight is not None:
+            self.base_layer.weight.data = self.unmerged_weight
+            self.unmerged_weight = None
+
+
+# ---------------------------------------------------------------------------------------------
+# The verbs, for any model
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Wrap the targeted layers of any model, in place, and say which parameters train.
+
+    A layer is targeted, as in PEFT, when its name is, or ends in a dot and, one of
+    ``target_modules``; a string is a regular expression for the whole name.
+
+    Raises:
+        UserError: where the rank does not fit a layer, or nothing is targeted.
+    """
+    targets = config.target_modules
+    wrapped = 0
+    for name, layer in list(model.named_modules()):
+        if isinstance(targets, str):
+            targeted = re.fullmatch(targets, name)
+        else:
+            targeted = any(f".{name}".endswith(f".{target}") for target in targets)
+        if targeted and isinstance(layer, nn.Linear | Conv1D):
+            try:
+                model.set_submodule(name, LoRALinear(layer, config))
+            except ValueError as error:
+                raise UserError(f"--lora_rank: {error} ({name}); choose a smaller one") from None
+            wrapped += 1
+    if not wrapped:
+        raise UserError(f"LoRA: no layer of this model is one of {', '.join(targets)}")
+    mark_trainable(model, config)
+
+
+def mark_trainable(model: nn.Module, config: LoraConfig) -> None:
+    """Freeze everything but A, B, the biases that ``bias`` names, and ``modules_to_save``."""
+    model.requires_grad_(False)
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            module.lora_A.requires_grad_(True)
+            module.lora_B.requires_grad_(True)
+            if config.bias == "lora_only" and module.base_layer.bias is not None:
+                module.base_layer.bias.requires_grad_(True)
+        if any(f".{name}".endswith(f".{kept}") for kept in config.modules_to_save or ()):
+            module.requires_grad_(True)
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Merge every LoRA layer of a model; see `LoRALinear.merge`."""
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            module.merge()
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Undo `merge_lora`."""
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            module.unmerge()
+
+
+def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters under PEFT's names."""
+    named = model.named_parameters()
+    return {PEFT_PREFIX + name: p for name, p in named if p.requires_grad}
+
+
+# ---------------------------------------------------------------------------------------------
+# On disk, in PEFT's format
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, config: LoraConfig, base: str, base_print: str
+) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT does.
+
+    Args:
+        model: a model that `add_lora` has wrapped.
+        folder: where to.
+        config: as given to `add_lora`.
+        base: the base model as the user named it.
+        base_print: fingerprint of the base weights, for the file's metadata, which PEFT ignores.
+    """
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        **asdict(config),
+    }
+    write_json(folder / CONFIG, settings)
+    write_tensors(folder / WEIGHTS, lora_tensors(model), {"base_fingerprint": base_print})
+
+
+def read_config(folder: Path) -> tuple[LoraConfig, str]:
+    """Read an ``adapter_config.json``, ours or PEFT's: the configuration and the base's name.
+
+    Raises:
+        UserError: for a broken file, and for a setting of PEFT's that is not supported here,
+            by its name, since ignoring it would give other numbers.
+    """
+    path = folder / CONFIG
+    found = read_json(path)
+    ours = {f.name for f in fields(LoraConfig)}
+    required = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
+    harmless = {  # they steer training or serving, not what a trained adapter computes
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern",
+        "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    }  # fmt: skip
+    for key, value in found.items():
+        if key in required:
+            supported = value == required[key]
+        elif key == "init_lora_weights":
+            supported = value in (True, False, "gaussian")  # others change the base weights too
+        elif key == "bias":
+            supported = value in ("none", "lora_only")
+        else:
+            supported = key in ours or key in harmless or not value
+        if not supported:
+            raise UserError(f"{path}: {key} = {value!r} is not supported here")
+    missing = sorted(ours - found.keys() - {"use_rslora"})  # which older PEFTs do not write
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
+    try:
+        config = LoraConfig(**{key: found[key] for key in ours & found.keys()})
+        if not (isinstance(config.r, int) and config.r > 0 and config.scaling == config.scaling):
+            raise ValueError(f"r = {config.r!r}")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a LoRA configuration ({error})") from None
+    return config, str(found.get("base_model_name_or_path"))
+
+
+def load_adapter(folder: Path, variant: str | None = None) -> tuple[GPT2Classifier, Path, str]:
+    """Load a saved LoRA classifier, ours or PEFT's, merged.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        variant: the base model; None takes the one that the adapter names.
+
+    Returns:
+        The model, its base's folder, and a fingerprint of base and adapter together.
+
+    Raises:
+        UserError: where a file is missing, broken or of other shapes, or the adapter was trained
+            on another base.
+    """
+    config, base = read_config(folder)
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    base_folder = variant_folder(variant or base)
+    model = load_classifier(base_folder)
+    base_print = base_fingerprint(model.transformer)
+    trained_on = metadata.get("base_fingerprint", base_print)  # PEFT's own files have none
+    if trained_on != base_print:
+        raise UserError(
+            f"{folder} was trained on another base ({base}, {trained_on[:12]}) than "
+            f"{variant or base} ({base_print[:12]}); give its own with --gpt_variant"
+        )
+    add_lora(model, config)
+    copy_tensors(folder / WEIGHTS, tensors, lora_tensors(model))
+    merge_lora(model)
+    content = (part for item in sorted(tensors.items()) for part in item)
+    return (
+        model.requires_grad_(False).eval(),
+        base_folder,
+        fingerprint(base_print, repr(config.scaling), *content),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+def run_lora(args: Namespace) -> Path:
+    """Fine-tune GPT-2 with LoRA as the options say, or show the run if it is finished.
+
+    Returns:
+        The run's folder.
+    """
+    folder = run_folder(args, "LoRA")
+    with locked(folder):
+        compute = choose_compute(args.device, args.precision)
+        base_folder = variant_folder(args.gpt_variant)
+        corpus = load_corpus(args.data_dir, load_tokenizer(base_folder), max_length(base_folder))
+        torch.manual_seed(args.sr_no)
+        model = load_classifier(base_folder)
+        base_print = base_fingerprint(model.transformer)
+        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+        config = LoraConfig(args.lora_rank, alpha, args.lora_dropout)
+        options = {
+            **loop_options(args),
+            "lora_rank": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
+        }
+        identity = {
+            "mode": "LoRA",
+            "sr_no": args.sr_no,
+            "base": base_print,
+            "data": corpus_fingerprint(corpus),
+            "precision": compute.precision,
+            **options,
+        }
+        add_lora(model, config)
+        show_parameters(model)
+        if not is_finished(folder, identity, args.overwrite):
+            recipe = recipe_of(args)
+            model.to(compute.device)
+            progress = train(model, corpus, cross_entropy, recipe, compute, folder, identity)
+            save_adapter(model, folder, config, args.gpt_variant, base_print)
+            about = describe_run(args, "LoRA", identity, options, corpus)
+            about["base"] = {"name": args.gpt_variant, "fingerprint": base_print}
+            finish_run(model, corpus, compute, folder, progress, about)
+        show_run(folder)
+    return folder
+
+
+def show_parameters(model: nn.Module) -> None:
+    """Print how many parameters there are, how many train, and what that saves."""
+    count = count_parameters(model)
+    print(f"Number of parameters: {count['total'] / 1e6:.2f}M")
+    print(f"Number of trainable parameters: {count['trainable'] / 1e6:.2f}M")
+    print(f"Reduction: {1 - count['trainable'] / count['total']:.2%}")

@@ -1,0 +1,118 @@
+"""gen and predict: saved models at work."""
+
+import json
+import sys
+from argparse import Namespace
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel, TextStreamer
+
+from data_utils import UNLABELLED, UserError, read_bytes, tokenize
+from distil import load_checkpoint
+from model import load_gpt2, load_tokenizer, variant_folder
+from train_utils import choose_compute, predict_logits, run_folder
+
+# ---------------------------------------------------------------------------------------------
+# gen
+
+
+def run_gen(args: Namespace) -> None:
+    """Continue the prompt, printing the text as it is made; the same text for the same sr_no.
+
+    An empty prompt starts from the end-of-text token, which opens a document in GPT-2's training.
+
+    Raises:
+        UserError: where prompt and continuation do not fit the model's positions.
+    """
+    compute = choose_compute(args.device, args.precision)
+    folder = variant_folder(args.gpt_variant)
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer(args.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    prompt = torch.tensor([ids or [tokenizer.bos_token_id]])  # (1, tokens)
+    model = load_gpt2(folder, GPT2LMHeadModel).to(compute.device)
+    room = model.config.n_positions - prompt.shape[1]
+    if args.max_new_tokens > room:
+        raise UserError(
+            f"--max_new_tokens {args.max_new_tokens}: after the prompt's {prompt.shape[1]} tokens "
+            f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
+        )
+    sampling = {}
+    if args.temperature > 0:
+        sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    torch.manual_seed(args.sr_no)
+    for number in range(1, args.num_samples + 1):
+        if args.num_samples > 1:
+            print(f"--- {number} of {args.num_samples}")
+        with compute.autocast():
+            model.generate(
+                prompt.to(compute.device),
+                attention_mask=torch.ones_like(prompt).to(compute.device),
+                max_new_tokens=args.max_new_tokens,
+                do_sample=args.temperature > 0,
+                pad_token_id=tokenizer.eos_token_id,
+                streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+                **sampling,
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# predict
+
+
+def run_predict(args: Namespace) -> None:
+    """Judge sentences with a saved teacher or student: a table, or one JSON object a line."""
+    compute = choose_compute(args.device, args.precision)
+    sentences, source = read_sentences(args)
+    folder = args.checkpoint or run_folder(args, "LoRA")
+    variant = args.gpt_variant if "gpt_variant" in args.given else None
+    model, tokenizer, positions = load_checkpoint(folder, variant)
+    split = tokenize(tokenizer, sentences, [UNLABELLED] * len(sentences), positions, source)
+    logits = predict_logits(model.to(compute.device), split, compute, "judging")
+    if args.json:
+        for sentence, row in zip(sentences, logits, strict=True):
+            print(json.dumps(judgement(sentence, row), ensure_ascii=False))
+        return
+    print("p(acceptable)  judgement     sentence")
+    for sentence, row in zip(sentences, logits, strict=True):
+        found = judgement(sentence, row)
+        word = ("unacceptable", "acceptable")[found["label"]]
+        print(f"{found['p_acceptable']:>13.3f}  {word:<12}  {sentence}")
+
+
+def judgement(sentence: str, logits: Tensor) -> dict:
+    """What ``--json`` prints of one sentence with ``logits (2,)``."""
+    return {
+        "sentence": sentence,
+        "label": int(logits.argmax()),
+        "p_acceptable": float(logits.softmax(dim=0)[1]),
+        "logits": logits.tolist(),
+    }
+
+
+def read_sentences(args: Namespace) -> tuple[list[str], str]:
+    """The sentences to judge, and where they are from: the command line, a file, standard input.
+
+    Raises:
+        UserError: for none, an empty one, or bytes that are not UTF-8.
+    """
+    if args.sentences:
+        if args.input:
+            raise UserError("--input: sentences are given on the command line too; choose one")
+        lines, source = args.sentences, "the command line"
+    else:
+        if not args.input and sys.stdin.isatty():
+            print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
+        source = str(args.input or "standard input")
+        content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
+        try:
+            lines = content.decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            raise UserError(f"{source}, line {line}: not UTF-8; convert it") from None
+    if lines == [""]:
+        raise UserError(f"{source}: no sentences; give them as arguments, in a file or piped in")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise UserError(f"{source}, line {number}: the sentence is empty; remove the line")
+    return [line.rstrip("\r") for line in lines], source

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""The front door: options and dispatch. Nothing heavy is imported before a mode runs."""
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent
+MODES = ("gen", "LoRA", "distil", "rnn", "predict", "report", "all")
+TRAINING = ("LoRA", "distil", "rnn", "all")
+EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
+NANO_TRANSFER_SIZE = 20_000
+
+
+def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
+    """An argparse type: a number in [low, high], or in (low, high] where ``open_low``."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number ({kind.__name__})"
+            ) from None
+        if not (low <= value <= high) or (open_low and value == low) or value == float("inf"):
+            bounds = f"{'more than' if open_low else 'at least'} {low}"
+            bounds += f" and at most {high}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        return value
+
+    return parse
+
+
+count, size = number(int, 1), number(int, 0)
+positive, share = number(float, 0, open_low=True), number(float, 0, 1)
+
+# Title, modes, then rows: flag, metavar, type (a tuple: choices; bool: a switch), default, help.
+# An option is refused in a mode that is not its own.
+OPTIONS = (
+    ("every mode", MODES, (
+        ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "seeds every generator, names the outputs [22915]"),
+        ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], nano, or a folder [gpt2]"),
+        ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/ and the report [.]"),
+    )),
+    ("every mode but report", tuple(mode for mode in MODES if mode != "report"), (
+        ("--device", "NAME", str, "auto", "auto, cpu, cuda, cuda:1, mps [auto]"),
+        ("--precision", None, ("fp32", "bf16"), None, "[fp32; bf16 where the GPU has it]"),
+    )),
+    ("training: LoRA, distil, rnn, all", TRAINING, (
+        ("--data_dir", "DIR", Path, None, "a folder in CoLA's layout [cola_public; nano's own]"),
+        ("--batch_size", "N", count, 128, "sentences an optimiser step [128]"),
+        ("--lr", "X", positive, 1e-3, "Adam's learning rate [0.001]"),
+        ("--epochs", "N", count, None, "passes over the corpus [LoRA 10; distil, rnn 5]"),
+        ("--patience", "N", count, 3, "stop after N epochs without a better one [3]"),
+        ("--monitor", None, ("accuracy", "mcc"), "accuracy", "what early stopping watches [accuracy]"),
+        ("--max_steps", "N", count, None, "stop after N optimiser steps [none]"),
+        ("--overwrite", None, bool, False, "train again what is finished"),
+    )),
+    ("LoRA, all", ("LoRA", "all"), (
+        ("--lora_rank", "N", count, 4, "r, the rank of the correction [4]"),
+        ("--lora_alpha", "X", positive, None, "the correction times alpha / r [the rank]"),
+        ("--lora_dropout", "P", number(float, 0, 0.99), 0.0, "dropout before A [0]"),
+    )),
+    ("distil, all", ("distil", "all"), (
+        ("--kd_temperature", "T", positive, 2.0, "softens teacher and student [2]"),
+        ("--kd_alpha", "X", share, 0.5, "weight of KD against cross-entropy [0.5]"),
+        ("--transfer_size", "N", size, None, f"extra sentences, teacher-labelled [0; nano {NANO_TRANSFER_SIZE}]"),
+    )),
+    ("distil", ("distil",), (
+        ("--teacher", "DIR", Path, None, "a LoRA run [the one of this variant and sr_no]"),
+    )),
+    ("gen", ("gen",), (
+        ("--prompt", "TEXT", str, "The teacher", "the text to continue ['The teacher']"),
+        ("--max_new_tokens", "N", count, 50, "tokens to add [50]"),
+        ("--temperature", "X", number(float, 0), 0.8, "0 takes the likeliest token [0.8]"),
+        ("--top_k", "N", size, 50, "sample among the N likeliest; 0 all [50]"),
+        ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, "sample among the likeliest of this mass [1]"),
+        ("--num_samples", "N", count, 1, "how many continuations [1]"),
+    )),
+    ("predict", ("predict",), (
+        ("sentences", "SENTENCE", str, [], "to judge; none: from --input or standard input"),
+        ("--checkpoint", "DIR", Path, None, "any saved teacher or student [as --teacher]"),
+        ("--input", "FILE", Path, None, "one sentence a line"),
+        ("--json", None, bool, False, "one JSON object a line instead of a table"),
+    )),
+)  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an error in one line."""
+
+    def error(self, message: str) -> None:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the command line; ``given`` holds the names of the options it had."""
+    parser = Parser(
+        prog="run.py",
+        usage="run.py --mode MODE [options] [SENTENCE ...]",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 26, 80),
+        description="GPT-2 on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
+        epilog="Defaults are in brackets; those of training are the published hyperparameters.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--mode", required=True, choices=MODES, metavar="MODE", help=", ".join(MODES)
+    )
+    defaults, modes_of = {}, {}
+    for title, modes, rows in OPTIONS:
+        group = parser.add_argument_group(title)
+        for flag, metavar, kind, default, text in rows:
+            settings = {"help": text, "default": argparse.SUPPRESS}
+            if kind is bool:
+                settings["action"] = "store_true"
+            elif isinstance(kind, tuple):
+                settings |= {"choices": kind, "metavar": "|".join(kind)}
+            else:
+                settings |= {"type": kind, "metavar": metavar}
+            if not flag.startswith("--"):
+                settings["nargs"] = "*"
+            name = group.add_argument(flag, **settings).dest
+            defaults[name], modes_of[name] = default, (flag, modes)
+    args = parser.parse_intermixed_args(argv)
+    args.given = {name for name in vars(args) if name in defaults and vars(args)[name] != []}
+    for name in sorted(args.given):
+        flag, modes = modes_of[name]
+        if args.mode not in modes:
+            parser.error(
+                f"{flag} means nothing to --mode {args.mode}: it is for {', '.join(modes)}"
+            )
+    for name, default in defaults.items():
+        if name not in args.given:
+            setattr(args, name, default)
+    nano = args.gpt_variant == "nano"
+    if args.data_dir is None:
+        args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
+    if args.transfer_size is None:
+        args.transfer_size = NANO_TRANSFER_SIZE if nano else 0
+    args.command = shlex.join(["python", "run.py", *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def dispatch(args: argparse.Namespace) -> None:
+    """Run the mode; what it needs is imported here."""
+    if args.mode in ("gen", "predict"):
+        import predict
+
+        return predict.run_gen(args) if args.mode == "gen" else predict.run_predict(args)
+    import report
+
+    for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
+        if mode != "report":
+            report.plot_run(train(mode, args), args.out_dir / "plots")
+    if args.mode in ("report", "all"):
+        report.run_report(args)
+    return None
+
+
+def train(mode: str, args: argparse.Namespace) -> Path:
+    """Train in one mode, with that mode's own default of ``--epochs``; returns the run's folder."""
+    import distil
+    import lora
+
+    args = argparse.Namespace(**{**vars(args), "epochs": args.epochs or EPOCHS[mode]})
+    return lora.run_lora(args) if mode == "LoRA" else distil.run_student(args, mode)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status: 0 done, 2 what the user can mend, 130 interrupted."""
+    args = parse(argv)
+    try:
+        dispatch(args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        again = "; the same command goes on from the last save" if args.mode in TRAINING else ""
+        print(f"\nrun.py: interrupted{again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"run.py: error: {line}", file=sys.stderr)
+        return 2
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that the user can mend; None for one that is the program's own."""
+    text = str(error)
+    if type(error).__name__ == "UserError":  # data_utils.UserError, not imported here
+        return " ".join(text.split("\n"))
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+        return "out of memory; lower --batch_size, or choose a smaller --gpt_variant"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror}; nothing half written was kept"
+    return None
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,92 @@
+"""What the tests share: where the real corpus is, models made on the spot, and `run.py`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
+
+import data_utils
+from data_utils import PROJECT, load_corpus
+from model import GPT2Classifier, load_tokenizer
+
+NANO = PROJECT / "nano"
+SHARED = PROJECT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def cola() -> Path:
+    """The real corpus' folder; the tests that want it are skipped where there is none."""
+    for folder in (data_utils.COLA_DIR, SHARED / "cola_public"):
+        if (folder / "raw" / "in_domain_train.tsv").exists():
+            return folder
+    pytest.skip("the real corpus is neither in cola_public/ nor in ../shared/cola_public")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """GPT-2's own tokenizer where its files are at hand, nano's otherwise."""
+    return load_tokenizer(SHARED / "gpt2" if (SHARED / "gpt2").is_dir() else NANO)
+
+
+@pytest.fixture(scope="session")
+def nano_corpus() -> dict:
+    return load_corpus(NANO / "corpus", load_tokenizer(NANO), 512)
+
+
+def random_gpt2(**settings) -> GPT2ForSequenceClassification:
+    """Hugging Face's classifier, GPT-2 base's size unless told otherwise, with random weights."""
+    torch.manual_seed(0)
+    config = GPT2Config(num_labels=2, pad_token_id=50256, **settings)
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def packed_copy(reference: GPT2ForSequenceClassification) -> GPT2Classifier:
+    """Our classifier with the reference's weights."""
+    config = GPT2Config(**reference.config.to_dict())
+    config._attn_implementation = "packed"
+    config.embd_pdrop = config.attn_pdrop = config.resid_pdrop = 0.0
+    ours = GPT2Classifier(GPT2Model(config))
+    ours.load_state_dict(reference.state_dict())
+    return ours.eval()
+
+
+def padded_logits(reference: GPT2ForSequenceClassification, tokenizer, sentences) -> torch.Tensor:
+    """The usual way: pad to the longest, mask, (sentences, 2)."""
+    ids = tokenizer(list(sentences), add_special_tokens=False)["input_ids"]
+    longest = max(map(len, ids))
+    pad = reference.config.pad_token_id
+    input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    with torch.no_grad():
+        return reference(input_ids=input_ids, attention_mask=mask).logits
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run ``run.py`` in a process of its own, in an empty folder."""
+
+    def call(*arguments, env=None, **kwargs) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, PROJECT / "run.py", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "0", **(env or {})},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+            **kwargs,
+        )
+
+    return call
+
+
+def refusal(result: subprocess.CompletedProcess) -> str:
+    """The one line of a command that the user can mend."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("run.py: error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr

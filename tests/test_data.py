@@ -1,0 +1,226 @@
+"""Reading, fetching, tokenising and packing."""
+
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_utils import (
+    COLA_SHA256,
+    SPLITS,
+    Split,
+    UserError,
+    fetch_cola,
+    load_corpus,
+    pack,
+    read_split,
+    shuffled,
+    tokenize,
+    within_budget,
+)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content: bytes) -> Path:
+        path = tmp_path / "some.tsv"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def test_real_corpus_has_the_published_counts(cola, tokenizer):
+    corpus = load_corpus(cola, tokenizer, 1024)
+    assert [len(corpus[split]) for split in SPLITS] == [8551, 527, 516]
+    if len(tokenizer) == 50257:
+        assert corpus["in_domain_train"].counts()["tokens"] == 80125
+    assert corpus["in_domain_dev"].counts()["acceptable"] == 365
+
+
+def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(written):
+    path = written('a\t1\t\tHe said "no\ngj04\t0\t*\tÉtude\u2028\x85 x'.encode())
+    assert read_split(path) == (['He said "no', "Étude\u2028\x85 x"], [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a\t1\t\tFine.\na\t1\tFine.\n", ["line 2", "3 tab-separated columns"]),
+        (b"a\t1\t\tFine.\tx\n", ["line 1", "5 tab-separated columns"]),
+        (b"a\t1\t\tFine.\n\n", ["line 2", "1 tab-separated columns"]),
+        (b"a\t2\t\tFine.\n", ["line 1", "'2'", "0 or 1"]),
+        (b"a\t1\t\t \n", ["line 1", "the sentence is empty"]),
+        (b"a\t1\t\tFine.\na\t1\t\tF\xffne.\n", ["line 2", "byte 7 is not UTF-8"]),
+        (b"", ["the file is empty"]),
+    ],
+)
+def test_a_broken_file_is_refused_with_file_and_line(written, content, words):
+    with pytest.raises(UserError) as caught:
+        read_split(written(content))
+    for word in ["some.tsv", *words]:
+        assert word in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_sentences_or_one_clear_line(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "any.tsv"
+    path.write_bytes(content)
+    try:
+        sentences, labels = read_split(path)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert len(sentences) == len(labels) > 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Fetching, from a server on the loopback address
+
+
+@pytest.fixture
+def serve():
+    """Serve bytes under a URL; ``cut`` sends half of them."""
+    servers = []
+
+    def start(content: bytes, cut: bool = False) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/cola_public_1.1.zip"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+FILES = {f"cola_public/raw/{split}.tsv": f"a\t1\t\tIn {split}.\n".encode() for split in SPLITS}
+SHA256 = {
+    split: hashlib.sha256(FILES[f"cola_public/raw/{split}.tsv"]).hexdigest() for split in SPLITS
+}
+
+
+def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(serve, tmp_path):
+    hostile = {"../outside.txt": b"x", "/tmp/outside.txt": b"x", "cola_public/raw/more.tsv": b"x"}
+    fetch_cola(tmp_path / "here" / "cola", serve(zipped({**FILES, **hostile})), SHA256)
+    written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert written == {f"here/cola/raw/{split}.tsv" for split in SPLITS}
+    assert (
+        tmp_path / "here/cola/raw/in_domain_dev.tsv"
+    ).read_text() == "a\t1\t\tIn in_domain_dev.\n"
+
+
+def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
+    files = {f"cola_public/raw/{s}.tsv": (cola / "raw" / f"{s}.tsv").read_bytes() for s in SPLITS}
+    fetch_cola(tmp_path / "cola", serve(zipped(files)))
+    for split, sha256 in COLA_SHA256.items():
+        content = (tmp_path / "cola" / "raw" / f"{split}.tsv").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "cut", "word"),
+    [
+        (zipped(FILES), True, "cut off after"),
+        (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"other"}), False, "wrong checksum"),
+        (zipped({"readme": b"nothing else"}), False, "not CoLA's archive"),
+        (b"<html>not found</html>", False, "not CoLA's archive"),
+        (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"0" * (1 << 27)}), False, "64 MiB"),
+    ],
+)
+def test_a_bad_download_leaves_nothing_behind(serve, tmp_path, content, cut, word):
+    with pytest.raises(UserError, match=word) as caught:
+        fetch_cola(tmp_path / "cola", serve(content, cut), SHA256)
+    assert "--data_dir" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_site_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        fetch_cola(tmp_path / "cola", "http://127.0.0.1:1/cola.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Tokenising and packing
+
+
+def test_a_sentence_longer_than_the_model_is_refused_with_its_line(tokenizer):
+    with pytest.raises(UserError, match=r"here\.tsv, line 2: .* the model takes 1 to 20"):
+        tokenize(tokenizer, ["Short.", "long " * 30], [1, 1], 20, "here.tsv")
+
+
+def split_of(lengths: list[int]) -> Split:
+    """Tokens 0, 1, 2 ... in sentences of these lengths; labels 0, 1, 0, 1 ..."""
+    return Split(
+        sentences=[str(length) for length in lengths],
+        input_ids=torch.arange(sum(lengths)),
+        cu_seqlens=torch.tensor(np.cumsum([0, *lengths])),
+        labels=torch.arange(len(lengths)) % 2,
+    )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.randoms())
+def test_packing_keeps_every_token_of_every_sentence_in_order(lengths, random):
+    split = split_of(lengths)
+    indices = np.array(random.sample(range(len(lengths)), random.randint(1, len(lengths))))
+    batch = pack(split, indices)
+    assert sorted(batch.indices.tolist()) == sorted(indices.tolist())
+    for place, index in enumerate(batch.indices.tolist()):
+        start, end = batch.cu_seqlens[place : place + 2].tolist()
+        first, last = split.cu_seqlens[index : index + 2].tolist()
+        assert batch.input_ids[start:end].tolist() == list(range(first, last))
+        assert batch.position_ids[start:end].tolist() == list(range(last - first))
+        assert batch.labels[place] == split.labels[index]
+    assert [length for length, count in batch.runs for _ in range(count)] == sorted(
+        (lengths[i] for i in indices), reverse=True
+    )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 40))
+def test_pieces_stay_within_the_budget_and_lose_nothing(lengths, max_tokens):
+    split = split_of(lengths)
+    order = np.arange(len(lengths))[::-1]
+    pieces = list(within_budget(split, order, max_tokens))
+    assert np.concatenate(pieces).tolist() == order.tolist()
+    for piece in pieces:
+        assert len(piece) == 1 or split.seqlens[piece].sum() <= max_tokens
+
+
+def test_the_order_depends_on_sr_no_and_epoch_alone():
+    assert shuffled(100, 1, 2).tolist() == shuffled(100, 1, 2).tolist()
+    assert shuffled(100, 1, 2).tolist() != shuffled(100, 1, 3).tolist()
+    assert shuffled(100, 1, 2).tolist() != shuffled(100, 2, 2).tolist()
+    assert sorted(shuffled(100, 1, 2)) == list(range(100))

@@ -1,0 +1,207 @@
+"""Distillation: the loss, the transfer set, the teacher's logits, the student's folder."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from conftest import NANO
+
+import distil
+from data_utils import UNLABELLED, UserError, load_corpus, tokenize
+from distil import (
+    add_teacher_logits,
+    distillation,
+    extend,
+    load_checkpoint,
+    save_student,
+    transfer_set,
+)
+from model import DistilRNN, load_classifier, load_tokenizer
+from train_utils import Compute, Examples, Totals, predict_logits
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+@pytest.mark.parametrize("kd_alpha", [0.0, 0.3, 1.0])
+def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha):
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 3, (2, 40, 2))
+    labels = rng.integers(0, 2, 40)
+    labels[rng.random(40) < 0.4] = UNLABELLED
+    labelled = labels != UNLABELLED
+    p, q = (scipy.special.softmax(x / temperature, axis=1) for x in (teacher, student))
+    kd = np.mean(scipy.stats.entropy(p, q, axis=1))  # KL divergence in nats
+    ce = -np.mean(scipy.special.log_softmax(student, axis=1)[labelled, labels[labelled]])
+    expected = kd_alpha * temperature**2 * kd + (1 - kd_alpha) * ce
+    tensors = (torch.tensor(x) for x in (student, labels, teacher))
+    examples = Examples(*tensors)
+    loss = distillation(temperature, kd_alpha)(examples, Totals.of(examples.labels))
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
+    torch.manual_seed(0)
+    labels = torch.tensor([1, 0, UNLABELLED, UNLABELLED, UNLABELLED, 1])
+    whole = Examples(torch.randn(6, 2), labels, torch.randn(6, 2))
+    loss_of, totals = distillation(2.0, 0.5), Totals.of(labels)
+    pieces = [Examples(*(x[rows] for x in whole)) for rows in ([0], [1, 2], [3, 4], [5])]
+    total = sum(loss_of(piece, totals).item() for piece in pieces)
+    assert total == pytest.approx(loss_of(whole, totals).item(), rel=1e-6)
+
+
+def test_a_batch_without_any_label_has_the_kd_term_alone():
+    examples = Examples(torch.ones(3, 2), torch.full((3,), UNLABELLED), torch.randn(3, 2))
+    loss = distillation(2.0, 0.5)(examples, Totals.of(examples.labels))
+    assert loss.isfinite()
+    assert loss > 0
+
+
+# ---------------------------------------------------------------------------------------------
+# The transfer set
+
+
+def test_the_transfer_set_is_new_seeded_and_of_the_training_words(nano_corpus):
+    train = nano_corpus["in_domain_train"].sentences
+    dev = set(nano_corpus["in_domain_dev"].sentences) | set(
+        nano_corpus["out_of_domain_dev"].sentences
+    )
+    made = transfer_set(train, 3000, 1, dev)
+    assert len(made) == len(set(made)) == 3000
+    assert not set(made) & (set(train) | dev)
+    assert made == transfer_set(train, 3000, 1, dev)
+    assert made != transfer_set(train, 3000, 2, dev)
+
+    def words(sentences):
+        return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
+
+    assert words(made) <= words(train)
+    assert all(sentence[0] == sentence[0].upper() for sentence in made)
+
+
+def test_the_transfer_set_keeps_out_what_is_excluded():
+    sentences = ["He sat here.", "She sat here."]
+    some = transfer_set(sentences, 20, 1, set())
+    assert not set(transfer_set(sentences, 20, 1, set(some[:5]))) & set(some[:5])
+
+
+def test_a_transfer_set_that_is_too_large_is_refused():
+    with pytest.raises(UserError, match="--transfer_size 100: only [0-9]+ variations"):
+        transfer_set(["Go."], 100, 1, set())
+
+
+def test_extending_a_split_keeps_both_as_they_were(nano_corpus):
+    first, second = nano_corpus["in_domain_train"], nano_corpus["in_domain_dev"]
+    both = extend(first, second)
+    assert len(both) == len(first) + len(second)
+    for split, offset in ((first, 0), (second, len(first))):
+        for i in (0, 17, len(split) - 1):
+            a, b = split.cu_seqlens[i : i + 2].tolist()
+            c, d = both.cu_seqlens[offset + i : offset + i + 2].tolist()
+            assert both.input_ids[c:d].tolist() == split.input_ids[a:b].tolist()
+            assert both.labels[offset + i] == split.labels[i]
+
+
+# ---------------------------------------------------------------------------------------------
+# The teacher's logits
+
+
+def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_path, monkeypatch):
+    teacher = load_classifier(NANO).requires_grad_(False)
+    tokenizer = load_tokenizer(NANO)
+    path = tmp_path / "teacher_logits.safetensors"
+    passes = []
+
+    def counted(model, split, *rest):
+        passes.append(len(split))
+        return predict_logits(model, split, *rest)
+
+    monkeypatch.setattr(distil, "predict_logits", counted)
+
+    def corpus(sentence="She sat."):
+        sentences = ["He sat.", sentence]
+        return {
+            name: tokenize(tokenizer, sentences, [1, 0], 512, name)
+            for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
+        }
+
+    first = corpus()
+    add_teacher_logits(first, teacher, "one teacher", CPU, path)
+    assert len(passes) == 2
+    kept = corpus()
+    add_teacher_logits(kept, teacher, "one teacher", CPU, path)
+    assert len(passes) == 2
+    for name in ("in_domain_train", "in_domain_dev"):
+        assert torch.equal(kept[name].teacher_logits, first[name].teacher_logits)
+    add_teacher_logits(corpus(), teacher, "another teacher", CPU, path)
+    assert len(passes) == 4
+    add_teacher_logits(corpus("They sat."), teacher, "another teacher", CPU, path)
+    assert len(passes) == 6
+
+
+# ---------------------------------------------------------------------------------------------
+# The student's folder
+
+
+@pytest.fixture
+def saved(tmp_path, nano_corpus):
+    torch.manual_seed(0)
+    model = DistilRNN(nano_corpus["in_domain_train"].input_ids.unique()).eval()
+    save_student(model, load_tokenizer(NANO), 512, tmp_path)
+    return model, tmp_path
+
+
+def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano_corpus):
+    model, folder = saved
+    found, tokenizer, positions = load_checkpoint(folder)
+    assert positions == 512
+    split = nano_corpus["in_domain_dev"]
+    again = tokenize(tokenizer, split.sentences, split.labels.tolist(), positions, "dev")
+    assert torch.equal(again.input_ids, split.input_ids)
+    assert torch.equal(predict_logits(found, again, CPU), predict_logits(model, split, CPU))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"{", "broken JSON"),
+        ("config.json", b'{"model_type": "bert"}', "neither a LoRA adapter"),
+        ("config.json", b'{"model_type": "distil_rnn"}', "not a student's"),
+        (
+            "config.json",
+            b'{"model_type": "distil_rnn", "rows": 5, "width": 768}',
+            "where the model has",
+        ),
+        ("model.safetensors", b"broken", "truncated or not a safetensors file"),
+        ("model.safetensors", None, "no such file"),
+    ],
+)
+def test_a_broken_student_is_refused(saved, name, content, words):
+    _, folder = saved
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(folder)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="neither a LoRA adapter"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint folder"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_real_transfer_set_contains_no_dev_sentence(cola, tokenizer):
+    corpus = load_corpus(cola, tokenizer, 1024)
+    dev = set(corpus["in_domain_dev"].sentences) | set(corpus["out_of_domain_dev"].sentences)
+    made = transfer_set(corpus["in_domain_train"].sentences, 5000, 22915, dev)
+    assert len(set(made) - dev - set(corpus["in_domain_train"].sentences)) == 5000
+    json.dumps(made)

@@ -1,0 +1,255 @@
+"""The two models against Hugging Face's and PyTorch's own, and the way to GPT-2's weights."""
+
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import NANO, packed_copy, padded_logits, random_gpt2, refusal
+from transformers import GPT2ForSequenceClassification
+
+from data_utils import PROJECT, UserError, load_corpus, pack, tokenize
+from model import DistilRNN, base_fingerprint, load_classifier, load_gpt2, variant_folder
+from train_utils import Compute, predict_logits
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+# ---------------------------------------------------------------------------------------------
+# GPT2Classifier
+
+
+def test_packed_logits_equal_hugging_faces_on_the_padded_batch(cola, tokenizer):
+    """GPT-2 base's own size and 64 real sentences."""
+    reference = random_gpt2()
+    split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
+    batch = pack(split, np.arange(64))
+    with torch.no_grad():
+        logits = packed_copy(reference)(batch)
+    expected = padded_logits(reference, tokenizer, split.sentences[:64])[batch.indices]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_logits_equal_hugging_faces_on_nano(nano_corpus):
+    reference = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2).eval()
+    reference.config.pad_token_id = 0
+    ours = load_classifier(NANO)
+    ours.score.load_state_dict(reference.score.state_dict())
+    split = nano_corpus["out_of_domain_dev"]
+    from model import load_tokenizer
+
+    expected = padded_logits(reference, load_tokenizer(NANO), split.sentences)
+    torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_gradients_equal_hugging_faces(tokenizer):
+    reference = random_gpt2(n_layer=2, n_embd=96, n_head=4)
+    reference.config.embd_pdrop = 0.0
+    ours = packed_copy(reference)
+    sentences = ["She sat.", "The dog that I saw sat down on the mat.", "He sat.", "We saw them."]
+    split = tokenize(tokenizer, sentences, [0] * 4, 1024, "here")
+    ours(pack(split, np.arange(4)))[:, 1].sum().backward()
+    ids = tokenizer(sentences)["input_ids"]
+    longest = max(map(len, ids))
+    padded = torch.tensor([row + [50256] * (longest - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    reference(input_ids=padded, attention_mask=mask).logits[:, 1].sum().backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("make", [lambda: load_classifier(NANO), lambda: student()])
+def test_a_sentences_logits_do_not_depend_on_its_neighbours(make, nano_corpus):
+    model, split = make().eval(), nano_corpus["in_domain_dev"]
+    with torch.no_grad():
+        together = pack(split, np.arange(200))
+        logits = model(together)
+        for place in range(0, 200, 23):
+            alone = model(pack(split, together.indices[place : place + 1].numpy()))
+            torch.testing.assert_close(alone[0], logits[place], atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# DistilRNN
+
+
+def student(rows: int = 1000) -> DistilRNN:
+    torch.manual_seed(0)
+    return DistilRNN(torch.arange(rows))
+
+
+def test_the_student_is_pytorchs_rnn_read_at_each_sentences_last_token(nano_corpus):
+    model, split = student().eval(), nano_corpus["in_domain_dev"]
+    batch = pack(split, np.arange(50))
+    with torch.no_grad():
+        logits = model(batch)
+        for place, index in enumerate(batch.indices.tolist()):
+            start, end = split.cu_seqlens[index : index + 2].tolist()
+            states, _ = model.rnn(model.embedding(split.input_ids[start:end]))
+            torch.testing.assert_close(logits[place], model.linear(states[-1]))
+
+
+def test_training_the_rows_that_occur_is_training_the_full_embedding(nano_corpus):
+    """Three steps of Adam: the same losses, and the same rows afterwards."""
+    split = nano_corpus["in_domain_train"]
+    occurring = split.input_ids.unique()
+    assert len(occurring) < 1000
+    compact, full = DistilRNN(occurring), DistilRNN(torch.arange(1000))
+    full.rnn.load_state_dict(compact.rnn.state_dict())
+    full.linear.load_state_dict(compact.linear.state_dict())
+    full.embedding.weight.data[occurring] = compact.embedding.weight.data[:-1]
+    losses = {}
+    for model in (compact, full):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        losses[model] = []
+        for step in range(3):
+            batch = pack(split, np.arange(64) + 64 * step)
+            loss = torch.nn.functional.cross_entropy(model(batch), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[model].append(loss.item())
+    assert losses[compact] == pytest.approx(losses[full], rel=1e-6)
+    torch.testing.assert_close(compact.embedding.weight[:-1], full.embedding.weight[occurring])
+
+
+def test_a_token_outside_the_vocabulary_reads_the_row_of_zeros():
+    model = DistilRNN(torch.tensor([3, 5, 8]))
+    assert model.rows(torch.tensor([0, 3, 4, 5, 8, 9])).tolist() == [3, 0, 3, 1, 2, 3]
+    assert not model.embedding.weight[3].any()
+
+
+# ---------------------------------------------------------------------------------------------
+# Finding and loading GPT-2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of nano that a test may break."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in NANO.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder):
+    original = base_fingerprint(load_gpt2(NANO))
+    assert base_fingerprint(load_gpt2(folder)) == original
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_head": config["n_head"] // 2}))
+    assert base_fingerprint(load_gpt2(folder)) != original
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    with pytest.raises(UserError, match="gpt3: neither one of gpt2, .*nano nor a folder"):
+        variant_folder("gpt3")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "config.json: no such file"),
+        ("config.json", b"{", "config.json: not a Hugging Face configuration"),
+        ("config.json", b'{"model_type": "bert"}', "model_type is 'bert'"),
+        ("model.safetensors", None, "model.safetensors: no such file"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", "tensors are missing"),
+        ("model.safetensors", b"broken", "cannot be loaded"),
+    ],
+)
+def test_a_folder_that_is_not_gpt2_is_refused(folder, name, content, words):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_gpt2(variant_folder(str(folder)))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(folder):
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="lacks its tokenizer"):
+        variant_folder(str(folder))
+
+
+def test_truncated_weights_are_refused(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_gpt2(folder)
+
+
+# ---------------------------------------------------------------------------------------------
+# The hub, played by a server on the loopback address
+
+
+@pytest.fixture
+def hub():
+    """Answers as the Hugging Face hub does, with nano behind the name gpt2."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool):
+            asked.append((self.command, self.path))
+            repo, _, name = self.path.lstrip("/").partition("/resolve/main/")
+            path = NANO / name
+            known = repo == "gpt2" and name and path.is_file()
+            content = path.read_bytes() if known else b""
+            self.send_response(200 if known else 404)
+            if known:
+                self.send_header("ETag", f'"{len(content)}-{name}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub, tmp_path):
+    endpoint, asked = hub
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+    arguments = ("--mode", "gen", "--gpt_variant", "gpt2", "--max_new_tokens", 5)
+    first = run(*arguments, env=env)
+    assert first.returncode == 0, first.stderr
+    assert ("GET", "/gpt2/resolve/main/model.safetensors") in asked
+    asked.clear()
+    second = run(*arguments, env=env)
+    assert second.stdout == first.stdout != ""
+    assert asked == []
+
+
+def test_an_unreachable_hub_is_one_clear_line(run, tmp_path):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "cache")}
+    line = refusal(run("--mode", "gen", "--gpt_variant", "gpt2", env=env))
+    assert "local folder" in line
+    assert "--gpt_variant nano" in line
+
+
+def test_a_hub_without_the_model_is_one_clear_line(run, hub, tmp_path):
+    env = {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "cache")}
+    assert "404" in refusal(run("--mode", "gen", "--gpt_variant", "gpt2-xl", env=env))
+
+
+def test_the_projects_folder_does_not_depend_on_the_working_folder():
+    assert variant_folder("nano") == PROJECT / "nano"

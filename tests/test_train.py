@@ -1,0 +1,257 @@
+"""The loop, metrics, files replaced whole, and resuming."""
+
+import copy
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from conftest import NANO
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train_utils
+from data_utils import Split, UserError
+from distil import distillation
+from model import DistilRNN, load_classifier
+from train_utils import (
+    Compute,
+    Progress,
+    Recipe,
+    accumulate_gradients,
+    cross_entropy,
+    describe,
+    is_finished,
+    locked,
+    matthews_corrcoef,
+    measure,
+    read_json,
+    read_tensors,
+    train,
+    write_bytes,
+    write_json,
+)
+
+CPU = Compute(torch.device("cpu"), "fp32")
+RECIPE = Recipe(
+    sr_no=1, batch_size=32, lr=1e-3, epochs=2, patience=3, monitor="accuracy", max_steps=None
+)
+
+
+@pytest.fixture(scope="module")
+def small(nano_corpus):
+    """150 training and 60 dev sentences of nano's corpus."""
+
+    def head(split: Split, n: int) -> Split:
+        end = split.cu_seqlens[n]
+        return Split(
+            split.sentences[:n], split.input_ids[:end], split.cu_seqlens[: n + 1], split.labels[:n]
+        )
+
+    sizes = {"in_domain_train": 150, "in_domain_dev": 60, "out_of_domain_dev": 60}
+    return {name: head(nano_corpus[name], n) for name, n in sizes.items()}
+
+
+def new_student(corpus, dropout: float = 0.0) -> torch.nn.Module:
+    torch.manual_seed(1)
+    student = DistilRNN(corpus["in_domain_train"].input_ids.unique(), width=32)
+    if dropout:
+        student.linear = torch.nn.Sequential(torch.nn.Dropout(dropout), student.linear)
+    return student
+
+
+# ---------------------------------------------------------------------------------------------
+# Metrics
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50))
+def test_mcc_is_scikit_learns(pairs):
+    labels, predictions = np.array(pairs).T
+    expected = sklearn.metrics.matthews_corrcoef(labels, predictions)
+    assert matthews_corrcoef(labels, predictions) == pytest.approx(expected, abs=1e-12)
+
+
+def test_metrics_are_scikit_learns():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(200, 2), torch.randint(0, 2, (200,))
+    found, predictions = measure(logits, labels), logits.argmax(1)
+    assert found["accuracy"] == sklearn.metrics.accuracy_score(labels, predictions)
+    loss = sklearn.metrics.log_loss(labels, logits.double().softmax(1).numpy())
+    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["correct"] == int((labels == predictions).sum())
+
+
+def test_a_model_that_answers_one_class_only_is_called_that():
+    metrics = measure(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([1, 1, 0]))
+    assert 'answers "acceptable" to everything' in describe(metrics)
+    assert "majority baseline 66.67%" in describe(metrics)
+    assert "MCC 0.000" in describe(metrics)
+    mixed = measure(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
+    assert "everything" not in describe(mixed)
+
+
+# ---------------------------------------------------------------------------------------------
+# The step
+
+
+@pytest.mark.parametrize("loss_of", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
+def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, monkeypatch):
+    split = copy.copy(small["in_domain_train"])
+    split.teacher_logits = torch.randn(len(split), 2)
+    model = load_classifier(NANO)
+    steps, gradients = [], []
+    for max_tokens in (10**6, 50):
+        monkeypatch.setattr(train_utils, "MAX_TOKENS", max_tokens)
+        model.zero_grad()
+        steps.append(accumulate_gradients(model, split, np.arange(64), loss_of, CPU))
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)
+    assert steps[0].correct == steps[1].correct
+    for whole, pieces in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
+    calls = []
+
+    def loss_of(examples, totals):
+        calls.append(1)
+        return cross_entropy(examples, totals) * (float("nan") if len(calls) == 7 else 1.0)
+
+    with pytest.raises(UserError, match="the loss is nan at step 7; lower --lr"):
+        train(new_student(small), small, loss_of, RECIPE, CPU, tmp_path, {})
+    kept, metadata = read_tensors(tmp_path / "state.safetensors")
+    assert json.loads(metadata["progress"])["steps"] == 5
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(small, tmp_path):
+    recipe = RECIPE._replace(epochs=30, patience=2, lr=1e-2)
+    model = new_student(small)
+    progress = train(model, small, cross_entropy, recipe, CPU, tmp_path, {})
+    assert progress.stopped == "patience"
+    assert progress.epoch == progress.best_epoch + 2
+    watched = [row["val_accuracy"] for row in progress.history]
+    assert watched.index(max(watched)) == progress.best_epoch - 1
+    dev = small["in_domain_dev"]
+    kept = measure(train_utils.predict_logits(model, dev, CPU), dev.labels)
+    assert kept["accuracy"] == max(watched)
+
+
+def test_max_steps_stops_in_the_middle_of_an_epoch(small, tmp_path):
+    recipe = RECIPE._replace(max_steps=7)
+    progress = train(new_student(small), small, cross_entropy, recipe, CPU, tmp_path, {})
+    assert (progress.steps, progress.epoch, progress.stopped) == (7, 2, "max_steps")
+
+
+# ---------------------------------------------------------------------------------------------
+# Resuming
+
+
+def final(model, progress):
+    timed = ("seconds", "sentences_per_second")
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in progress.history]
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}, rows
+
+
+@pytest.mark.parametrize("after", [1, 5, 8])
+def test_an_interrupted_run_ends_bit_for_bit_as_the_one_that_was_not(small, tmp_path, after):
+    """SIGINT in the middle of step ``after``; with dropout, which depends on the step alone."""
+    recipe = RECIPE._replace(epochs=3)
+    whole = new_student(small, dropout=0.3)
+    weights, rows = final(
+        whole, train(whole, small, cross_entropy, recipe, CPU, tmp_path / "whole", {})
+    )
+    calls = []
+
+    def interrupting(examples, totals):
+        calls.append(1)
+        if len(calls) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy(examples, totals)
+
+    with pytest.raises(KeyboardInterrupt):
+        args = (recipe, CPU, tmp_path / "cut", {})
+        train(new_student(small, dropout=0.3), small, interrupting, *args)
+    again = new_student(small, dropout=0.3)
+    progress = train(again, small, cross_entropy, *args)
+    assert final(again, progress)[1] == rows
+    for name, tensor in final(again, progress)[0].items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_progress_survives_json_bit_for_bit():
+    progress = Progress(loss=0.1 + 0.2, history=[{"train_loss": 1 / 3}], stopped="patience")
+    assert Progress(**json.loads(json.dumps(vars(progress)))) == progress
+
+
+# ---------------------------------------------------------------------------------------------
+# Files and folders
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "some.json"
+    write_json(path, {"old": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path = tmp_path / "some.bin"
+    contents = [bytes([n]) * 500_000 for n in (1, 2)]
+    write_bytes(path, contents[0])
+    seen, stop = set(), threading.Event()
+
+    def read():
+        while not stop.is_set():
+            content = path.read_bytes()
+            seen.add((len(content), len(set(content))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        for content in contents:
+            write_bytes(path, content)
+    stop.set()
+    reader.join()
+    assert seen == {(500_000, 1)}
+
+
+def test_another_identity_is_refused_and_says_what_differs(tmp_path):
+    write_json(tmp_path / "metrics.json", {"identity": {"lr": 0.1, "base": "a" * 64}})
+    assert is_finished(tmp_path, {"lr": 0.1, "base": "a" * 64}, overwrite=False)
+    with pytest.raises(UserError, match=r"lr is 0.1 there, 0.2 here.*--overwrite.*--sr_no.*--out"):
+        is_finished(tmp_path, {"lr": 0.2, "base": "a" * 64}, overwrite=False)
+    assert not is_finished(tmp_path, {"lr": 0.2}, overwrite=True)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match="another command is at work"):
+        with locked(tmp_path):
+            pass
+    with locked(tmp_path):  # free again
+        pass
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_tensors_or_one_clear_line(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "any.safetensors"
+    path.write_bytes(content)
+    try:
+        read_tensors(path)
+    except UserError as error:
+        assert str(path) in str(error)

@@ -1,0 +1,725 @@
+"""The one training loop, evaluation, metrics, and what a run keeps on disk.
+
+A run can be killed at any moment and goes on as if nothing had happened: batches and dropout
+depend on (sr_no, epoch, step) alone, and everything else that the next step needs is in one file,
+`state.safetensors`, which is replaced whole. `metrics.json` is written last and marks a finished
+run.
+"""
+
+import json
+import math
+import os
+import platform
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data_utils import (
+    DEV,
+    OUT_OF_DOMAIN,
+    TRAIN,
+    UNLABELLED,
+    Split,
+    UserError,
+    pack,
+    read_bytes,
+    shuffled,
+    within_budget,
+)
+from model import variant_name
+
+MAX_TOKENS = 2048  # of one forward pass; a larger batch is split and its gradients accumulate
+SAVE_EVERY = 300  # seconds between saves inside a long epoch
+
+
+# ---------------------------------------------------------------------------------------------
+# Files, replaced whole or not at all
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: beside it, fsync, rename. A crash leaves the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write JSON atomically."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write CSV atomically; floats with every digit, so that reading gives the same bits back."""
+    write_bytes(path, pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        UserError: naming the file, where it is missing or broken.
+    """
+    try:
+        value = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON ({error}); delete it or restore it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; delete it or restore it")
+    return value
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read safetensors and their metadata.
+
+    Raises:
+        UserError: naming the file, where it is missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copied, since the file may be replaced while a mapped tensor still points into it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({error}); restore it or train again "
+            "with --overwrite"
+        ) from None
+
+
+def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy ``source`` into ``target`` in place, name by name.
+
+    Raises:
+        UserError: naming ``path`` and the tensor, where names or shapes do not agree.
+    """
+    for name in sorted(source.keys() | target.keys()):
+        if name not in source:
+            raise UserError(f"{path}: tensor {name} is missing; the file belongs to another model")
+        if name not in target:
+            raise UserError(f"{path}: tensor {name} has no place in this model")
+        if source[name].shape != target[name].shape:
+            raise UserError(
+                f"{path}: tensor {name} is {tuple(source[name].shape)} where the model has "
+                f"{tuple(target[name].shape)}; the file belongs to another model"
+            )
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+# ---------------------------------------------------------------------------------------------
+# The run's folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against a second command; the lock dies with its process.
+
+    Raises:
+        UserError: where another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(f"{folder}: another command is at work here; wait for it") from None
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out_dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_finished(folder: Path, identity: dict, overwrite: bool) -> bool:
+    """Whether the folder holds this very run, finished. Clears it first under ``--overwrite``.
+
+    Raises:
+        UserError: where it holds another run, finished or not; the line says what differs.
+    """
+    metrics, state = folder / "metrics.json", folder / "state.safetensors"
+    if overwrite:
+        metrics.unlink(missing_ok=True)  # first, since it is what marks the rest as good
+        state.unlink(missing_ok=True)
+    if metrics.exists():
+        found = read_json(metrics).get("identity", {})
+    elif state.exists():
+        found = json.loads(read_tensors(state)[1].get("identity", "{}"))
+    else:
+        return False
+    differing = [
+        f"{key} is {_short(found.get(key))} there, {_short(identity.get(key))} here"
+        for key in sorted(found.keys() | identity.keys())
+        if found.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds another run ({'; '.join(differing)}); add --overwrite to replace it, "
+            "or choose another --sr_no or --out_dir"
+        )
+    return metrics.exists()
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def run_folder(args: Namespace, mode: str) -> Path:
+    """Where a run lives: ``<out_dir>/checkpoints/<mode>_<variant>_<sr_no>``."""
+    return args.out_dir / "checkpoints" / f"{mode}_{variant_name(args.gpt_variant)}_{args.sr_no}"
+
+
+# ---------------------------------------------------------------------------------------------
+# Metrics
+
+
+def matthews_corrcoef(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Matthews correlation of two 0/1 arrays (Matthews 1975), CoLA's official metric.
+
+    0 where either side has one class only, as scikit-learn has it.
+    """
+    tp = int(((predictions == 1) & (labels == 1)).sum())
+    tn = int(((predictions == 0) & (labels == 0)).sum())
+    fp = int(((predictions == 1) & (labels == 0)).sum())
+    fn = int(((predictions == 0) & (labels == 1)).sum())
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
+    """Loss (cross-entropy, nats), accuracy and MCC of logits (sentences, 2), and the counts."""
+    predictions = logits.argmax(dim=1)
+    correct = int((predictions == labels).sum())
+    return {
+        "sentences": len(labels),
+        "acceptable": int((labels == 1).sum()),
+        "predicted_acceptable": int((predictions == 1).sum()),
+        "correct": correct,
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "accuracy": correct / len(labels),
+        "mcc": matthews_corrcoef(labels.numpy(), predictions.numpy()),
+    }
+
+
+def describe(metrics: dict) -> str:
+    """One line: accuracy, never without MCC and the majority baseline, and a one-class warning."""
+    n = metrics["sentences"]
+    majority = max(metrics["acceptable"], n - metrics["acceptable"]) / n
+    line = (
+        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {n}), "
+        f"MCC {metrics['mcc']:.3f}; majority baseline {majority:.2%}"
+    )
+    if metrics["predicted_acceptable"] in (0, n):
+        answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
+        line += f'  <- answers "{answer}" to everything'
+    return line
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, split: Split, compute: "Compute", description: str | None = None
+) -> Tensor:
+    """Logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's own order.
+
+    Sentences of like length share a forward pass. A progress bar shows under ``description``.
+    """
+    model.eval()
+    logits = torch.empty(len(split), 2)
+    by_length = np.argsort(-split.seqlens, kind="stable")
+    with tqdm(
+        desc=description, total=len(split), unit=" sentences", disable=None if description else True
+    ) as bar:
+        for indices in within_budget(split, by_length, MAX_TOKENS):
+            batch = pack(split, indices).to(compute.device)
+            with compute.autocast():
+                logits[batch.indices.cpu()] = model(batch).float().cpu()
+            bar.update(len(indices))
+    return logits
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+class Compute(NamedTuple):
+    """Where and in what precision the arithmetic is done."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> torch.autocast:
+        """bf16 matrix products under ``--precision bf16``; fp32 weights in either case."""
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def choose_compute(device: str, precision: str | None) -> Compute:
+    """Resolve ``--device`` and ``--precision``.
+
+    Raises:
+        UserError: for a device that this machine or this PyTorch lacks.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: not usable here ({reason}); use cpu") from None
+    if precision is None:
+        on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        precision = "bf16" if on_gpu else "fp32"
+    return Compute(torch.device(device), precision)
+
+
+class Totals(NamedTuple):
+    """How many sentences, and how many labelled ones, a mean is taken over."""
+
+    sentences: int
+    labelled: int
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "Totals":
+        """The totals of ``labels (sentences,)``."""
+        return cls(len(labels), int((labels != UNLABELLED).sum()))
+
+
+class Examples(NamedTuple):
+    """What a loss sees: a batch, a part of one, or a whole split."""
+
+    logits: Tensor  # (sentences, 2)
+    labels: Tensor  # (sentences,)
+    teacher_logits: Tensor | None  # (sentences, 2)
+
+
+# A loss returns what these examples add to the mean loss of a batch with these totals, so that a
+# batch may be cut in pieces whose losses, and gradients, add up to those of the whole.
+Loss = Callable[[Examples, Totals], Tensor]
+
+
+def cross_entropy(examples: Examples, totals: Totals) -> Tensor:
+    """Cross-entropy (nats), the mean over the labelled sentences."""
+    summed = F.cross_entropy(
+        examples.logits, examples.labels, ignore_index=UNLABELLED, reduction="sum"
+    )
+    return summed / max(totals.labelled, 1)
+
+
+class Step(NamedTuple):
+    """What one optimiser step saw."""
+
+    loss: float  # the mean over its batch
+    correct: int  # of the labelled sentences
+    totals: Totals
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with weights and Adam's moments, all that the next step depends on."""
+
+    epoch: int = 0  # finished epochs
+    epoch_step: int = 0  # finished steps of the epoch under way
+    steps: int = 0  # optimiser steps in all
+    loss: float = 0.0  # sums over the epoch under way
+    sentences: int = 0
+    labelled: int = 0
+    correct: int = 0
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped: str = ""  # why training ended: "epochs", "patience" or "max_steps"
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Count a finished step."""
+        self.loss += step.loss * step.totals.sentences
+        self.sentences += step.totals.sentences
+        self.labelled += step.totals.labelled
+        self.correct += step.correct
+        self.seconds += seconds
+        self.steps += 1
+        self.epoch_step += 1
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy over the epoch under way, of the steps so far."""
+        return {
+            "loss": self.loss / max(self.sentences, 1),
+            "accuracy": self.correct / max(self.labelled, 1),
+        }
+
+    def start_epoch(self) -> None:
+        """Set the sums of the epoch under way to zero."""
+        self.epoch_step = self.sentences = self.labelled = self.correct = 0
+        self.loss = self.seconds = 0.0
+
+
+class Recipe(NamedTuple):
+    """The hyperparameters of the loop."""
+
+    sr_no: int
+    batch_size: int
+    lr: float
+    epochs: int
+    patience: int
+    monitor: str  # "accuracy" or "mcc"
+    max_steps: int | None
+
+
+def loop_options(args: Namespace) -> dict:
+    """The options of the loop that change its result, without ``sr_no``."""
+    return {k: v for k, v in recipe_of(args)._asdict().items() if k != "sr_no"}
+
+
+def recipe_of(args: Namespace) -> Recipe:
+    """The hyperparameters among the options."""
+    return Recipe(*(getattr(args, name) for name in Recipe._fields))
+
+
+def train(
+    model: nn.Module,
+    corpus: dict[str, Split],
+    loss_of: Loss,
+    recipe: Recipe,
+    compute: Compute,
+    folder: Path,
+    identity: dict,
+) -> Progress:
+    """Train what requires a gradient with Adam, and leave the best epoch's weights in ``model``.
+
+    Early stopping watches ``recipe.monitor`` on in_domain_dev; of equals the first epoch is kept.
+    Goes on from ``folder/state.safetensors`` where there is one, and keeps it up to date.
+
+    Raises:
+        UserError: when the loss is not finite; the state of the last epoch is kept.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with the state saved.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam(parameters.values(), lr=recipe.lr, fused=True)
+    state = TrainState(folder / "state.safetensors", parameters, optimizer, identity)
+    progress = state.load() or Progress()
+    if progress.steps:
+        print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
+    split, size = corpus[TRAIN], recipe.batch_size
+    with interruptible() as interrupted:
+        while not progress.stopped:
+            model.train()
+            order = shuffled(len(split), recipe.sr_no, progress.epoch)
+            with tqdm(
+                desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
+                initial=progress.epoch_step,
+                total=math.ceil(len(split) / size),
+                disable=None,
+                leave=False,
+            ) as bar:
+                for start in range(progress.epoch_step * size, len(split), size):
+                    if progress.steps == recipe.max_steps:
+                        break
+                    began = time.perf_counter()
+                    torch.manual_seed(step_seed(recipe.sr_no, progress.steps))  # dropout's
+                    step = accumulate_gradients(
+                        model, split, order[start : start + size], loss_of, compute
+                    )
+                    if not math.isfinite(step.loss):
+                        raise UserError(
+                            f"the loss is {step.loss} at step {progress.steps + 1}; lower --lr and "
+                            "add --overwrite (what was saved before is kept until then)"
+                        )
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    progress.add(step, time.perf_counter() - began)
+                    bar.set_postfix(progress.means(), refresh=False)
+                    bar.update()
+                    state.save_if_due(progress, interrupted)
+            finish_epoch(model, corpus[DEV], loss_of, recipe, compute, progress)
+            if progress.best_epoch == progress.epoch:
+                state.keep_best()
+            write_csv(folder / "history.csv", progress.history)
+            state.save(progress)
+            state.save_if_due(progress, interrupted)
+    state.restore_best()
+    return progress
+
+
+def accumulate_gradients(
+    model: nn.Module, split: Split, indices: np.ndarray, loss_of: Loss, compute: Compute
+) -> "Step":
+    """Add the gradients of the mean loss over the sentences ``indices`` to the parameters'."""
+    totals = Totals.of(split.labels[torch.from_numpy(indices)])
+    loss, correct = 0.0, 0
+    for piece in within_budget(split, indices, MAX_TOKENS):
+        batch = pack(split, piece).to(compute.device)
+        with compute.autocast():
+            logits = model(batch).float()
+        share = loss_of(Examples(logits, batch.labels, batch.teacher_logits), totals)
+        share.backward()
+        loss += share.item()
+        correct += int((logits.argmax(dim=1) == batch.labels).sum())
+    return Step(loss, correct, totals)
+
+
+def finish_epoch(
+    model: nn.Module,
+    dev: Split,
+    loss_of: Loss,
+    recipe: Recipe,
+    compute: Compute,
+    progress: Progress,
+) -> None:
+    """Evaluate on in_domain_dev, add the epoch's row to the history, decide whether to stop.
+
+    ``val_loss`` is the training objective on in_domain_dev, comparable with ``train_loss``.
+    """
+    logits = predict_logits(model, dev, compute)
+    metrics = measure(logits, dev.labels)
+    progress.epoch += 1
+    row = {
+        "epoch": progress.epoch,
+        "train_loss": progress.means()["loss"],
+        "train_accuracy": progress.means()["accuracy"],
+        "val_loss": loss_of(
+            Examples(logits, dev.labels, dev.teacher_logits), Totals.of(dev.labels)
+        ).item(),
+        "val_accuracy": metrics["accuracy"],
+        "val_mcc": metrics["mcc"],
+        "seconds": round(progress.seconds, 3),
+        "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
+    }
+    progress.history.append(row)
+    watched = [past[f"val_{recipe.monitor}"] for past in progress.history]
+    progress.best_epoch = watched.index(max(watched)) + 1
+    if progress.steps == recipe.max_steps:
+        progress.stopped = "max_steps"
+    elif progress.epoch - progress.best_epoch >= recipe.patience:
+        progress.stopped = "patience"
+    elif progress.epoch == recipe.epochs:
+        progress.stopped = "epochs"
+    progress.start_epoch()
+    print(
+        f"epoch {row['epoch']}/{recipe.epochs}  train loss {row['train_loss']:.4f} "
+        f"accuracy {row['train_accuracy']:.2%}  |  in_domain_dev loss {row['val_loss']:.4f} "
+        f"accuracy {row['val_accuracy']:.2%} MCC {row['val_mcc']:.3f}  |  {row['seconds']:.1f} s"
+        f"{'  best so far' if progress.best_epoch == progress.epoch else ''}",
+        flush=True,
+    )
+
+
+class TrainState:
+    """Weights, Adam's moments, the best weights and `Progress`, on disk as one file."""
+
+    def __init__(
+        self,
+        path: Path,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        identity: dict,
+    ):
+        self.path, self.parameters, self.optimizer = path, parameters, optimizer
+        self.identity = identity
+        self.best: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+
+    def keep_best(self) -> None:
+        """Remember the weights as they are now."""
+        self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def restore_best(self) -> None:
+        """Put the remembered weights back into the model."""
+        copy_tensors(self.path, self.best, self.parameters)
+
+    def save(self, progress: Progress) -> None:
+        """Replace the file."""
+        groups = {"weight": self.parameters, "best": self.best}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            groups[key] = {n: self.optimizer.state[p][key] for n, p in self.parameters.items()}
+        tensors = {f"{group}.{n}": t for group, named in groups.items() for n, t in named.items()}
+        metadata = {"progress": asdict(progress), "identity": self.identity}
+        write_tensors(self.path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
+        self.saved_at = time.monotonic()
+
+    def save_if_due(self, progress: Progress, interrupted: list[int]) -> None:
+        """Save now and then, and, where a signal asks for it, save and stop."""
+        if interrupted or time.monotonic() - self.saved_at > SAVE_EVERY:
+            self.save(progress)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def load(self) -> Progress | None:
+        """Restore everything from the file; None where there is none."""
+        if not self.path.exists():
+            return None
+        tensors, metadata = read_tensors(self.path)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            group, name = name.split(".", 1)
+            groups.setdefault(group, {})[name] = tensor
+        copy_tensors(self.path, groups.pop("weight", {}), self.parameters)
+        self.best = groups.pop("best", {})
+        for name, parameter in self.parameters.items():
+            moments = {key: group[name].to(parameter.device) for key, group in groups.items()}
+            self.optimizer.state[parameter] = moments
+        return Progress(**json.loads(metadata["progress"]))
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list, so that a step is never cut in two.
+
+    A second SIGINT interrupts at once, without saving.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def step_seed(sr_no: int, step: int) -> int:
+    """A seed for one step's dropout, a function of ``sr_no`` and the step alone."""
+    return int(np.random.SeedSequence([sr_no, step]).generate_state(1, np.uint64)[0])
+
+
+# ---------------------------------------------------------------------------------------------
+# The end of a run
+
+
+def describe_run(
+    args: Namespace, mode: str, identity: dict, options: dict, corpus: dict[str, Split]
+) -> dict:
+    """What a run knows of itself before it starts, for metrics.json."""
+    return {
+        "mode": mode,
+        "variant": variant_name(args.gpt_variant),
+        "sr_no": args.sr_no,
+        "command": args.command,
+        "arguments": options,
+        "identity": identity,
+        "data": {
+            "name": args.data_dir.resolve().name,
+            "sha256": identity["data"],
+            **{name: split.counts() for name, split in corpus.items()},
+        },
+        "teacher": None,
+    }
+
+
+def finish_run(
+    model: nn.Module,
+    corpus: dict[str, Split],
+    compute: Compute,
+    folder: Path,
+    progress: Progress,
+    metrics: dict,
+) -> None:
+    """Judge both dev sets with the model kept and write predictions, history and metrics.
+
+    ``metrics`` is what the run knows of itself; the results, the counts and the versions are
+    added. metrics.json is written last, and the state for resuming goes after it.
+    """
+    rows = []
+    for name in (DEV, OUT_OF_DOMAIN):
+        logits = predict_logits(model, corpus[name], compute)
+        metrics[name] = measure(logits, corpus[name].labels)
+        pairs = zip(corpus[name].labels.tolist(), logits.tolist(), strict=True)
+        rows += [
+            {"split": name, "line": n, "label": label, "logit_0": l0, "logit_1": l1}
+            for n, (label, (l0, l1)) in enumerate(pairs, start=1)
+        ]
+    write_csv(folder / "predictions.csv", rows)
+    write_csv(folder / "history.csv", progress.history)
+    metrics["training"] = {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "steps": progress.steps,
+        "seconds": round(sum(row["seconds"] for row in progress.history), 3),
+        "stopped": progress.stopped,
+    }
+    metrics["parameters"] = count_parameters(model)
+    metrics["hardware"] = hardware(compute)
+    metrics["versions"] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    write_json(folder / "metrics.json", metrics)
+    (folder / "state.safetensors").unlink(missing_ok=True)
+
+
+def show_run(folder: Path) -> None:
+    """Print a finished run's results."""
+    metrics = read_json(folder / "metrics.json")
+    training = metrics["training"]
+    print(f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}")
+    for name in (DEV, OUT_OF_DOMAIN):
+        print(f"  {name:<18} {describe(metrics[name])}")
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """How many parameters the model has, and how many of them train."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"total": sum(n for n, _ in sizes), "trainable": sum(n for n, t in sizes if t)}
+
+
+def hardware(compute: Compute) -> dict[str, str | int]:
+    """The machine in words."""
+    if compute.device.type == "cuda":
+        name = torch.cuda.get_device_name(compute.device)
+    else:
+        name = _cpu_name()
+    return {
+        "device": compute.device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "processes": 1,
+        "precision": compute.precision,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
