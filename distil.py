@@ -40,21 +40,13 @@ from train_utils import (
     Examples,
     Loss,
     Totals,
-    choose_compute,
     copy_tensors,
     cross_entropy,
-    describe_run,
-    finish_run,
-    is_finished,
-    locked,
-    loop_options,
     predict_logits,
     read_json,
     read_tensors,
-    recipe_of,
     run_folder,
-    show_run,
-    train,
+    run_training,
     write_json,
     write_tensors,
 )
@@ -171,20 +163,20 @@ def extend(train_split: Split, unlabelled: Split) -> Split:
 # Teacher and student
 
 
-def load_teacher(args: Namespace):
-    """Load the teacher that the options name.
+def load_teacher(args: Namespace) -> tuple[nn.Module, dict[str, str]]:
+    """Load the teacher that the options name; returns it, and its folder and fingerprint.
 
     Raises:
         UserError: saying which command makes one, where there is none.
     """
     folder = args.teacher or run_folder(args, "LoRA")
     if not (folder / ADAPTER_CONFIG).exists():
-        hint = f"run: python run.py --mode LoRA --gpt_variant {args.gpt_variant}"
         raise UserError(
-            f"{folder}: no teacher there; {hint} --sr_no {args.sr_no}, or name one with --teacher"
+            f"{folder}: no teacher there; run: python run.py --mode LoRA --gpt_variant "
+            f"{args.gpt_variant} --sr_no {args.sr_no}, or name one with --teacher"
         )
     model, _, teacher_print = load_adapter(folder, args.gpt_variant)
-    return model, teacher_print, folder
+    return model, {"folder": str(folder), "fingerprint": teacher_print}
 
 
 def add_teacher_logits(
@@ -278,50 +270,32 @@ def run_student(args: Namespace, mode: str) -> Path:
     Returns:
         The run's folder.
     """
-    folder = run_folder(args, mode)
-    with locked(folder):
-        compute = choose_compute(args.device, args.precision)
-        taught = mode == "distil"
-        base_folder = variant_folder(args.gpt_variant, weights=taught)
-        tokenizer, positions = load_tokenizer(base_folder), max_length(base_folder)
-        corpus = load_corpus(args.data_dir, tokenizer, positions)
-        options = loop_options(args)
-        identity = {
-            "mode": mode,
-            "sr_no": args.sr_no,
-            "data": corpus_fingerprint(corpus),
-            "precision": compute.precision,
-        }
-        about = describe_run(args, mode, identity, options, corpus)
-        about["base"] = {"name": args.gpt_variant, "fingerprint": None}
+    taught = mode == "distil"
+    base_folder = variant_folder(args.gpt_variant, weights=taught)
+    tokenizer, positions = load_tokenizer(base_folder), max_length(base_folder)
+    corpus = load_corpus(args.data_dir, tokenizer, positions)
+    sources: dict[str, dict] = {"base": {"name": args.gpt_variant, "fingerprint": None}}
+    options = {}
+    if taught:
+        teacher, sources["teacher"] = load_teacher(args)
+        names = ("kd_temperature", "kd_alpha", "transfer_size")
+        options = {name: getattr(args, name) for name in names}
+
+    def prepare(folder: Path, compute: Compute) -> tuple[nn.Module, Loss]:
         loss = cross_entropy
         if taught:
-            teacher, teacher_print, teacher_folder = load_teacher(args)
-            options |= {
-                k: getattr(args, k) for k in ("kd_temperature", "kd_alpha", "transfer_size")
-            }
-            identity["teacher"] = teacher_print
-            about["teacher"] = {
-                "folder": str(teacher_folder),
-                "fingerprint": teacher_print,
-                "transfer_size": args.transfer_size,
-            }
+            if args.transfer_size:
+                corpus[TRAIN] = with_transfer_set(corpus, tokenizer, positions, args)
+            cache = folder / "teacher_logits.safetensors"
+            add_teacher_logits(corpus, teacher, sources["teacher"]["fingerprint"], compute, cache)
             loss = distillation(args.kd_temperature, args.kd_alpha)
-        identity |= options
-        if not is_finished(folder, identity, args.overwrite):
-            if taught:
-                if args.transfer_size:
-                    corpus[TRAIN] = with_transfer_set(corpus, tokenizer, positions, args)
-                cache = folder / "teacher_logits.safetensors"
-                add_teacher_logits(corpus, teacher, teacher_print, compute, cache)
-                del teacher
-            torch.manual_seed(args.sr_no)
-            model = DistilRNN(corpus[TRAIN].input_ids.unique()).to(compute.device)
-            progress = train(model, corpus, loss, recipe_of(args), compute, folder, identity)
-            save_student(model, tokenizer, positions, folder)
-            finish_run(model, corpus, compute, folder, progress, about)
-        show_run(folder)
-    return folder
+        torch.manual_seed(args.sr_no)
+        return DistilRNN(corpus[TRAIN].input_ids.unique()), loss
+
+    def save(model: DistilRNN, folder: Path) -> None:
+        save_student(model, tokenizer, positions, folder)
+
+    return run_training(args, mode, corpus, sources, options, prepare, save)
 
 
 def with_transfer_set(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import UserError, corpus_fingerprint, fingerprint, load_corpus
+from data_utils import UserError, fingerprint, load_corpus
 from model import (
     GPT2Classifier,
     base_fingerprint,
@@ -29,21 +29,12 @@ from model import (
     variant_folder,
 )
 from train_utils import (
-    choose_compute,
     copy_tensors,
     count_parameters,
     cross_entropy,
-    describe_run,
-    finish_run,
-    is_finished,
-    locked,
-    loop_options,
     read_json,
     read_tensors,
-    recipe_of,
-    run_folder,
-    show_run,
-    train,
+    run_training,
     write_json,
     write_tensors,
 )
@@ -302,42 +293,26 @@ def run_lora(args: Namespace) -> Path:
     Returns:
         The run's folder.
     """
-    folder = run_folder(args, "LoRA")
-    with locked(folder):
-        compute = choose_compute(args.device, args.precision)
-        base_folder = variant_folder(args.gpt_variant)
-        corpus = load_corpus(args.data_dir, load_tokenizer(base_folder), max_length(base_folder))
-        torch.manual_seed(args.sr_no)
-        model = load_classifier(base_folder)
-        base_print = base_fingerprint(model.transformer)
-        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-        config = LoraConfig(args.lora_rank, alpha, args.lora_dropout)
-        options = {
-            **loop_options(args),
-            "lora_rank": config.r,
-            "lora_alpha": config.lora_alpha,
-            "lora_dropout": config.lora_dropout,
-        }
-        identity = {
-            "mode": "LoRA",
-            "sr_no": args.sr_no,
-            "base": base_print,
-            "data": corpus_fingerprint(corpus),
-            "precision": compute.precision,
-            **options,
-        }
-        add_lora(model, config)
-        show_parameters(model)
-        if not is_finished(folder, identity, args.overwrite):
-            recipe = recipe_of(args)
-            model.to(compute.device)
-            progress = train(model, corpus, cross_entropy, recipe, compute, folder, identity)
-            save_adapter(model, folder, config, args.gpt_variant, base_print)
-            about = describe_run(args, "LoRA", identity, options, corpus)
-            about["base"] = {"name": args.gpt_variant, "fingerprint": base_print}
-            finish_run(model, corpus, compute, folder, progress, about)
-        show_run(folder)
-    return folder
+    base_folder = variant_folder(args.gpt_variant)
+    corpus = load_corpus(args.data_dir, load_tokenizer(base_folder), max_length(base_folder))
+    torch.manual_seed(args.sr_no)
+    model = load_classifier(base_folder)
+    base_print = base_fingerprint(model.transformer)
+    alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+    config = LoraConfig(args.lora_rank, alpha, args.lora_dropout)
+    add_lora(model, config)
+    show_parameters(model)
+    return run_training(
+        args,
+        "LoRA",
+        corpus,
+        sources={"base": {"name": args.gpt_variant, "fingerprint": base_print}},
+        options={"lora_rank": config.r, "lora_alpha": alpha, "lora_dropout": config.lora_dropout},
+        prepare=lambda folder, compute: (model, cross_entropy),
+        save=lambda model, folder: save_adapter(
+            model, folder, config, args.gpt_variant, base_print
+        ),
+    )
 
 
 def show_parameters(model: nn.Module) -> None:

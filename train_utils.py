@@ -33,10 +33,12 @@ from tqdm import tqdm
 from data_utils import (
     DEV,
     OUT_OF_DOMAIN,
+    PROJECT,
     TRAIN,
     UNLABELLED,
     Split,
     UserError,
+    corpus_fingerprint,
     pack,
     read_bytes,
     shuffled,
@@ -382,6 +384,16 @@ class Progress:
             "accuracy": self.correct / max(self.labelled, 1),
         }
 
+    def summary(self) -> dict:
+        """What metrics.json says of the training."""
+        return {
+            "epochs": self.epoch,
+            "best_epoch": self.best_epoch,
+            "steps": self.steps,
+            "seconds": round(sum(row["seconds"] for row in self.history), 3),
+            "stopped": self.stopped,
+        }
+
     def start_epoch(self) -> None:
         """Set the sums of the epoch under way to zero."""
         self.epoch_step = self.sentences = self.labelled = self.correct = 0
@@ -399,15 +411,10 @@ class Recipe(NamedTuple):
     monitor: str  # "accuracy" or "mcc"
     max_steps: int | None
 
-
-def loop_options(args: Namespace) -> dict:
-    """The options of the loop that change its result, without ``sr_no``."""
-    return {k: v for k, v in recipe_of(args)._asdict().items() if k != "sr_no"}
-
-
-def recipe_of(args: Namespace) -> Recipe:
-    """The hyperparameters among the options."""
-    return Recipe(*(getattr(args, name) for name in Recipe._fields))
+    @classmethod
+    def of(cls, args: Namespace) -> "Recipe":
+        """The hyperparameters among the options."""
+        return cls(*(getattr(args, name) for name in cls._fields))
 
 
 def train(
@@ -622,69 +629,85 @@ def step_seed(sr_no: int, step: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------
-# The end of a run
+# A run, from its options to its results on disk
 
 
-def describe_run(
-    args: Namespace, mode: str, identity: dict, options: dict, corpus: dict[str, Split]
-) -> dict:
-    """What a run knows of itself before it starts, for metrics.json."""
-    return {
-        "mode": mode,
-        "variant": variant_name(args.gpt_variant),
-        "sr_no": args.sr_no,
-        "command": args.command,
-        "arguments": options,
-        "identity": identity,
-        "data": {
-            "name": args.data_dir.resolve().name,
-            "sha256": identity["data"],
-            **{name: split.counts() for name, split in corpus.items()},
-        },
-        "teacher": None,
-    }
-
-
-def finish_run(
-    model: nn.Module,
+def run_training(
+    args: Namespace,
+    mode: str,
     corpus: dict[str, Split],
-    compute: Compute,
-    folder: Path,
-    progress: Progress,
-    metrics: dict,
-) -> None:
-    """Judge both dev sets with the model kept and write predictions, history and metrics.
+    sources: dict[str, dict],
+    options: dict,
+    prepare: Callable[[Path, Compute], tuple[nn.Module, Loss]],
+    save: Callable[[nn.Module, Path], None],
+) -> Path:
+    """Train, or go on, or show what is finished; what is the same in every mode.
 
-    ``metrics`` is what the run knows of itself; the results, the counts and the versions are
-    added. metrics.json is written last, and the state for resuming goes after it.
+    Args:
+        args: the command line.
+        mode: "LoRA", "distil" or "rnn".
+        corpus: the three splits.
+        sources: what else the run starts from, by name, each with its "fingerprint".
+        options: the mode's own options that change the result.
+        prepare: gives the new model and its loss; called only when there is training to do.
+        save: writes the model kept into the run's folder.
+
+    Returns:
+        The run's folder.
     """
-    rows = []
-    for name in (DEV, OUT_OF_DOMAIN):
-        logits = predict_logits(model, corpus[name], compute)
-        metrics[name] = measure(logits, corpus[name].labels)
-        pairs = zip(corpus[name].labels.tolist(), logits.tolist(), strict=True)
-        rows += [
-            {"split": name, "line": n, "label": label, "logit_0": l0, "logit_1": l1}
-            for n, (label, (l0, l1)) in enumerate(pairs, start=1)
-        ]
-    write_csv(folder / "predictions.csv", rows)
-    write_csv(folder / "history.csv", progress.history)
-    metrics["training"] = {
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch,
-        "steps": progress.steps,
-        "seconds": round(sum(row["seconds"] for row in progress.history), 3),
-        "stopped": progress.stopped,
+    folder, recipe = run_folder(args, mode), Recipe.of(args)
+    compute = choose_compute(args.device, args.precision)
+    arguments = {**recipe._asdict(), **options}
+    data = {"sha256": corpus_fingerprint(corpus), **{k: s.counts() for k, s in corpus.items()}}
+    identity = {
+        "mode": mode,
+        "data": data["sha256"],
+        "precision": compute.precision,
+        **{name: source["fingerprint"] for name, source in sources.items()},
+        **arguments,
     }
-    metrics["parameters"] = count_parameters(model)
-    metrics["hardware"] = hardware(compute)
-    metrics["versions"] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    write_json(folder / "metrics.json", metrics)
-    (folder / "state.safetensors").unlink(missing_ok=True)
+    with locked(folder):
+        if not is_finished(folder, identity, args.overwrite):
+            model, loss_of = prepare(folder, compute)
+            model.to(compute.device)
+            progress = train(model, corpus, loss_of, recipe, compute, folder, identity)
+            save(model, folder)
+            results, predictions = {}, []
+            for name in (DEV, OUT_OF_DOMAIN):
+                logits = predict_logits(model, corpus[name], compute)
+                results[name] = measure(logits, corpus[name].labels)
+                predictions += prediction_rows(name, logits, corpus[name].labels)
+            write_csv(folder / "predictions.csv", predictions)
+            write_csv(folder / "history.csv", progress.history)
+            metrics = {
+                "mode": mode,
+                "variant": variant_name(args.gpt_variant),
+                "sr_no": args.sr_no,
+                "command": args.command,
+                "arguments": {name: v for name, v in arguments.items() if name != "sr_no"},
+                "identity": identity,
+                "data": {"name": corpus_name(args.data_dir), "folder": str(args.data_dir), **data},
+                "teacher": None,
+                **sources,
+                "parameters": count_parameters(model),
+                "hardware": hardware(compute),
+                "versions": versions(),
+                "training": progress.summary(),
+                **results,
+            }
+            write_json(folder / "metrics.json", metrics)  # last: it marks a finished run
+            (folder / "state.safetensors").unlink(missing_ok=True)
+        show_run(folder)
+    return folder
+
+
+def prediction_rows(name: str, logits: Tensor, labels: Tensor) -> list[dict]:
+    """The rows of predictions.csv for one split: each sentence's line, label and logits."""
+    lines = enumerate(zip(labels.tolist(), logits.tolist(), strict=True), start=1)
+    return [
+        {"split": name, "line": line, "label": label, "logit_0": pair[0], "logit_1": pair[1]}
+        for line, (label, pair) in lines
+    ]
 
 
 def show_run(folder: Path) -> None:
@@ -707,7 +730,10 @@ def hardware(compute: Compute) -> dict[str, str | int]:
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
     else:
-        name = _cpu_name()
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
     return {
         "device": compute.device.type,
         "name": name,
@@ -717,9 +743,17 @@ def hardware(compute: Compute) -> dict[str, str | int]:
     }
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def corpus_name(data_dir: Path) -> str:
+    """A corpus in words: its path within the project, or else its folder's own name."""
+    folder = data_dir.resolve()
+    inside = folder.is_relative_to(PROJECT)
+    return folder.relative_to(PROJECT).as_posix() if inside else folder.name

@@ -93,7 +93,7 @@ def test_the_transfer_set_keeps_out_what_is_excluded():
 
 
 def test_a_transfer_set_that_is_too_large_is_refused():
-    with pytest.raises(UserError, match="--transfer_size 100: only [0-9]+ variations"):
+    with pytest.raises(UserError, match=r"--transfer_size 100: only [0-9]+ variations"):
         transfer_set(["Go."], 100, 1, set())
 
 

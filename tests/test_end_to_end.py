@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-import peft
 import pandas as pd
+import peft
 import pytest
 import torch
 from conftest import NANO, padded_logits, refusal
@@ -120,10 +120,11 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, run, mode, tm
 
 def test_predict_prints_a_table(demo, run):
     result = run("--mode", "predict", "--checkpoint", checkpoint(demo[0], "rnn"), *SENTENCES)
-    assert result.stdout.splitlines()[0].split() == ["p(acceptable)", "judgement", "sentence"]
-    assert [line.endswith(s) for line, s in zip(result.stdout.splitlines()[1:], SENTENCES)] == [
-        True, True,
-    ]  # fmt: skip
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["p(acceptable)", "judgement", "sentence"]
+    for row, sentence in zip(rows, SENTENCES, strict=True):
+        assert row.endswith(sentence)
+        assert row.split()[1] in ("acceptable", "unacceptable")
 
 
 def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, run):
@@ -209,7 +210,7 @@ def test_an_interrupted_run_says_so_and_goes_on_with_the_same_command(run, tmp_p
         (["--mode", "LoRA", *NANO_RUN, "--data_dir", "nowhere"], "--data_dir nowhere"),
         (["--mode", "distil", *NANO_RUN], "run: python run.py --mode LoRA --gpt_variant nano"),
         (["--mode", "predict", *NANO_RUN, "Hello."], "no such checkpoint folder"),
-        (["--mode", "report", "--sr_no", 12], "--mode LoRA"),
+        (["--mode", "report", "--sr_no", 12], "python run.py --mode all --sr_no 12"),
         (["--mode", "LoRA", *NANO_RUN, "--out_dir", "/proc/nothing"], "cannot be written"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

@@ -146,7 +146,7 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder):
 
 
 def test_an_unknown_variant_names_the_known_ones():
-    with pytest.raises(UserError, match="gpt3: neither one of gpt2, .*nano nor a folder"):
+    with pytest.raises(UserError, match=r"gpt3: neither one of gpt2, .*nano nor a folder"):
         variant_folder("gpt3")
 
 
