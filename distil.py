@@ -40,13 +40,14 @@ from train_utils import (
     Examples,
     Loss,
     Totals,
-    copy_tensors,
+    check_tensors,
     cross_entropy,
     predict_logits,
     read_json,
     read_tensors,
     run_folder,
     run_training,
+    write_bytes,
     write_json,
     write_tensors,
 )
@@ -175,8 +176,8 @@ def load_teacher(args: Namespace) -> tuple[nn.Module, dict[str, str]]:
             f"{folder}: no teacher there; run: python run.py --mode LoRA --gpt_variant "
             f"{args.gpt_variant} --sr_no {args.sr_no}, or name one with --teacher"
         )
-    model, _, teacher_print = load_adapter(folder, args.gpt_variant)
-    return model, {"folder": str(folder), "fingerprint": teacher_print}
+    adapter = load_adapter(folder, args.gpt_variant)
+    return adapter.merged(), {"folder": str(folder), "fingerprint": adapter.fingerprint}
 
 
 def add_teacher_logits(
@@ -203,15 +204,7 @@ def add_teacher_logits(
 def save_student(model: DistilRNN, tokenizer, positions: int, folder: Path) -> None:
     """Write a student with its tokenizer: the folder is complete by itself."""
     tokenizer.save_pretrained(folder)
-    write_json(
-        folder / "config.json",
-        {
-            "model_type": STUDENT,
-            "rows": len(model.vocabulary),
-            "width": model.linear.in_features,
-            "n_positions": positions,
-        },
-    )
+    write_json(folder / "config.json", {"model_type": STUDENT, "n_positions": positions})
     write_tensors(folder / "model.safetensors", model.state_dict(), {})
 
 
@@ -221,15 +214,75 @@ def load_student(folder: Path) -> DistilRNN:
     Raises:
         UserError: where a file is missing, broken or of other shapes.
     """
-    config = read_json(folder / "config.json")
     path = folder / "model.safetensors"
     tensors, _ = read_tensors(path)
     try:
-        model = DistilRNN(torch.zeros(config["rows"], dtype=torch.long), config["width"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not a student's ({error!r})") from None
-    copy_tensors(path, tensors, model.state_dict())
+        vocabulary, width = tensors["vocabulary"], tensors["linear.weight"].shape[1]
+        rising = vocabulary.dtype == torch.long and bool((vocabulary.diff() > 0).all())
+        with torch.device("meta"):  # shapes alone: nothing is allocated for a file that lies
+            model = DistilRNN(vocabulary, width)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        rising = False
+    if not rising or not len(vocabulary):
+        raise UserError(f"{path}: not the weights of a student; train it again with --overwrite")
+    expected = model.state_dict()
+    check_tensors(path, tensors, expected)
+    typed = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(typed, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
+    """Write a student as ONNX (opset 17), for onnxruntime and others; needs the package onnx.
+
+    Inputs ``input_ids (batch, time)`` int64, padded with anything, and ``lengths (batch,)`` int32;
+    output ``logits (batch, 2)``. The graph is written node by node: ONNX's RNN reads each sentence
+    to its own length, and no example batch is traced whose shape could be frozen into it.
+
+    Raises:
+        UserError: where onnx is not installed.
+    """
+    try:
+        from onnx import TensorProto, checker, helper, numpy_helper
+    except ImportError:
+        raise UserError(
+            "--mode export: a student needs the package onnx: pip install onnx"
+        ) from None
+    rnn, width = dict(model.rnn.named_parameters()), model.rnn.hidden_size
+    constants = {
+        "rows": model.rows(torch.arange(vocabulary_size)),
+        "embedding": model.embedding.weight,
+        "W": rnn["weight_ih_l0"].unsqueeze(0),  # (directions, width, width)
+        "R": rnn["weight_hh_l0"].unsqueeze(0),
+        "B": torch.cat([rnn["bias_ih_l0"], rnn["bias_hh_l0"]]).unsqueeze(0),
+        "directions": torch.tensor([0]),
+        "linear.weight": model.linear.weight,
+        "linear.bias": model.linear.bias,
+    }
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["rows", "input_ids"], ["row"]),  # (batch, time)
+        node("Gather", ["embedding", "row"], ["embedded"]),  # (batch, time, width)
+        node("Transpose", ["embedded"], ["X"], perm=[1, 0, 2]),  # (time, batch, width)
+        node("RNN", ["X", "W", "R", "B", "lengths"], ["", "last"], hidden_size=width),
+        node("Squeeze", ["last", "directions"], ["state"]),  # (batch, width)
+        node("Gemm", ["state", "linear.weight", "linear.bias"], ["logits"], transB=1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        STUDENT,
+        [
+            value("input_ids", TensorProto.INT64, ["batch", "time"]),
+            value("lengths", TensorProto.INT32, ["batch"]),
+        ],
+        [value("logits", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(t.detach().numpy(), name) for name, t in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx_model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    checker.check_model(onnx_model, full_check=True)
+    write_bytes(path, onnx_model.SerializeToString())
 
 
 def load_checkpoint(folder: Path, variant: str | None = None):
@@ -246,12 +299,16 @@ def load_checkpoint(folder: Path, variant: str | None = None):
         UserError: where the folder holds neither, or a file is broken.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        model, base_folder, _ = load_adapter(folder, variant)
-        return model, load_tokenizer(base_folder), max_length(base_folder)
+        adapter = load_adapter(folder, variant)
+        base = adapter.base_folder
+        return adapter.merged(), load_tokenizer(base), max_length(base)
     if (folder / "config.json").exists():
         config = read_json(folder / "config.json")
         if config.get("model_type") == STUDENT:
-            return load_student(folder), load_tokenizer(folder), config.get("n_positions", 1024)
+            positions = config.get("n_positions")
+            if not isinstance(positions, int):
+                raise UserError(f"{folder / 'config.json'}: n_positions = {positions!r}")
+            return load_student(folder), load_tokenizer(folder), positions
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one")
     raise UserError(

@@ -10,13 +10,16 @@ pretrained model exactly. Adapters are stored in the format of Hugging Face's PE
 names, so that PEFT loads ours and we load PEFT's.
 """
 
+import math
 import re
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from data_utils import UserError, fingerprint, load_corpus
@@ -240,22 +243,50 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
         raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
     try:
         config = LoraConfig(**{key: found[key] for key in ours & found.keys()})
-        if not (isinstance(config.r, int) and config.r > 0 and config.scaling == config.scaling):
-            raise ValueError(f"r = {config.r!r}")
-    except (TypeError, ValueError) as error:
+        check_config(config)
+    except (TypeError, ValueError, OverflowError, re.error) as error:
         raise UserError(f"{path}: not a LoRA configuration ({error})") from None
     return config, str(found.get("base_model_name_or_path"))
 
 
-def load_adapter(folder: Path, variant: str | None = None) -> tuple[GPT2Classifier, Path, str]:
-    """Load a saved LoRA classifier, ours or PEFT's, merged.
+def check_config(config: LoraConfig) -> None:
+    """Raise TypeError, ValueError, OverflowError or re.error for what no layer can be made of."""
+    if not isinstance(config.r, int) or config.r < 1:
+        raise ValueError(f"r = {config.r!r}")
+    if not math.isfinite(config.scaling):
+        raise ValueError(f"lora_alpha = {config.lora_alpha!r}")
+    if not 0 <= config.lora_dropout <= 1:
+        raise ValueError(f"lora_dropout = {config.lora_dropout!r}")
+    if isinstance(config.target_modules, str):
+        re.compile(config.target_modules)
+    elif not all(isinstance(name, str) for name in config.target_modules):
+        raise ValueError(f"target_modules = {config.target_modules!r}")
+    if not all(isinstance(name, str) for name in config.modules_to_save or ()):
+        raise ValueError(f"modules_to_save = {config.modules_to_save!r}")
+
+
+class Adapter(NamedTuple):
+    """A saved LoRA classifier in memory, unmerged, as it was when it was saved."""
+
+    model: GPT2Classifier
+    config: LoraConfig
+    base: str  # as the adapter names it
+    base_folder: Path
+    base_print: str  # fingerprint of the base weights
+    fingerprint: str  # of base and adapter together
+
+    def merged(self) -> GPT2Classifier:
+        """The model for use: merged, frozen, in evaluation mode."""
+        merge_lora(self.model)
+        return self.model.requires_grad_(False).eval()
+
+
+def load_adapter(folder: Path, variant: str | None = None) -> Adapter:
+    """Load a saved LoRA classifier, ours or PEFT's.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         variant: the base model; None takes the one that the adapter names.
-
-    Returns:
-        The model, its base's folder, and a fingerprint of base and adapter together.
 
     Raises:
         UserError: where a file is missing, broken or of other shapes, or the adapter was trained
@@ -274,13 +305,33 @@ def load_adapter(folder: Path, variant: str | None = None) -> tuple[GPT2Classifi
         )
     add_lora(model, config)
     copy_tensors(folder / WEIGHTS, tensors, lora_tensors(model))
-    merge_lora(model)
     content = (part for item in sorted(tensors.items()) for part in item)
-    return (
-        model.requires_grad_(False).eval(),
-        base_folder,
-        fingerprint(base_print, repr(config.scaling), *content),
+    whole = fingerprint(base_print, repr(config.scaling), *content)
+    return Adapter(model, config, base, base_folder, base_print, whole)
+
+
+def save_merged(adapter: Adapter, folder: Path) -> None:
+    """Write base and adapter as one plain Hugging Face model, with its tokenizer.
+
+    ``AutoModelForSequenceClassification`` loads it without PEFT and without this project.
+    """
+    tensors = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in adapter.merged().state_dict().items()
+        if ".lora_" not in name
+    }
+    tokenizer = load_tokenizer(adapter.base_folder)
+    config = GPT2Config.from_pretrained(
+        adapter.base_folder,
+        num_labels=2,
+        id2label={0: "unacceptable", 1: "acceptable"},
+        label2id={"unacceptable": 0, "acceptable": 1},
+        pad_token_id=tokenizer.eos_token_id,  # needed to find each sentence's last token
     )
+    model = GPT2ForSequenceClassification(config)
+    model.load_state_dict(tensors)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 # ---------------------------------------------------------------------------------------------

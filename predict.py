@@ -1,4 +1,4 @@
-"""gen and predict: saved models at work."""
+"""gen, predict and export: saved models at work."""
 
 import json
 import sys
@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, TextStreamer
 
 from data_utils import UNLABELLED, UserError, read_bytes, tokenize
-from distil import load_checkpoint
+from distil import load_checkpoint, save_onnx
+from lora import CONFIG as ADAPTER_CONFIG
+from lora import load_adapter, save_merged
 from model import load_gpt2, load_tokenizer, variant_folder
 from train_utils import choose_compute, predict_logits, run_folder
 
@@ -116,3 +118,27 @@ def read_sentences(args: Namespace) -> tuple[list[str], str]:
         if not line.strip():
             raise UserError(f"{source}, line {number}: the sentence is empty; remove the line")
     return [line.rstrip("\r") for line in lines], source
+
+
+# ---------------------------------------------------------------------------------------------
+# export
+
+
+def run_export(args: Namespace) -> None:
+    """Write a checkpoint in a form that needs nothing of this project.
+
+    A teacher becomes a plain Hugging Face folder, base and adapter merged; a student becomes
+    ``student.onnx`` with its tokenizer. Both go to ``<out_dir>/exports/<the checkpoint's name>``.
+    """
+    folder = args.checkpoint or run_folder(args, "LoRA")
+    target = args.out_dir / "exports" / folder.resolve().name
+    target.mkdir(parents=True, exist_ok=True)
+    if (folder / ADAPTER_CONFIG).exists():
+        variant = args.gpt_variant if "gpt_variant" in args.given else None
+        save_merged(load_adapter(folder, variant), target)
+        print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
+    else:
+        model, tokenizer, _ = load_checkpoint(folder)
+        tokenizer.save_pretrained(target)
+        save_onnx(model, len(tokenizer), target / "student.onnx")
+        print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")

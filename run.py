@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent
-MODES = ("gen", "LoRA", "distil", "rnn", "predict", "report", "all")
+MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
 EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
 NANO_TRANSFER_SIZE = 20_000
@@ -43,7 +43,7 @@ OPTIONS = (
     ("every mode", MODES, (
         ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "seeds every generator, names the outputs [22915]"),
         ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], nano, or a folder [gpt2]"),
-        ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/ and the report [.]"),
+        ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, the report [.]"),
     )),
     ("every mode but report", tuple(mode for mode in MODES if mode != "report"), (
         ("--device", "NAME", str, "auto", "auto, cpu, cuda, cuda:1, mps [auto]"),
@@ -80,9 +80,11 @@ OPTIONS = (
         ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, "sample among the likeliest of this mass [1]"),
         ("--num_samples", "N", count, 1, "how many continuations [1]"),
     )),
+    ("predict, export", ("predict", "export"), (
+        ("--checkpoint", "DIR", Path, None, "any saved teacher or student [as --teacher]"),
+    )),
     ("predict", ("predict",), (
         ("sentences", "SENTENCE", str, [], "to judge; none: from --input or standard input"),
-        ("--checkpoint", "DIR", Path, None, "any saved teacher or student [as --teacher]"),
         ("--input", "FILE", Path, None, "one sentence a line"),
         ("--json", None, bool, False, "one JSON object a line instead of a table"),
     )),
@@ -147,10 +149,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def dispatch(args: argparse.Namespace) -> None:
     """Run the mode; what it needs is imported here."""
-    if args.mode in ("gen", "predict"):
+    if args.mode in ("gen", "predict", "export"):
         import predict
 
-        return predict.run_gen(args) if args.mode == "gen" else predict.run_predict(args)
+        return getattr(predict, f"run_{args.mode}")(args)
     import report
 
     for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):

@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict:
     """
     try:
         value = json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON ({error}); delete it or restore it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object; delete it or restore it")
@@ -120,11 +120,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Copy ``source`` into ``target`` in place, name by name.
+def check_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Compare the tensors of a file with those of a model, by name and shape.
 
     Raises:
-        UserError: naming ``path`` and the tensor, where names or shapes do not agree.
+        UserError: naming ``path`` and the tensor, where they do not agree.
     """
     for name in sorted(source.keys() | target.keys()):
         if name not in source:
@@ -136,6 +136,11 @@ def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor
                 f"{path}: tensor {name} is {tuple(source[name].shape)} where the model has "
                 f"{tuple(target[name].shape)}; the file belongs to another model"
             )
+
+
+def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy ``source`` into ``target`` in place; raises as `check_tensors` does."""
+    check_tensors(path, source, target)
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
@@ -181,9 +186,11 @@ def is_finished(folder: Path, identity: dict, overwrite: bool) -> bool:
     if metrics.exists():
         found = read_json(metrics).get("identity", {})
     elif state.exists():
-        found = json.loads(read_tensors(state)[1].get("identity", "{}"))
+        found = read_state(state)[2]
     else:
         return False
+    if not isinstance(found, dict):
+        raise UserError(f"{metrics}: not written by this project; add --overwrite to replace it")
     differing = [
         f"{key} is {_short(found.get(key))} there, {_short(identity.get(key))} here"
         for key in sorted(found.keys() | identity.keys())
@@ -589,17 +596,44 @@ class TrainState:
         """Restore everything from the file; None where there is none."""
         if not self.path.exists():
             return None
-        tensors, metadata = read_tensors(self.path)
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            group, name = name.split(".", 1)
-            groups.setdefault(group, {})[name] = tensor
-        copy_tensors(self.path, groups.pop("weight", {}), self.parameters)
-        self.best = groups.pop("best", {})
-        for name, parameter in self.parameters.items():
-            moments = {key: group[name].to(parameter.device) for key, group in groups.items()}
-            self.optimizer.state[parameter] = moments
-        return Progress(**json.loads(metadata["progress"]))
+        groups, progress, _ = read_state(self.path)
+        copy_tensors(self.path, groups["weight"], self.parameters)
+        self.best = groups.get("best", {})  # none before the first epoch's end
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            moments = (
+                dict.fromkeys(self.parameters, torch.empty(()))
+                if key == "step"
+                else self.parameters
+            )
+            check_tensors(self.path, groups[key], moments)
+            for name, parameter in self.parameters.items():
+                self.optimizer.state[parameter][key] = groups[key][name].to(parameter.device)
+        return progress
+
+
+def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], Progress, dict]:
+    """Read a `TrainState` file: its groups of tensors, the progress and the run's identity.
+
+    Raises:
+        UserError: naming the file, where it is not one.
+    """
+    tensors, metadata = read_tensors(path)
+    groups: dict[str, dict[str, Tensor]] = {
+        "weight": {},
+        "step": {},
+        "exp_avg": {},
+        "exp_avg_sq": {},
+    }
+    for name, tensor in tensors.items():
+        group, _, name = name.partition(".")
+        groups.setdefault(group, {})[name] = tensor
+    try:
+        progress = Progress(**json.loads(metadata["progress"]))
+        return groups, progress, dict(json.loads(metadata["identity"]))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"{path}: not a state written by this project; add --overwrite to start anew"
+        ) from None
 
 
 @contextmanager

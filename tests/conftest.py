@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
@@ -12,6 +13,11 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
 import data_utils
 from data_utils import PROJECT, load_corpus
 from model import GPT2Classifier, load_tokenizer
+
+# `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_` is the long run of the fuzzers.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=20_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NANO = PROJECT / "nano"
 SHARED = PROJECT.parent / "shared"

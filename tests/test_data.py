@@ -74,19 +74,6 @@ def test_a_broken_file_is_refused_with_file_and_line(written, content, words):
         assert word in str(caught.value)
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_give_sentences_or_one_clear_line(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("any") / "any.tsv"
-    path.write_bytes(content)
-    try:
-        sentences, labels = read_split(path)
-    except UserError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert len(sentences) == len(labels) > 0
-
-
 # ---------------------------------------------------------------------------------------------
 # Fetching, from a server on the loopback address
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
@@ -16,6 +17,7 @@ from distil import (
     distillation,
     extend,
     load_checkpoint,
+    save_onnx,
     save_student,
     transfer_set,
 )
@@ -173,14 +175,17 @@ def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano
     [
         ("config.json", b"{", "broken JSON"),
         ("config.json", b'{"model_type": "bert"}', "neither a LoRA adapter"),
-        ("config.json", b'{"model_type": "distil_rnn"}', "not a student's"),
-        (
-            "config.json",
-            b'{"model_type": "distil_rnn", "rows": 5, "width": 768}',
-            "where the model has",
-        ),
+        ("config.json", b'{"model_type": "distil_rnn"}', "n_positions = None"),
         ("model.safetensors", b"broken", "truncated or not a safetensors file"),
         ("model.safetensors", None, "no such file"),
+        ("model.safetensors", safetensors.torch.save({}), "not the weights of a student"),
+        (
+            "model.safetensors",
+            safetensors.torch.save(
+                {"vocabulary": torch.arange(5), "linear.weight": torch.zeros(2, 10**6)}
+            ),
+            "tensor .* is missing",
+        ),
     ],
 )
 def test_a_broken_student_is_refused(saved, name, content, words):
@@ -205,3 +210,23 @@ def test_real_transfer_set_contains_no_dev_sentence(cola, tokenizer):
     made = transfer_set(corpus["in_domain_train"].sentences, 5000, 22915, dev)
     assert len(set(made) - dev - set(corpus["in_domain_train"].sentences)) == 5000
     json.dumps(made)
+
+
+def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, folder = saved
+    tokenizer = load_tokenizer(folder)
+    save_onnx(model, len(tokenizer), folder / "student.onnx")
+    session = onnxruntime.InferenceSession(folder / "student.onnx")
+    split = nano_corpus["out_of_domain_dev"]
+    expected = predict_logits(model, split, CPU).numpy()
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 100, len(split)):
+        chosen = rng.choice(len(split), size, replace=False)
+        lengths = split.seqlens[chosen].astype(np.int32)
+        ids = rng.integers(0, len(tokenizer), (size, lengths.max() + 3))  # padded with anything
+        for row, index in enumerate(chosen):
+            start, end = split.cu_seqlens[index : index + 2].tolist()
+            ids[row, : end - start] = split.input_ids[start:end]
+        (logits,) = session.run(None, {"input_ids": ids, "lengths": lengths})
+        np.testing.assert_allclose(logits, expected[chosen], atol=1e-5)

@@ -17,6 +17,9 @@ from transformers import GPT2ForSequenceClassification
 from data_utils import PROJECT, read_split
 from model import load_tokenizer
 
+sys.path.insert(0, str(PROJECT / "bench"))
+from kills import compare_killed
+
 NANO_RUN = ("--gpt_variant", "nano", "--sr_no", 7)
 QUICK = (*NANO_RUN, "--max_steps", 6, "--epochs", 2, "--batch_size", 32)
 SENTENCES = ["The teacher sleeps.", "The teacher sleep."]
@@ -183,6 +186,11 @@ def test_an_interrupted_run_says_so_and_goes_on_with_the_same_command(run, tmp_p
     result = run(*options)
     assert result.returncode == 0, result.stderr
     assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
+
+
+def test_three_kills_change_nothing(tmp_path):
+    options = ["--mode", "rnn", "--gpt_variant", "nano", "--epochs", "2", "--batch_size", "32"]
+    assert compare_killed(tmp_path, kills=3, seed=1, options=options) == []
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,7 +8,12 @@ import pytest
 import torch
 from conftest import NANO, packed_copy, padded_logits, random_gpt2
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Model,
+)
 from transformers.pytorch_utils import Conv1D
 
 from data_utils import UserError, pack
@@ -21,6 +26,7 @@ from lora import (
     merge_lora,
     read_config,
     save_adapter,
+    save_merged,
     unmerge_lora,
 )
 from model import GPT2Classifier, base_fingerprint, load_classifier, load_tokenizer
@@ -236,7 +242,7 @@ def test_we_load_pefts_adapter_and_give_the_same_logits(name, tmp_path, nano_cor
     config = peft.LoraConfig(**CONFIGURATIONS[name])
     theirs = trained(peft.get_peft_model(reference_on(str(NANO)), config)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, _, _ = load_adapter(tmp_path)
+    ours = load_adapter(tmp_path).merged()
     split = nano_corpus["in_domain_dev"]
     expected = padded_logits(theirs, load_tokenizer(NANO), split.sentences)
     assert expected.std() > 0.01
@@ -323,3 +329,50 @@ def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer):
         logits = ours.eval()(batch)
     expected = padded_logits(theirs, tokenizer, split.sentences[:50])[batch.indices]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------
+# Round trips, and the merged model
+
+
+def tensors_of(folder):
+    from train_utils import read_tensors
+
+    return read_tensors(folder / "adapter_model.safetensors")[0]
+
+
+def assert_same_bits(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_ours_to_peft_to_ours_keeps_every_bit(adapter, tmp_path):
+    theirs = peft.PeftModel.from_pretrained(reference_on(str(NANO)), adapter)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_same_bits(tensors_of(tmp_path / "theirs"), tensors_of(adapter))
+    found = load_adapter(tmp_path / "theirs", str(NANO))
+    save_adapter(found.model, tmp_path / "again", found.config, found.base, found.base_print)
+    assert_same_bits(tensors_of(tmp_path / "again"), tensors_of(adapter))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_peft_to_ours_to_peft_keeps_every_bit(name, tmp_path):
+    config = peft.LoraConfig(**CONFIGURATIONS[name])
+    trained(peft.get_peft_model(reference_on(str(NANO)), config)).save_pretrained(tmp_path / "1")
+    found = load_adapter(tmp_path / "1")
+    save_adapter(found.model, tmp_path / "2", found.config, found.base, found.base_print)
+    theirs = peft.PeftModel.from_pretrained(reference_on(str(NANO)), tmp_path / "2")
+    theirs.save_pretrained(tmp_path / "3")
+    for later in ("2", "3"):
+        assert_same_bits(tensors_of(tmp_path / "1"), tensors_of(tmp_path / later))
+
+
+def test_the_merged_folder_is_a_plain_hugging_face_model(adapter, tmp_path, nano_corpus):
+    save_merged(load_adapter(adapter), tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    split = nano_corpus["in_domain_dev"]
+    expected = predict_logits(load_adapter(adapter).merged(), split, CPU)
+    found = padded_logits(plain, load_tokenizer(tmp_path / "merged"), split.sentences)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert plain.config.id2label[1] == "acceptable"

@@ -246,13 +246,3 @@ def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
         locked(tmp_path).__enter__()
     with locked(tmp_path):  # free again
         pass
-
-
-@given(st.binary(max_size=100))
-def test_any_bytes_are_tensors_or_one_clear_line(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("any") / "any.safetensors"
-    path.write_bytes(content)
-    try:
-        read_tensors(path)
-    except UserError as error:
-        assert str(path) in str(error)

@@ -1,0 +1,129 @@
+"""Kill `--mode all` on nano at random moments, start it again, and compare with a run left alone.
+
+    python bench/kills.py --kills 40 --seed 1
+
+SIGKILL falls anywhere: while importing, training, evaluating or saving, while the teacher reads,
+while the report is written. A run is started again until it ends by itself; then every file must
+hold what the undisturbed run's holds, bit for bit, but for what depends on the clock. Prints each
+difference and exits with status 1 if there is any.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+# Saves come every 0.2 s instead of every 300 s, so that kills fall into many of them.
+START = (
+    f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+    "import run, train_utils\n"
+    "train_utils.SAVE_EVERY = 0.2\n"
+    "sys.exit(run.main(sys.argv[1:]))"
+)
+OPTIONS = [
+    "--mode",
+    "all",
+    "--gpt_variant",
+    "nano",
+    "--epochs",
+    "3",
+    "--batch_size",
+    "64",
+    "--transfer_size",
+    "400",
+    "--lora_dropout",
+    "0.1",
+    "--max_steps",
+    "70",
+]
+
+
+def main() -> int:
+    """Returns 1 if any file differed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        differences = compare_killed(Path(folder), args.kills, args.seed)
+    for difference in differences:
+        print(difference)
+    print(f"{args.kills} kills, seed {args.seed}: {len(differences)} differences")
+    return int(bool(differences))
+
+
+def compare_killed(folder: Path, kills: int, seed: int, options: list[str] = OPTIONS) -> list[str]:
+    """Kill runs ``kills`` times in all; what differed from the run left alone, a line each."""
+    rng = random.Random(seed)
+    alone = folder / "alone"
+    assert start(alone, options).wait() == 0, (alone / "log").read_text()
+    differences, done, trial = [], 0, 0
+    with tqdm(desc="kills", total=kills, disable=None) as bar:
+        while done < kills:
+            killed = folder / f"killed_{trial}"
+            trial += 1
+            while True:
+                process = start(killed, options)
+                try:
+                    process.wait(rng.uniform(0.5, 12) if done < kills else None)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    done += 1
+                    bar.update()
+                    continue
+                assert process.returncode == 0, (killed / "log").read_text()
+                break
+            differences += compare(alone, killed)
+    return differences
+
+
+def start(folder: Path, options: list[str]) -> subprocess.Popen:
+    """Start the command in ``folder``; what it prints goes to the file ``log``."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / "log", "a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", START, *options], cwd=folder, stdout=log, stderr=log
+        )
+
+
+def compare(alone: Path, killed: Path) -> list[str]:
+    """The files of two folders that do not hold the same."""
+    trees = [
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (alone, killed)
+    ]
+    only = [f"{killed.name}: {path} is in one folder only" for path in trees[0] ^ trees[1]]
+    both = trees[0] & trees[1] - {Path("log")}
+    different = [path for path in both if content(alone / path) != content(killed / path)]
+    return only + [f"{killed.name}: {path} differs" for path in sorted(different)]
+
+
+def content(path: Path) -> object:
+    """What a file holds, without what depends on the clock."""
+    if path.name == "history.csv":
+        return (
+            pd.read_csv(path, dtype=str)
+            .drop(columns=["seconds", "sentences_per_second"])
+            .values.tolist()
+        )
+    if path.name == "metrics.json":
+        metrics = json.loads(path.read_text())
+        metrics["training"].pop("seconds")
+        return metrics
+    if path.suffix == ".pdf":  # it names speeds; that it is whole is what can be compared
+        return path.read_bytes()[:4], path.read_bytes().rstrip()[-5:]
+    return path.read_bytes()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONHASHSEED", "0")
+    sys.exit(main())

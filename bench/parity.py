@@ -1,0 +1,142 @@
+"""Train with this project and with PEFT, side by side, and compare every loss and every tensor.
+
+    python bench/parity.py nano ../shared/cola_public
+    python bench/parity.py FOLDER ../shared/cola_public      # a folder with a full-size GPT-2
+
+The same base weights, the same initial A and B, the same batches of the corpus, Adam, no dropout.
+Ours packs sentences; PEFT pads each batch to its longest. Both optimisers get the parameters under
+the same names, and no others.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import peft
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import GPT2ForSequenceClassification
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_utils import TRAIN, Split, load_corpus, shuffled
+from lora import PEFT_PREFIX, LoraConfig, add_lora
+from model import load_classifier, load_tokenizer, max_length, variant_folder
+from train_utils import Compute, accumulate_gradients, cross_entropy
+
+CPU = Compute(torch.device("cpu"), "fp32")
+BATCH_SIZE, LR = 128, 1e-3
+
+
+def main() -> None:
+    """Print the largest differences."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("base", help="nano, or a folder in Hugging Face format")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    losses, tensors = compare_trajectories(variant_folder(args.base), args.corpus, args.steps)
+    worst = max(tensors, key=tensors.get)
+    print(f"{args.base}, {args.steps} steps of {BATCH_SIZE} sentences")
+    print(f"largest relative difference of a loss: {max(losses):.2e}")
+    print(f"largest relative difference of a final tensor: {tensors[worst]:.2e} ({worst})")
+
+
+def compare_trajectories(
+    base: Path, corpus: Path, steps: int, lr_factor: float = 1.0
+) -> tuple[list[float], dict[str, float]]:
+    """Train both for ``steps`` steps.
+
+    Args:
+        base: a folder with GPT-2.
+        corpus: a folder in CoLA's layout.
+        steps: optimiser steps.
+        lr_factor: what PEFT's learning rate is multiplied by, to see that a difference is seen.
+
+    Returns:
+        The relative difference of each step's loss, and for each final tensor the norm of the
+        difference over the norm of PEFT's.
+    """
+    tokenizer = load_tokenizer(base)
+    split = load_corpus(corpus, tokenizer, max_length(base))[TRAIN]
+    torch.manual_seed(0)
+    ours = load_classifier(base)
+    add_lora(ours, LoraConfig())
+    theirs = peft_model(base)
+    mine = {PEFT_PREFIX + n: p for n, p in ours.named_parameters() if p.requires_grad}
+    other = {plain_name(n): p for n, p in theirs.named_parameters() if p.requires_grad}
+    assert mine.keys() == other.keys()
+    with torch.no_grad():
+        for name, parameter in other.items():
+            parameter.copy_(mine[name])
+    ours.train()
+    theirs.train()
+    optimizers = (
+        torch.optim.Adam([mine[name] for name in sorted(mine)], lr=LR),
+        torch.optim.Adam([other[name] for name in sorted(mine)], lr=LR * lr_factor),
+    )
+    order, losses = shuffled(len(split), 0, 0), []
+    for step in tqdm(range(steps), disable=None):
+        indices = order[BATCH_SIZE * step : BATCH_SIZE * (step + 1)]
+        loss = accumulate_gradients(ours, split, indices, cross_entropy, CPU).loss
+        expected = padded_loss(theirs, split, indices.tolist())
+        expected.backward()
+        losses.append(abs(loss - expected.item()) / expected.item())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses, {name: difference(name, mine[name], other[name]) for name in mine}
+
+
+def peft_model(base: Path) -> peft.PeftModel:
+    """PEFT's model with the published trainable set, the backbone's dropout off."""
+    model = GPT2ForSequenceClassification.from_pretrained(
+        base, num_labels=2, pad_token_id=0, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
+    )
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=4,
+        target_modules=["c_attn", "c_proj", "c_fc"],
+        fan_in_fan_out=True,
+        bias="lora_only",
+        modules_to_save=["score", "ln_f"],
+        task_type="SEQ_CLS",
+    )
+    return peft.get_peft_model(model, config)
+
+
+def plain_name(name: str) -> str:
+    """PEFT's name in memory -> its name in a file."""
+    return name.replace(".default", "").replace(".modules_to_save", "")
+
+
+def padded_loss(model: torch.nn.Module, split: Split, indices: list[int]) -> torch.Tensor:
+    """The usual way: the batch padded to its longest, a mask, the mean cross-entropy."""
+    bounds = split.cu_seqlens.tolist()
+    rows = [split.input_ids[bounds[i] : bounds[i + 1]] for i in indices]
+    # GPT2ForSequenceClassification looks for the last token that is not the pad token, so the pad
+    # is a token that no sentence ends in; it is masked, and causal attention never looks ahead.
+    pad = model.config.pad_token_id
+    assert all(row[-1] != pad for row in rows)
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
+    logits = model(input_ids=input_ids, attention_mask=mask).logits
+    return F.cross_entropy(logits, split.labels[indices])
+
+
+def difference(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative difference of two tensors, without the key's third of ``c_attn.bias``.
+
+    A constant added to every key adds the same to every score of a query, and softmax does not
+    see it: the true gradient is zero, both sides compute rounding noise, and Adam, which divides
+    by the gradient's own size, makes full steps of it.
+    """
+    if name.endswith("c_attn.base_layer.bias"):
+        third = len(ours) // 3
+        ours, theirs = (torch.cat([b[:third], b[2 * third :]]) for b in (ours, theirs))
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+if __name__ == "__main__":
+    main()
