@@ -21,7 +21,7 @@ $(VENV)/demo: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-$(VENV)/test: requirements-dev.txt $(VENV)/demo
+$(VENV)/test: requirements-dev.txt requirements-export.txt $(VENV)/demo
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 

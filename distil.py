@@ -85,8 +85,9 @@ def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]
     """Variations of ``sentences``, a function of the arguments alone.
 
     Each has one to three edits: two words swapped, a word dropped, a word of the corpus inserted,
-    or a word replaced by one of like form (the same last two letters). The capital at the start
-    and the mark at the end stay in their places, so that they do not give an edit away.
+    or a word replaced by one of like form, with the same three letters at its beginning or the same
+    two at its end. The capital at the start and the mark at the end stay in their places, so that
+    they do not give an edit away.
 
     Args:
         sentences: the training sentences.
@@ -102,8 +103,9 @@ def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]
     takes = [_words(sentence, midwords) for sentence in sentences]
     words = [word for take, _ in takes for word in take]
     like: dict[str, list[str]] = {}
-    for word in words:
-        like.setdefault(word[-2:], []).append(word)
+    for word in dict.fromkeys(words):
+        for edit in ("begin", "end"):
+            like.setdefault(_form(word, edit), []).append(word)
     known = excluded | set(sentences)
     found: dict[str, None] = {}  # in the order of their making
     for _ in range(20 * size + 1000):
@@ -111,7 +113,7 @@ def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]
             return list(found)
         take, mark = rng.choice(takes)
         take = list(take)
-        for _ in range(rng.randint(1, 3)):
+        for _ in range(rng.choice((1, 1, 2, 3))):
             _edit(take, words, like, rng)
         sentence = " ".join(take) + mark
         sentence = sentence[:1].upper() + sentence[1:]
@@ -132,21 +134,28 @@ def _words(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
     return words, sentence[len(bare) :]
 
 
+def _form(word: str, edit: str) -> str:
+    """What a word shares with those of like form: mostly its other inflections at the beginning,
+    and words of the same inflection at the end.
+    """
+    return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
+
+
 def _edit(
     take: list[str], words: list[str], like: dict[str, list[str]], rng: random.Random
 ) -> None:
     """One edit of ``take``, in place; at least one word stays."""
     place = rng.randrange(len(take))
-    edit = rng.choice(("swap", "drop", "insert", "replace", "replace"))
+    edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
     if edit == "swap":
         other = rng.randrange(len(take))
         take[place], take[other] = take[other], take[place]
-    elif edit == "drop" and len(take) > 1:
-        del take[place]
     elif edit == "insert":
         take.insert(place, rng.choice(words))
-    else:
-        take[place] = rng.choice(like.get(take[place][-2:], words))
+    elif edit in ("begin", "end"):
+        take[place] = rng.choice(like[_form(take[place], edit)])
+    elif len(take) > 1:
+        del take[place]
 
 
 def extend(train_split: Split, unlabelled: Split) -> Split:
@@ -246,7 +255,7 @@ def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError:
         raise UserError(
-            "--mode export: a student needs the package onnx: pip install onnx"
+            "--mode export: a student needs onnx: pip install -r requirements-export.txt"
         ) from None
     rnn, width = dict(model.rnn.named_parameters()), model.rnn.hidden_size
     constants = {

@@ -55,9 +55,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False  # scaling alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
     target_modules: list[str] | str = field(default_factory=lambda: ["c_attn", "c_proj", "c_fc"])
-    bias: str = (
-        "lora_only"  # which biases train: "none" or "lora_only", those of the wrapped layers
-    )
+    bias: str = "lora_only"  # the biases that train: the wrapped layers', or "none"
     modules_to_save: list[str] = field(default_factory=lambda: ["score", "ln_f"])  # trained whole
     fan_in_fan_out: bool = True  # the wrapped layers store (in, out), as Conv1D does
 

@@ -91,8 +91,9 @@ def compare_trajectories(
 def peft_model(base: Path) -> peft.PeftModel:
     """PEFT's model with the published trainable set, the backbone's dropout off."""
     model = GPT2ForSequenceClassification.from_pretrained(
-        base, num_labels=2, pad_token_id=0, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
+        base, num_labels=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
     )
+    model.config.pad_token_id = model.config.eos_token_id
     config = peft.LoraConfig(
         r=4,
         lora_alpha=4,
