@@ -84,10 +84,10 @@ def distillation(temperature: float, kd_alpha: float) -> Loss:
 def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]) -> list[str]:
     """Variations of ``sentences``, a function of the arguments alone.
 
-    Each has one to three edits: two words swapped, a word dropped, a word of the corpus inserted,
-    or a word replaced by one of like form, with the same three letters at its beginning or the same
-    two at its end. The capital at the start and the mark at the end stay in their places, so that
-    they do not give an edit away.
+    Each has one edit: two words swapped, a word dropped, a word of the corpus inserted, or a word
+    replaced by one of like form, with the same three letters at its beginning or the same two at
+    its end. The capital at the start and the mark at the end stay in their places, so that they do
+    not give an edit away.
 
     Args:
         sentences: the training sentences.
@@ -100,7 +100,7 @@ def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]
     """
     rng = random.Random(f"transfer set {sr_no}")
     midwords = {word for sentence in sentences for word in sentence.split()[1:]}
-    takes = [_words(sentence, midwords) for sentence in sentences]
+    takes = [take for take in (_words(s, midwords) for s in sentences) if take[0]]
     words = [word for take, _ in takes for word in take]
     like: dict[str, list[str]] = {}
     for word in dict.fromkeys(words):
@@ -109,20 +109,19 @@ def transfer_set(sentences: list[str], size: int, sr_no: int, excluded: set[str]
     known = excluded | set(sentences)
     found: dict[str, None] = {}  # in the order of their making
     for _ in range(20 * size + 1000):
-        if len(found) == size:
-            return list(found)
+        if len(found) == size or not takes:
+            break
         take, mark = rng.choice(takes)
-        take = list(take)
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            _edit(take, words, like, rng)
-        sentence = " ".join(take) + mark
+        sentence = " ".join(_edited(take, words, like, rng)) + mark
         sentence = sentence[:1].upper() + sentence[1:]
-        if take and sentence not in known:
+        if sentence not in known:
             found[sentence] = None
-    raise UserError(
-        f"--transfer_size {size}: only {len(found)} variations of the training sentences were "
-        f"found; ask for at most that many"
-    )
+    if len(found) < size:
+        raise UserError(
+            f"--transfer_size {size}: only {len(found)} variations of the training sentences were "
+            "found; ask for at most that many"
+        )
+    return list(found)
 
 
 def _words(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
@@ -141,11 +140,11 @@ def _form(word: str, edit: str) -> str:
     return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
 
 
-def _edit(
+def _edited(
     take: list[str], words: list[str], like: dict[str, list[str]], rng: random.Random
-) -> None:
-    """One edit of ``take``, in place; at least one word stays."""
-    place = rng.randrange(len(take))
+) -> list[str]:
+    """A copy of ``take`` with one edit; at least one word stays."""
+    take, place = list(take), rng.randrange(len(take))
     edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
     if edit == "swap":
         other = rng.randrange(len(take))
@@ -156,6 +155,7 @@ def _edit(
         take[place] = rng.choice(like[_form(take[place], edit)])
     elif len(take) > 1:
         del take[place]
+    return take
 
 
 def extend(train_split: Split, unlabelled: Split) -> Split:
@@ -292,6 +292,21 @@ def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
     onnx_model = helper.make_model(graph, opset_imports=opset, ir_version=9)
     checker.check_model(onnx_model, full_check=True)
     write_bytes(path, onnx_model.SerializeToString())
+
+
+def onnx_session(path: Path):
+    """An onnxruntime session for what `save_onnx` wrote, on as many threads as PyTorch uses.
+
+    Raises:
+        UserError: where onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("onnxruntime: pip install -r requirements-export.txt") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def load_checkpoint(folder: Path, variant: str | None = None):

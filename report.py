@@ -9,11 +9,13 @@ import math
 import textwrap
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from itertools import groupby, pairwise, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -26,13 +28,32 @@ from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.pdfbase import pdfmetrics, ttfonts
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Table
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data_utils import DEV, OUT_OF_DOMAIN, SPLITS, UserError, read_split, tokenize
-from distil import load_checkpoint
-from train_utils import choose_compute, matthews_corrcoef, predict_logits, read_json, write_bytes
+from data_utils import (
+    DEV,
+    OUT_OF_DOMAIN,
+    SPLITS,
+    Split,
+    UserError,
+    read_split,
+    tokenize,
+    within_budget,
+)
+from distil import load_checkpoint, onnx_session, save_onnx
+from model import DistilRNN
+from train_utils import (
+    MAX_TOKENS,
+    choose_compute,
+    matthews_corrcoef,
+    predict_logits,
+    read_json,
+    write_bytes,
+)
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
+EXPORTED = "distil as ONNX"
 MODES = {"LoRA": "GPT-2, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
 PARTS = ("command", "arguments", "parameters", "training", "data", "base", "hardware", "versions")
 PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the same recipe
@@ -123,24 +144,51 @@ def find_runs(out_dir: Path, sr_no: int) -> list[Run]:
     return sorted((load_run(path.parent) for path in found), key=lambda run: run.variant)
 
 
-def measure_inference(runs: list[Run]) -> dict[Path, dict]:
-    """Size and CPU speed by folder, the models taking turns; without those whose base is gone."""
-    compute, models, measured = choose_compute("cpu", None), {}, {}
+def measure_inference(runs: list[Run]) -> dict[str, dict]:
+    """Size and CPU speed of one variant's models by mode, and of the taught student as ONNX.
+
+    The models take turns on in_domain_dev. Left out are those whose base is gone, and ONNX where
+    onnx and onnxruntime are not installed.
+    """
+    judges: dict[str, Callable] = {}
+    measured: dict[str, dict] = {}
+    compute, sentences = choose_compute("cpu", None), 0
     for run in runs:
         source = Path(run.metrics["data"]["folder"], "raw", f"{DEV}.tsv")
         with suppress(UserError):
             model, tokenizer, positions = load_checkpoint(run.folder, run.metrics["base"]["name"])
             split = tokenize(tokenizer, *read_split(source), positions, str(source))
-            size = sum(tensor.nbytes for tensor in model.state_dict().values())
-            models[run.folder] = model, split
-            measured[run.folder] = {"bytes": size, "sentences_per_second": 0.0}
+            size, sentences = sum(t.nbytes for t in model.state_dict().values()), len(split)
+            judges[run.mode] = partial(predict_logits, model, split, compute)
+            measured[run.mode] = {"bytes": size, "sentences_per_second": 0.0}
+            if run.mode == "distil":
+                size, judges[EXPORTED] = exported(model, len(tokenizer), split)
+                measured[EXPORTED] = {"bytes": size, "sentences_per_second": 0.0}
     for _ in tqdm(range(4), desc="timing the models", disable=None, leave=False):
-        for folder, (model, split) in models.items():
-            began, best = time.perf_counter(), measured[folder]["sentences_per_second"]
-            predict_logits(model, split, compute)
-            rate = len(split) / (time.perf_counter() - began)
-            measured[folder]["sentences_per_second"] = max(rate, best)  # the first only warms up
+        for name, judge in judges.items():
+            began, best = time.perf_counter(), measured[name]["sentences_per_second"]
+            judge()
+            rate = sentences / (time.perf_counter() - began)
+            measured[name]["sentences_per_second"] = max(rate, best)  # the first only warms up
     return measured
+
+
+def exported(model: DistilRNN, vocabulary_size: int, split: Split) -> tuple[int, Callable]:
+    """The size of a student as ONNX, and a function that judges a split with it.
+
+    Raises:
+        UserError: where onnx or onnxruntime is not installed.
+    """
+    with TemporaryDirectory() as folder:
+        save_onnx(model, vocabulary_size, path := Path(folder, "student.onnx"))
+        size, session = path.stat().st_size, onnx_session(path)
+    ends = split.cu_seqlens.tolist()
+    batches = []
+    for indices in within_budget(split, np.argsort(-split.seqlens, kind="stable"), MAX_TOKENS):
+        rows = [split.input_ids[ends[i] : ends[i + 1]] for i in indices]
+        lengths = split.seqlens[indices].astype(np.int32)
+        batches.append({"input_ids": pad_sequence(rows, True).numpy(), "lengths": lengths})
+    return size, lambda: [session.run(None, batch) for batch in batches]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -246,13 +294,13 @@ def size_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     """Size and speed of one variant's models, with ratios to the first: LoRA, the teacher."""
     rows = [("model", "megabytes (ratio)", "sentences/s (ratio)")]
     measured = measure_inference(runs)
-    for run in runs:
+    for mode in dict.fromkeys([*(run.mode for run in runs), *measured]):
         cells = []
         for key, unit in (("bytes", 1e6), ("sentences_per_second", 1)):
-            value, first = (measured.get(r.folder, {}).get(key) for r in (run, runs[0]))
+            value, first = (measured.get(name, {}).get(key) for name in (mode, runs[0].mode))
             ratio = f" ({value / first:.2f}×)" if value and first else ""
             cells.append(f"{value / unit:,.1f}{ratio}" if value else "not measured")
-        rows.append((run.mode, *cells))
+        rows.append((mode, *cells))
     return rows
 
 
@@ -320,7 +368,10 @@ def story(runs: list[Run], plots: Path) -> Iterator[Flowable]:
             pictures = [Image(path, 225, 400, kind="proportional") for path in paths]
             yield from numbered("Figure", f"{run.name}, epoch by epoch.", [pictures])
     yield Paragraph("What these numbers cannot say", HEADING)
-    yield Paragraph(LIMITS, BODY)
+    n = runs[0].metrics["data"][DEV]["sentences"]
+    low, high = (100 * end for end in wilson_interval(round(0.8 * n), n))
+    width = f"On {n} sentences an accuracy of 80% means anything from {low:.1f}% to {high:.1f}%. "
+    yield Paragraph(width + LIMITS, BODY)
 
 
 def run_report(args: Namespace) -> None:

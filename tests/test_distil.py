@@ -17,6 +17,7 @@ from distil import (
     distillation,
     extend,
     load_checkpoint,
+    onnx_session,
     save_onnx,
     save_student,
     transfer_set,
@@ -96,7 +97,7 @@ def test_the_transfer_set_keeps_out_what_is_excluded():
 
 def test_a_transfer_set_that_is_too_large_is_refused():
     with pytest.raises(UserError, match=r"--transfer_size 100: only [0-9]+ variations"):
-        transfer_set(["Go."], 100, 1, set())
+        transfer_set(["Go.", "..."], 100, 1, set())
 
 
 def test_extending_a_split_keeps_both_as_they_were(nano_corpus):
@@ -213,11 +214,10 @@ def test_real_transfer_set_contains_no_dev_sentence(cola, tokenizer):
 
 
 def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
-    onnxruntime = pytest.importorskip("onnxruntime")
     model, folder = saved
     tokenizer = load_tokenizer(folder)
     save_onnx(model, len(tokenizer), folder / "student.onnx")
-    session = onnxruntime.InferenceSession(folder / "student.onnx")
+    session = onnx_session(folder / "student.onnx")
     split = nano_corpus["out_of_domain_dev"]
     expected = predict_logits(model, split, CPU).numpy()
     rng = np.random.default_rng(0)
