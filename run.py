@@ -202,7 +202,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
         return "out of memory; lower --batch_size, or choose a smaller --gpt_variant"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}; nothing half written was kept"
+        return f"{error.filename or 'output'}: {error.strerror}; what was saved before is whole"
+    if "os error 28" in text:  # the tokenizers library has no error of its own for a full disk
+        return "No space left on device; what was saved before is whole"
     return None
 
 

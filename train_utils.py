@@ -64,8 +64,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # writing and fsync do not say which file it was
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

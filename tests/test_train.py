@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -16,8 +18,9 @@ from conftest import NANO
 from hypothesis import given
 from hypothesis import strategies as st
 
+import run
 import train_utils
-from data_utils import Split, UserError
+from data_utils import PROJECT, Split, UserError
 from distil import distillation
 from model import DistilRNN, load_classifier
 from train_utils import (
@@ -204,7 +207,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*some\.json"):
         write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
@@ -246,3 +249,45 @@ def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
         locked(tmp_path).__enter__()
     with locked(tmp_path):  # free again
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "lower --batch_size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "lower --batch_size",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "lower --batch_size",
+        ),
+        (OSError(28, "No space left on device", "x.json"), "x.json: No space left on device"),
+        (UserError("one\nline"), "one line"),
+        (KeyError("a bug"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_that_the_user_can_mend_is_one_line_and_a_bug_is_not_hidden(error, words):
+    line = run.explain(error)
+    assert (words is None and line is None) or (words in line and "\n" not in line)
+
+
+def test_out_of_memory_in_a_real_process_names_the_option():
+    code = (
+        "import resource, run, torch, distil, report\n"
+        "used = 4096 * int(open('/proc/self/statm').read().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)\n"
+        "distil.load_corpus = lambda *_: torch.empty(2**40)\n"
+        "raise SystemExit(run.main(['--mode', 'rnn', '--gpt_variant', 'nano']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.endswith("lower --batch_size, or choose a smaller --gpt_variant\n")
