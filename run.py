@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parent
 MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
 EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
-NANO_TRANSFER_SIZE = 20_000
+NANO_TRANSFER_SIZE = 40_000
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
