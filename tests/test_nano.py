@@ -1,0 +1,116 @@
+"""nano/: the corpus is what its seed gives, the splits do not leak, and the folder loads."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NANO = Path(__file__).resolve().parent.parent / "nano"
+SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
+TRAIN, DEV, OUT_OF_DOMAIN = SPLITS
+
+
+@pytest.fixture(scope="module")
+def make_nano():
+    """The script nano/make_nano.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_nano", NANO / "make_nano.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_nano"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["make_nano"]
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[list[str]]]:
+    """The committed lines of each split, cut at the tabs."""
+    rows = {}
+    for split in SPLITS:
+        with open(NANO / "corpus" / "raw" / f"{split}.tsv", encoding="utf-8", newline="") as file:
+            rows[split] = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def sentences(splits) -> dict[str, set[str]]:
+    return {split: {row[3] for row in rows} for split, rows in splits.items()}
+
+
+@pytest.fixture(scope="module")
+def pretraining(make_nano) -> list[str]:
+    """The sentences that nano was pretrained on, made again from the seed."""
+    return make_nano.pretraining_sentences(make_nano.labelled_corpus())
+
+
+def test_rebuilding_the_corpus_gives_the_committed_bytes(tmp_path):
+    command = [sys.executable, NANO / "make_nano.py", "--corpus_only", "--out", tmp_path]
+    subprocess.run(command, check=True)
+    for split in SPLITS:
+        committed = NANO / "corpus" / "raw" / f"{split}.tsv"
+        assert (tmp_path / f"{split}.tsv").read_bytes() == committed.read_bytes()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_line_has_colas_four_columns(splits, split):
+    for row in splits[split]:
+        assert len(row) == 4
+        code, label, mark, sentence = row
+        assert code
+        assert (label, mark) in {("1", ""), ("0", "*")}
+        assert sentence[0].isupper()
+        assert sentence[-1] in ".?"
+        assert 4 <= len(sentence.split()) <= 14
+
+
+def test_dev_sets_have_a_thousand_sentences_and_balanced_labels(splits):
+    assert len(splits[DEV]) >= 1000
+    assert len(splits[OUT_OF_DOMAIN]) >= 1000
+    for rows in splits.values():
+        assert 0.49 < sum(row[1] == "1" for row in rows) / len(rows) < 0.51
+
+
+def test_no_sentence_occurs_twice(splits, sentences):
+    assert all(len(sentences[split]) == len(splits[split]) for split in SPLITS)
+    assert len(set.union(*sentences.values())) == sum(map(len, sentences.values()))
+
+
+def test_phenomena_of_the_two_domains_are_disjoint(splits):
+    codes = {split: {row[0] for row in rows} for split, rows in splits.items()}
+    assert codes[TRAIN] == codes[DEV]
+    assert codes[DEV].isdisjoint(codes[OUT_OF_DOMAIN])
+
+
+def test_no_dev_sentence_was_pretrained_on(pretraining, sentences):
+    assert len(set(pretraining)) == len(pretraining)
+    assert sentences[DEV].isdisjoint(pretraining)
+    assert sentences[OUT_OF_DOMAIN].isdisjoint(pretraining)
+
+
+def test_no_unacceptable_sentence_was_pretrained_on(pretraining, splits):
+    unacceptable = {row[3] for rows in splits.values() for row in rows if row[1] == "0"}
+    assert unacceptable.isdisjoint(pretraining)
+
+
+def test_the_folder_stays_small():
+    assert sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file()) < 10_000_000
+
+
+def test_the_folder_loads_and_prefers_grammatical_sentences():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(NANO)
+    model = transformers.GPT2LMHeadModel.from_pretrained(NANO).eval()
+    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>"
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+
+    def loss(sentence: str) -> float:
+        ids = tokenizer(sentence, return_tensors="pt")["input_ids"]
+        assert tokenizer.decode(ids[0]) == sentence
+        with torch.no_grad():
+            return float(model(ids, labels=ids).loss)
+
+    assert loss("The girls near Tom are happy.") < loss("The girls near Tom is happy.")
