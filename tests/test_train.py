@@ -291,3 +291,25 @@ def test_out_of_memory_in_a_real_process_names_the_option():
     )
     assert result.returncode == 2
     assert result.stderr.endswith("lower --batch_size, or choose a smaller --gpt_variant\n")
+
+
+def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
+    def new_state(value: float) -> train_utils.TrainState:
+        parameter = torch.nn.Parameter(torch.full((3,), value))
+        optimizer = torch.optim.Adam([parameter], lr=0.1)
+        parameter.grad = torch.full((3,), value)
+        optimizer.step()
+        return train_utils.TrainState(
+            tmp_path / "state.safetensors", {"w": parameter}, optimizer, {"lr": 0.1}
+        )
+
+    saved, loaded = new_state(1.0), new_state(7.0)
+    saved.keep_best()
+    saved.parameters["w"].data += 1
+    saved.save(Progress(steps=5, best_epoch=1))
+    assert loaded.load() == Progress(steps=5, best_epoch=1)
+    assert torch.equal(loaded.parameters["w"], saved.parameters["w"])
+    assert torch.equal(loaded.best["w"], saved.best["w"])
+    moments = [state.optimizer.state[state.parameters["w"]] for state in (saved, loaded)]
+    for key, tensor in moments[0].items():
+        assert torch.equal(tensor, moments[1][key]), key
