@@ -99,7 +99,8 @@ def read_json(path: Path) -> dict:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write safetensors atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+    # safetensors writes several entries of metadata in no fixed order; one gives the same bytes.
+    write_bytes(path, safetensors.torch.save(tensors, metadata or {"format": "pt"}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -313,3 +313,11 @@ def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
     moments = [state.optimizer.state[state.parameters["w"]] for state in (saved, loaded)]
     for key, tensor in moments[0].items():
         assert torch.equal(tensor, moments[1][key]), key
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    written = set()
+    for _ in range(20):
+        train_utils.write_tensors(tmp_path / "some", {"w": torch.ones(2)}, {"base": "of nano"})
+        written.add((tmp_path / "some").read_bytes())
+    assert len(written) == 1
