@@ -12,7 +12,7 @@ test: $(VENV)/test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
 
-# The averages of README.md, about ten minutes on two cores.
+# The averages of README.md, about a quarter of an hour on two cores.
 seeds: $(VENV)/demo
 	$(VENV)/bin/python bench/seeds.py
 

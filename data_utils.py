@@ -14,12 +14,13 @@ https://arxiv.org/abs/1805.12471), or any folder in its layout.
 """
 
 import hashlib
+import http.client
 import io
 import os
 import shutil
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -141,10 +142,10 @@ def fetch_cola(folder: Path, url: str = COLA_URL, sha256: dict[str, str] = COLA_
         if any(member.file_size > DOWNLOAD_LIMIT for member in members.values()):
             raise ValueError(f"a file of more than {DOWNLOAD_LIMIT >> 20} MiB in it")
         files = {split: archive.read(member) for split, member in members.items()}
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"{url}: cannot be downloaded ({reason}); {remedy}") from None
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"{url}: not CoLA's archive ({error}); {remedy}") from None
     for split, content in files.items():
         if hashlib.sha256(content).hexdigest() != sha256[split]:

@@ -14,6 +14,7 @@ is where it can: variations of the training sentences that nobody has labelled b
 
 import random
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -198,8 +199,10 @@ def add_teacher_logits(
     computed anew when the teacher, the sentences or the tokens are others.
     """
     key = fingerprint(teacher_print, corpus_fingerprint(corpus), compute.precision)
-    found, metadata = read_tensors(path) if path.exists() else ({}, {})
-    if metadata.get("key") != key:
+    found, metadata = {}, {}
+    with suppress(UserError):  # no file, or a broken one: its content can be computed again
+        found, metadata = read_tensors(path)
+    if metadata.get("key") != key or found.keys() != {TRAIN, DEV}:
         teacher.to(compute.device)
         found = {
             name: predict_logits(teacher, corpus[name], compute, f"teacher reads {name}")

@@ -132,13 +132,12 @@ def run_export(args: Namespace) -> None:
     """
     folder = args.checkpoint or run_folder(args, "LoRA")
     target = args.out_dir / "exports" / folder.resolve().name
-    target.mkdir(parents=True, exist_ok=True)
     if (folder / ADAPTER_CONFIG).exists():
         variant = args.gpt_variant if "gpt_variant" in args.given else None
         save_merged(load_adapter(folder, variant), target)
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:
         model, tokenizer, _ = load_checkpoint(folder)
-        tokenizer.save_pretrained(target)
         save_onnx(model, len(tokenizer), target / "student.onnx")
+        tokenizer.save_pretrained(target)
         print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")

@@ -2,7 +2,6 @@
 """The front door: options and dispatch. Nothing heavy is imported before a mode runs."""
 
 import argparse
-import contextlib
 import os
 import shlex
 import sys
@@ -209,5 +208,4 @@ def explain(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

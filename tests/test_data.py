@@ -119,6 +119,12 @@ SHA256 = {
 }
 
 
+def damaged(archive: bytes) -> bytes:
+    """The archive with its first member's compressed bytes overwritten."""
+    start = archive.index(b".tsv") + 4
+    return archive[:start] + b"\xff" * 8 + archive[start + 8 :]
+
+
 def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(serve, tmp_path):
     hostile = {"../outside.txt": b"x", "/tmp/outside.txt": b"x", "cola_public/raw/more.tsv": b"x"}
     fetch_cola(tmp_path / "here" / "cola", serve(zipped({**FILES, **hostile})), SHA256)
@@ -144,6 +150,7 @@ def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
         (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"other"}), False, "wrong checksum"),
         (zipped({"readme": b"nothing else"}), False, "not CoLA's archive"),
         (b"<html>not found</html>", False, "not CoLA's archive"),
+        (damaged(zipped(FILES)), False, "not CoLA's archive"),
         (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"0" * (1 << 27)}), False, "64 MiB"),
     ],
 )

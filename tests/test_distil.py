@@ -147,6 +147,9 @@ def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_
     assert len(passes) == 4
     add_teacher_logits(corpus("They sat."), teacher, "another teacher", CPU, path)
     assert len(passes) == 6
+    path.write_bytes(path.read_bytes()[:50])  # broken: computed again, not an error
+    add_teacher_logits(corpus("They sat."), teacher, "another teacher", CPU, path)
+    assert len(passes) == 8
 
 
 # ---------------------------------------------------------------------------------------------

@@ -228,6 +228,17 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, words, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_export_writes_both_kinds_and_leaves_nothing_where_there_is_no_checkpoint(
+    run, demo, tmp_path
+):
+    assert "no such checkpoint" in refusal(run("--mode", "export", "--checkpoint", "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+    for mode, file in (("LoRA", "model.safetensors"), ("distil", "student.onnx")):
+        result = run("--mode", "export", "--checkpoint", checkpoint(demo[0], mode))
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "exports" / f"{mode}_nano_7" / file).stat().st_size > 0
+
+
 def test_a_data_folder_that_lacks_a_file_is_named(run, tmp_path):
     (tmp_path / "data" / "raw").mkdir(parents=True)
     line = refusal(run("--mode", "rnn", *NANO_RUN, "--data_dir", "data"))
