@@ -156,6 +156,9 @@ def fetch_cola(folder: Path, url: str = COLA_URL, sha256: dict[str, str] = COLA_
         for split, content in files.items():
             (partial / "raw" / f"{split}.tsv").write_bytes(content)
         partial.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -330,4 +333,5 @@ def within_budget(split: Split, indices: np.ndarray, max_tokens: int) -> Iterato
             yield indices[start:i]
             start, tokens = i, 0
         tokens += length
-    yield indices[start:]
+    if start < len(indices):
+        yield indices[start:]

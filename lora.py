@@ -100,7 +100,8 @@ class LoRALinear(nn.Module):
         y = self.base_layer(x)
         if self.unmerged_weight is not None:
             return y
-        return y + self.scaling * self.lora_B(self.lora_A(self.lora_dropout(x)))
+        # Scaled where the tensor is small: (..., r), not (..., out).
+        return y + self.lora_B(self.scaling * self.lora_A(self.lora_dropout(x)))
 
     @torch.no_grad()
     def merge(self) -> None:

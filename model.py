@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import PackedSequence
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -23,6 +24,7 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers.activations import NewGELUActivation
 
 from data_utils import PROJECT, Batch, UserError, fingerprint, read_bytes
 
@@ -48,36 +50,66 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    runs: tuple[tuple[int, int], ...],
+    batch: Batch,
+    last_only: bool = False,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """Causal attention within each packed sentence, for `transformers.AttentionInterface`.
-
-    A run of n sentences of equal length is viewed, without a copy, as a dense (n, heads, length,
-    head_dim) block, so nothing is padded and nothing masked.
 
     Args:
         module: the attention layer; not used.
         query, key, value: (1, heads, tokens, head_dim).
         attention_mask: None, since a packed batch needs none.
         scaling: what the dot products are multiplied by.
-        dropout: probability of dropping an attention weight.
-        runs: (length, sentences) of each run, as `data_utils.Batch` has them.
+        dropout: probability of dropping an attention weight; 0, as `load_gpt2` sets it.
+        batch: how the tokens are packed.
+        last_only: attend from each sentence's last token alone.
         **kwargs: what Hugging Face passes to every attention function.
 
     Returns:
-        (1, tokens, heads, head_dim), and None for the attention weights.
+        (1, tokens, heads, head_dim), or (1, sentences, heads, head_dim) where ``last_only``; and
+        None for the attention weights.
     """
-    sizes = [length * count for length, count in runs]
-    blocks = zip(*(x[0].split(sizes, dim=1) for x in (query, key, value)), runs, strict=True)
+    attend = varlen_blocks if has_varlen(query) else dense_blocks
+    out = attend(*(x.squeeze(0) for x in (query, key, value)), batch, last_only, scaling)
+    return out.unsqueeze(0), None
+
+
+def dense_blocks(
+    q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
+) -> Tensor:
+    """Attention on any device: a run of n sentences of equal length is viewed, without a copy, as
+    a dense (n, heads, length, head_dim) block, so nothing is padded and nothing masked.
+    """
+    sizes = [length * count for length, count in batch.runs]
     outputs = []
-    for q, k, v, (length, count) in blocks:
-        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v))
+    blocks = zip(*(x.split(sizes, dim=1) for x in (q, k, v)), strict=True)
+    for block, (length, count) in zip(blocks, batch.runs, strict=True):
+        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in block)
         out = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling
-        )  # (count, heads, length, head_dim)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))  # (count * length, heads, head_dim)
-    return torch.cat(outputs).unsqueeze(0), None
+            q[:, :, -1:] if last_only else q, k, v, is_causal=not last_only, scale=scaling
+        )  # (count, heads, length or 1, head_dim)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def varlen_blocks(
+    q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
+) -> Tensor:
+    """The same in one kernel, FlashAttention's for variable lengths (Dao et al. 2022)."""
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (tokens, heads, head_dim)
+    ends, longest = batch.cu_seqlens.int(), batch.runs[0][0]
+    starts, reach = ends, longest
+    if last_only:
+        q, reach = q[ends[1:] - 1], 1
+        starts = torch.arange(len(ends), dtype=torch.int32, device=q.device)
+    causal = (-1, 0)  # any distance back, none ahead
+    return varlen_attn(q, k, v, starts, ends, reach, longest, scale=scaling, window_size=causal)
+
+
+def has_varlen(query: Tensor) -> bool:
+    """Whether the kernel for variable lengths takes this tensor: half precision on a GPU."""
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 AttentionInterface.register("packed", packed_attention)
@@ -93,15 +125,21 @@ class GPT2Classifier(nn.Module):
         nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (sentences, 2) of a packed batch."""
-        hidden = self.transformer(
-            input_ids=batch.input_ids.unsqueeze(0),  # (1, tokens)
-            position_ids=batch.position_ids.unsqueeze(0),
-            use_cache=False,
-            runs=batch.runs,
-        ).last_hidden_state.squeeze(0)  # (tokens, n_embd)
-        last = hidden[batch.cu_seqlens[1:] - 1]  # (sentences, n_embd)
-        return self.score(last)
+        """Logits (sentences, 2) of a packed batch.
+
+        Nobody reads the last block's output but at each sentence's last token, so that block
+        computes keys and values for every token, and everything after them for the last ones.
+        """
+        gpt2, last = self.transformer, batch.cu_seqlens[1:] - 1  # (sentences,)
+        hidden = gpt2.wte(batch.input_ids) + gpt2.wpe(batch.position_ids)  # (tokens, n_embd)
+        hidden = hidden.unsqueeze(0)  # Hugging Face's blocks want (1, tokens, n_embd)
+        *blocks, block = gpt2.h
+        for earlier in blocks:
+            hidden = earlier(hidden, batch=batch)
+        attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
+        hidden = hidden[:, last] + attended  # (1, sentences, n_embd)
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+        return self.score(gpt2.ln_f(hidden)).squeeze(0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,9 +178,11 @@ class DistilRNN(nn.Module):
         """Logits (sentences, 2) of a packed batch."""
         # A PackedSequence lays tokens out by time, then by sentence, the longest sentence first.
         by_time = torch.argsort(batch.position_ids, stable=True)
-        steps = torch.bincount(batch.position_ids).cpu()  # sentences that reach each position
+        # How many sentences reach each position, from the host, where nn.RNN wants it.
+        lengths, counts = (torch.tensor(column) for column in zip(*batch.runs, strict=True))
+        reaching = (lengths.unsqueeze(1) > torch.arange(batch.runs[0][0])) * counts.unsqueeze(1)
         embedded = self.embedding(self.rows(batch.input_ids[by_time]))  # (tokens, width)
-        _, last = self.rnn(PackedSequence(embedded, steps))  # (1, sentences, width)
+        _, last = self.rnn(PackedSequence(embedded, reaching.sum(dim=0)))  # (1, sentences, width)
         return self.linear(last.squeeze(0))
 
 
@@ -267,7 +307,11 @@ def load_gpt2(folder: Path, architecture=GPT2Model, **kwargs) -> GPT2Model | GPT
 
 def load_classifier(folder: Path) -> GPT2Classifier:
     """GPT-2 for packed batches under a new head; see `load_gpt2`."""
-    return GPT2Classifier(load_gpt2(folder, attn_implementation="packed"))
+    transformer = load_gpt2(folder, attn_implementation="packed")
+    for block in transformer.h:
+        if isinstance(block.mlp.act, NewGELUActivation):
+            block.mlp.act = nn.GELU("tanh")  # the same function in one pass instead of eight
+    return GPT2Classifier(transformer)
 
 
 def base_fingerprint(transformer: GPT2Model) -> str:

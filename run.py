@@ -153,12 +153,15 @@ def dispatch(args: argparse.Namespace) -> None:
 
         return getattr(predict, f"run_{args.mode}")(args)
     import report
+    from train_utils import is_main, process_group
 
-    for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
-        if mode != "report":
-            report.plot_run(train(mode, args), args.out_dir / "plots")
-    if args.mode in ("report", "all"):
-        report.run_report(args)
+    with process_group():
+        for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
+            folder = None if mode == "report" else train(mode, args)
+            if folder and is_main():
+                report.plot_run(folder, args.out_dir / "plots")
+        if args.mode in ("report", "all") and is_main():
+            report.run_report(args)
     return None
 
 

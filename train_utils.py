@@ -4,6 +4,9 @@ A run can be killed at any moment and goes on as if nothing had happened: batche
 depend on (sr_no, epoch, step) alone, and everything else that the next step needs is in one file,
 `state.safetensors`, which is replaced whole. `metrics.json` is written last and marks a finished
 run.
+
+Several processes started by torchrun train one model: each takes every n-th sentence of a batch, a
+loss is a share of the whole batch's mean, and the gradients' sum is that of one process.
 """
 
 import json
@@ -14,7 +17,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +27,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -48,6 +52,55 @@ from model import variant_name
 
 MAX_TOKENS = 2048  # of one forward pass; a larger batch is split and its gradients accumulate
 SAVE_EVERY = 300  # seconds between saves inside a long epoch
+READ_EVERY = {"cuda": 16}  # steps between looks at the losses on a GPU; 1 elsewhere
+
+
+# ---------------------------------------------------------------------------------------------
+# One process, or several as torchrun starts them
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; all but the main one fall silent."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs
+    try:
+        with ExitStack() as stack:
+            if not is_main():
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_processes() -> tuple[int, int]:
+    """This process' number and how many there are; (0, 1) where there is one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank_and_processes()[0] == 0
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Replace each tensor, in place, by its sum over all processes, in one exchange."""
+    if dist.is_initialized():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+
+
+def any_process(value: bool) -> bool:
+    """Whether ``value`` is true in any process; all wait for each other here."""
+    total = torch.tensor([float(value)])
+    sum_over_processes(total)
+    return bool(total)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -55,7 +108,12 @@ SAVE_EVERY = 300  # seconds between saves inside a long epoch
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: beside it, fsync, rename. A crash leaves the old or the new one."""
+    """Write a file atomically: beside it, fsync, rename. A crash leaves the old or the new one.
+
+    Of several processes only the main one writes.
+    """
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -157,19 +215,22 @@ def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder against a second command; the lock dies with its process.
 
+    Of several processes the main one holds it, and all of them stop where it cannot.
+
     Raises:
         UserError: where another process holds it, or the folder cannot be written.
     """
+    lock, refusal = filelock.FileLock(folder / ".lock", timeout=0), ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except filelock.Timeout:
-        raise UserError(f"{folder}: another command is at work here; wait for it") from None
+        refusal = "another command is at work here; wait for it"
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out_dir"
-        ) from None
+        refusal = f"cannot be written ({error.strerror}); choose another --out_dir"
+    if any_process(bool(refusal)):
+        raise UserError(f"{folder}: {refusal}")
     try:
         yield
     finally:
@@ -183,9 +244,10 @@ def is_finished(folder: Path, identity: dict, overwrite: bool) -> bool:
         UserError: where it holds another run, finished or not; the line says what differs.
     """
     metrics, state = folder / "metrics.json", folder / "state.safetensors"
-    if overwrite:
+    if overwrite and is_main():
         metrics.unlink(missing_ok=True)  # first, since it is what marks the rest as good
         state.unlink(missing_ok=True)
+    any_process(False)  # nobody looks before that is done
     if metrics.exists():
         found = read_json(metrics).get("identity", {})
     elif state.exists():
@@ -268,19 +330,28 @@ def predict_logits(
 ) -> Tensor:
     """Logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's own order.
 
-    Sentences of like length share a forward pass. A progress bar shows under ``description``.
+    Sentences of like length share a forward pass. Of several processes each judges its part, and
+    all get the whole. A progress bar shows under ``description``.
     """
     model.eval()
-    logits = torch.empty(len(split), 2)
+    rank, processes = rank_and_processes()
     by_length = np.argsort(-split.seqlens, kind="stable")
-    with tqdm(
-        desc=description, total=len(split), unit=" sentences", disable=None if description else True
-    ) as bar:
-        for indices in within_budget(split, by_length, MAX_TOKENS):
-            batch = pack(split, indices).to(compute.device)
+    pieces = list(within_budget(split, by_length, MAX_TOKENS))[rank::processes]
+    logits, places, found = torch.zeros(len(split), 2), [], []
+    total = sum(len(piece) for piece in pieces)
+    hidden = None if description else True
+    with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
+        for piece in pieces:
+            batch = pack(split, piece)
+            places.append(batch.indices)
             with compute.autocast():
-                logits[batch.indices.cpu()] = model(batch).float().cpu()
-            bar.update(len(indices))
+                found.append(
+                    model(batch.to(compute.device)).float()
+                )  # left where it is till the end
+            bar.update(len(piece))
+    if found:
+        logits[torch.cat(places)] = torch.cat(found).cpu()
+    sum_over_processes(logits)
     return logits
 
 
@@ -302,13 +373,15 @@ class Compute(NamedTuple):
 
 
 def choose_compute(device: str, precision: str | None) -> Compute:
-    """Resolve ``--device`` and ``--precision``.
+    """Resolve ``--device`` and ``--precision``; of several processes each has a GPU of its own.
 
     Raises:
         UserError: for a device that this machine or this PyTorch lacks.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and dist.is_initialized():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -354,10 +427,10 @@ def cross_entropy(examples: Examples, totals: Totals) -> Tensor:
 
 
 class Step(NamedTuple):
-    """What one optimiser step saw."""
+    """What one optimiser step saw; left on the device until somebody reads it."""
 
-    loss: float  # the mean over its batch
-    correct: int  # of the labelled sentences
+    loss: Tensor  # () the mean over its batch
+    correct: Tensor  # () how many of the labelled sentences
     totals: Totals
 
 
@@ -377,15 +450,26 @@ class Progress:
     best_epoch: int = 0
     stopped: str = ""  # why training ended: "epochs", "patience" or "max_steps"
 
-    def add(self, step: Step, seconds: float) -> None:
-        """Count a finished step."""
-        self.loss += step.loss * step.totals.sentences
-        self.sentences += step.totals.sentences
-        self.labelled += step.totals.labelled
-        self.correct += step.correct
+    def add(self, steps: list[Step], seconds: float) -> None:
+        """Count finished steps, reading all of them from the device at once.
+
+        Raises:
+            UserError: at the first whose loss is not finite.
+        """
         self.seconds += seconds
-        self.steps += 1
-        self.epoch_step += 1
+        results = torch.stack([torch.stack([step.loss, step.correct]) for step in steps])
+        for (loss, correct), step in zip(results.tolist(), steps, strict=True):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} at step {self.steps + 1}; lower --lr and add --overwrite "
+                    "(what was saved before is kept until then)"
+                )
+            self.loss += loss * step.totals.sentences
+            self.correct += int(correct)
+            self.sentences += step.totals.sentences
+            self.labelled += step.totals.labelled
+            self.steps += 1
+            self.epoch_step += 1
 
     def means(self) -> dict[str, float]:
         """Loss and accuracy over the epoch under way, of the steps so far."""
@@ -451,62 +535,92 @@ def train(
     progress = state.load() or Progress()
     if progress.steps:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
-    split, size = corpus[TRAIN], recipe.batch_size
     with interruptible() as interrupted:
         while not progress.stopped:
-            model.train()
-            order = shuffled(len(split), recipe.sr_no, progress.epoch)
-            with tqdm(
-                desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
-                initial=progress.epoch_step,
-                total=math.ceil(len(split) / size),
-                disable=None,
-                leave=False,
-            ) as bar:
-                for start in range(progress.epoch_step * size, len(split), size):
-                    if progress.steps == recipe.max_steps:
-                        break
-                    began = time.perf_counter()
-                    torch.manual_seed(step_seed(recipe.sr_no, progress.steps))  # dropout's
-                    step = accumulate_gradients(
-                        model, split, order[start : start + size], loss_of, compute
-                    )
-                    if not math.isfinite(step.loss):
-                        raise UserError(
-                            f"the loss is {step.loss} at step {progress.steps + 1}; lower --lr and "
-                            "add --overwrite (what was saved before is kept until then)"
-                        )
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    progress.add(step, time.perf_counter() - began)
-                    bar.set_postfix(progress.means(), refresh=False)
-                    bar.update()
-                    state.save_if_due(progress, interrupted)
+            train_epoch(
+                model, corpus[TRAIN], loss_of, recipe, compute, progress, state, interrupted
+            )
             finish_epoch(model, corpus[DEV], loss_of, recipe, compute, progress)
             if progress.best_epoch == progress.epoch:
                 state.keep_best()
             write_csv(folder / "history.csv", progress.history)
             state.save(progress)
-            state.save_if_due(progress, interrupted)
+            state.save_if_due(progress, any_process(bool(interrupted)))
     state.restore_best()
     return progress
 
 
+def train_epoch(
+    model: nn.Module,
+    split: Split,
+    loss_of: Loss,
+    recipe: Recipe,
+    compute: Compute,
+    progress: Progress,
+    state: "TrainState",
+    interrupted: list[int],
+) -> None:
+    """Take the steps of an epoch that are still to take, at most up to ``recipe.max_steps``.
+
+    A GPU is waited for once in `READ_EVERY` steps, not at every one.
+    """
+    model.train()
+    size, rank = recipe.batch_size, rank_and_processes()[0]
+    order = shuffled(len(split), recipe.sr_no, progress.epoch)
+    starts = range(progress.epoch_step * size, len(split), size)
+    if recipe.max_steps:
+        starts = starts[: recipe.max_steps - progress.steps]
+    unread: list[Step] = []
+    began = time.perf_counter()
+    with tqdm(
+        desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
+        initial=progress.epoch_step,
+        total=math.ceil(len(split) / size),
+        disable=None,
+        leave=False,
+    ) as bar:
+        for start in starts:
+            step = progress.steps + len(unread)
+            torch.manual_seed(step_seed(recipe.sr_no, step, rank))  # dropout's
+            indices = order[start : start + size]
+            unread.append(accumulate_gradients(model, split, indices, loss_of, compute))
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            stop = any_process(bool(interrupted))
+            if stop or start == starts[-1] or len(unread) == READ_EVERY.get(compute.device.type, 1):
+                progress.add(unread, time.perf_counter() - began)
+                bar.set_postfix(progress.means(), refresh=False)
+                bar.update(len(unread))
+                unread, began = [], time.perf_counter()
+                state.save_if_due(progress, stop)
+
+
 def accumulate_gradients(
     model: nn.Module, split: Split, indices: np.ndarray, loss_of: Loss, compute: Compute
-) -> "Step":
-    """Add the gradients of the mean loss over the sentences ``indices`` to the parameters'."""
+) -> Step:
+    """Add the gradients of the mean loss over the sentences ``indices`` to the parameters'.
+
+    Of several processes each takes its share of the sentences, which may be none, and all get the
+    gradients and the `Step` of the whole.
+    """
+    rank, processes = rank_and_processes()
     totals = Totals.of(split.labels[torch.from_numpy(indices)])
-    loss, correct = 0.0, 0
-    for piece in within_budget(split, indices, MAX_TOKENS):
+    result = torch.zeros(2, device=compute.device)  # loss, correct
+    for piece in within_budget(split, indices[rank::processes], MAX_TOKENS):
         batch = pack(split, piece).to(compute.device)
         with compute.autocast():
             logits = model(batch).float()
         share = loss_of(Examples(logits, batch.labels, batch.teacher_logits), totals)
         share.backward()
-        loss += share.item()
-        correct += int((logits.argmax(dim=1) == batch.labels).sum())
-    return Step(loss, correct, totals)
+        correct = (logits.argmax(dim=1) == batch.labels).sum()
+        result += torch.stack([share.detach(), correct])
+    if processes > 1:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        sum_over_processes(result, *(parameter.grad for parameter in trained))
+    return Step(*result, totals)
 
 
 def finish_epoch(
@@ -588,11 +702,11 @@ class TrainState:
         write_tensors(self.path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
         self.saved_at = time.monotonic()
 
-    def save_if_due(self, progress: Progress, interrupted: list[int]) -> None:
+    def save_if_due(self, progress: Progress, stop: bool) -> None:
         """Save now and then, and, where a signal asks for it, save and stop."""
-        if interrupted or time.monotonic() - self.saved_at > SAVE_EVERY:
+        if stop or time.monotonic() - self.saved_at > SAVE_EVERY:
             self.save(progress)
-        if interrupted:
+        if stop:
             raise KeyboardInterrupt
 
     def load(self) -> Progress | None:
@@ -643,12 +757,12 @@ def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], Progress, dict
 def interruptible() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list, so that a step is never cut in two.
 
-    A second SIGINT interrupts at once, without saving.
+    A second SIGINT interrupts at once, without saving; torchrun sends SIGTERM after the first.
     """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if received:
+        if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 
@@ -660,9 +774,9 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def step_seed(sr_no: int, step: int) -> int:
-    """A seed for one step's dropout, a function of ``sr_no`` and the step alone."""
-    return int(np.random.SeedSequence([sr_no, step]).generate_state(1, np.uint64)[0])
+def step_seed(sr_no: int, step: int, rank: int) -> int:
+    """A seed for one step's dropout, a function of ``sr_no``, the step and the process alone."""
+    return int(np.random.SeedSequence([sr_no, step, rank]).generate_state(1, np.uint64)[0])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -708,7 +822,8 @@ def run_training(
             model, loss_of = prepare(folder, compute)
             model.to(compute.device)
             progress = train(model, corpus, loss_of, recipe, compute, folder, identity)
-            save(model, folder)
+            if is_main():
+                save(model, folder)
             results, predictions = {}, []
             for name in (DEV, OUT_OF_DOMAIN):
                 logits = predict_logits(model, corpus[name], compute)
@@ -733,7 +848,9 @@ def run_training(
                 **results,
             }
             write_json(folder / "metrics.json", metrics)  # last: it marks a finished run
-            (folder / "state.safetensors").unlink(missing_ok=True)
+            if is_main():
+                (folder / "state.safetensors").unlink(missing_ok=True)
+        any_process(False)  # nobody reads before all is written
         show_run(folder)
     return folder
 
@@ -775,7 +892,7 @@ def hardware(compute: Compute) -> dict[str, str | int]:
         "device": compute.device.type,
         "name": name,
         "threads": torch.get_num_threads(),
-        "processes": 1,
+        "processes": rank_and_processes()[1],
         "precision": compute.precision,
     }
 

@@ -78,7 +78,7 @@ def compare_trajectories(
     order, losses = shuffled(len(split), 0, 0), []
     for step in tqdm(range(steps), disable=None):
         indices = order[BATCH_SIZE * step : BATCH_SIZE * (step + 1)]
-        loss = accumulate_gradients(ours, split, indices, cross_entropy, CPU).loss
+        loss = accumulate_gradients(ours, split, indices, cross_entropy, CPU).loss.item()
         expected = padded_loss(theirs, split, indices.tolist())
         expected.backward()
         losses.append(abs(loss - expected.item()) / expected.item())

@@ -115,7 +115,7 @@ def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, mo
         model.zero_grad()
         steps.append(accumulate_gradients(model, split, np.arange(64), loss_of, CPU))
         gradients.append([p.grad.clone() for p in model.parameters()])
-    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)
+    assert steps[0].loss.item() == pytest.approx(steps[1].loss.item(), rel=1e-5)
     assert steps[0].correct == steps[1].correct
     for whole, pieces in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-4)
