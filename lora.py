@@ -97,11 +97,16 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y = self.base_layer(x)
         if self.unmerged_weight is not None:
-            return y
-        # Scaled where the tensor is small: (..., r), not (..., out).
-        return y + self.lora_B(self.scaling * self.lora_A(self.lora_dropout(x)))
+            return self.base_layer(x)
+        dropping = self.training and self.lora_dropout.p > 0
+        if dropping or torch.is_autocast_enabled(x.device.type):
+            # Scaled where the tensor is small: (..., r), not (..., out).
+            correction = self.lora_B(self.scaling * self.lora_A(self.lora_dropout(x)))
+            return self.base_layer(x) + correction
+        weight = self.base_layer.weight if self.transposed else self.base_layer.weight.T
+        parameters = (self.base_layer.bias, self.lora_A.weight, self.lora_B.weight)
+        return LowRankCorrection.apply(x, weight, *parameters, self.scaling)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -118,6 +123,39 @@ class LoRALinear(nn.Module):
         if self.unmerged_weight is not None:
             self.base_layer.weight.data = self.unmerged_weight
             self.unmerged_weight = None
+
+
+class LowRankCorrection(torch.autograd.Function):
+    """y = x W0 + bias + s (x A^T) B^T and its gradients, the wide tensors read and written once.
+
+    With g = dL/dy, by the chain rule, W0 being frozen:
+
+        dL/dx = g W0^T + s (g B) A    dL/dA = s (g B)^T x    dL/dB = s g^T (x A^T)
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, A, B, scaling):
+        """x (..., in), weight (in, out), bias (out,) or None, A (r, in), B (out, r)."""
+        flat = x.flatten(0, -2)  # (n, in)
+        low = flat @ A.T  # (n, r)
+        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
+        y.addmm_(low, B.T, alpha=scaling)
+        ctx.save_for_backward(flat, low, weight, A, B)
+        ctx.scaling = scaling
+        return y.view(*x.shape[:-1], -1)  # (..., out)
+
+    @staticmethod
+    def backward(ctx, g):
+        """g (..., out)."""
+        flat, low, weight, A, B = ctx.saved_tensors
+        dx, dbias = None, None
+        g_flat = g.flatten(0, -2)  # (n, out)
+        g_low = ctx.scaling * (g_flat @ B)  # (n, r)
+        if ctx.needs_input_grad[0]:
+            dx = (g_flat @ weight.T).addmm_(g_low, A).view(*g.shape[:-1], -1)
+        if ctx.needs_input_grad[2]:
+            dbias = g_flat.sum(dim=0)
+        return dx, None, dbias, g_low.T @ flat, ctx.scaling * (g_flat.T @ low), None
 
 
 # ---------------------------------------------------------------------------------------------

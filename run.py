@@ -12,6 +12,7 @@ MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
 EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
 NANO_TRANSFER_SIZE = 40_000
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes that it starts
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
@@ -95,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Print the line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n" if IS_MAIN else None)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -151,17 +152,17 @@ def dispatch(args: argparse.Namespace) -> None:
     if args.mode in ("gen", "predict", "export"):
         import predict
 
-        return getattr(predict, f"run_{args.mode}")(args)
+        return getattr(predict, f"run_{args.mode}")(args) if IS_MAIN else None
     import report
-    from train_utils import is_main, process_group
+    from train_utils import process_group
 
     with process_group():
-        for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
-            folder = None if mode == "report" else train(mode, args)
-            if folder and is_main():
+        for mode in {"all": ("LoRA", "rnn", "distil"), "report": ()}.get(args.mode, (args.mode,)):
+            folder = train(mode, args)
+            if IS_MAIN:
                 report.plot_run(folder, args.out_dir / "plots")
-        if args.mode in ("report", "all") and is_main():
-            report.run_report(args)
+    if args.mode in ("report", "all") and IS_MAIN:
+        report.run_report(args)
     return None
 
 
@@ -183,7 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         again = "; the same command goes on from the last save" if args.mode in TRAINING else ""
-        print(f"\nrun.py: interrupted{again}", file=sys.stderr)
+        if IS_MAIN:
+            print(f"\nrun.py: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -192,14 +194,20 @@ def main(argv: list[str] | None = None) -> int:
         line = explain(error)
         if line is None:
             raise
-        print(f"run.py: error: {line}", file=sys.stderr)
+        if IS_MAIN or not is_user_error(error):  # every process meets those
+            print(f"run.py: error: {line}", file=sys.stderr)
         return 2
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether it is a `data_utils.UserError`, which is not imported here."""
+    return type(error).__name__ == "UserError"
 
 
 def explain(error: Exception) -> str | None:
     """One line for an error that the user can mend; None for one that is the program's own."""
     text = str(error)
-    if type(error).__name__ == "UserError":  # data_utils.UserError, not imported here
+    if is_user_error(error):
         return " ".join(text.split("\n"))
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
         return "out of memory; lower --batch_size, or choose a smaller --gpt_variant"

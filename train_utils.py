@@ -9,6 +9,7 @@ Several processes started by torchrun train one model: each takes every n-th sen
 loss is a share of the whole batch's mean, and the gradients' sum is that of one process.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -391,6 +392,18 @@ def choose_compute(device: str, precision: str | None) -> Compute:
         on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
         precision = "bf16" if on_gpu else "fp32"
     return Compute(torch.device(device), precision)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one; without glibc, do nothing.
+
+    By default it hands large blocks back to the kernel, which gives them out again page by page,
+    zeroed, at every step.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its greatest value
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class Totals(NamedTuple):
@@ -821,6 +834,7 @@ def run_training(
         if not is_finished(folder, identity, args.overwrite):
             model, loss_of = prepare(folder, compute)
             model.to(compute.device)
+            keep_freed_memory()
             progress = train(model, corpus, loss_of, recipe, compute, folder, identity)
             if is_main():
                 save(model, folder)

@@ -193,6 +193,26 @@ def test_three_kills_change_nothing(tmp_path):
     assert compare_killed(tmp_path, kills=3, seed=1, options=options) == []
 
 
+def test_a_second_command_is_refused_until_the_first_is_dead_and_then_goes_on(run, tmp_path):
+    options = ("--mode", "rnn", *NANO_RUN, "--epochs", 3)
+    command = [sys.executable, PROJECT / "run.py", *map(str, options)]
+    folder = checkpoint(tmp_path, "rnn")
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        while not (folder / "state.safetensors").exists():  # the first epoch's end
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)  # alive, but not done before the second asks
+        assert f"{folder.name}: another command is at work here" in refusal(run(*options))
+    finally:
+        first.kill()
+        first.wait()
+    result = run(*options)
+    assert result.returncode == 0, result.stderr
+    assert "resuming after step" in result.stdout
+    assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
+
+
 # ---------------------------------------------------------------------------------------------
 # Bad input: one line, exit status 2
 

@@ -108,6 +108,28 @@ def test_dropout_acts_while_training_only():
     assert not torch.equal(layer.train()(x), layer.train()(x))
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradients_written_by_hand_are_autograds(kind, bias):
+    layer = LoRALinear(layer_of(kind), LoraConfig(r=2, lora_alpha=6)).double()
+    nn.init.normal_(layer.lora_B.weight)
+    layer.base_layer.weight.requires_grad_(False)
+    if not bias and kind is nn.Linear:
+        layer.base_layer.bias = None
+    layer.base_layer.requires_grad_(False)
+    if bias:
+        layer.base_layer.bias.requires_grad_(True)
+    x = torch.randn(3, 4, 5, dtype=torch.double, requires_grad=True)
+    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    plain = layer.base_layer(x) + layer.lora_B(layer.scaling * layer.lora_A(x))
+    weights = torch.randn_like(plain)
+    found = torch.autograd.grad((layer(x) * weights).sum(), inputs)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    assert len(found) == 3 + bias
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_initial_a_is_pefts():
     torch.manual_seed(5)
     ours = LoRALinear(layer_of(nn.Linear), LoraConfig()).lora_A.weight
