@@ -13,7 +13,7 @@ from distil import load_checkpoint, save_onnx
 from lora import CONFIG as ADAPTER_CONFIG
 from lora import load_adapter, save_merged
 from model import load_gpt2, load_tokenizer, variant_folder
-from train_utils import choose_compute, predict_logits, run_folder
+from train_utils import choose_compute, keep_freed_memory, predict_logits, run_folder
 
 # ---------------------------------------------------------------------------------------------
 # gen
@@ -70,6 +70,7 @@ def run_predict(args: Namespace) -> None:
     variant = args.gpt_variant if "gpt_variant" in args.given else None
     model, tokenizer, positions = load_checkpoint(folder, variant)
     split = tokenize(tokenizer, sentences, [UNLABELLED] * len(sentences), positions, source)
+    keep_freed_memory()
     logits = predict_logits(model.to(compute.device), split, compute, "judging")
     if args.json:
         for sentence, row in zip(sentences, logits, strict=True):

@@ -832,9 +832,9 @@ def run_training(
     }
     with locked(folder):
         if not is_finished(folder, identity, args.overwrite):
+            keep_freed_memory()
             model, loss_of = prepare(folder, compute)
             model.to(compute.device)
-            keep_freed_memory()
             progress = train(model, corpus, loss_of, recipe, compute, folder, identity)
             if is_main():
                 save(model, folder)

@@ -1,0 +1,647 @@
+"""Measure this project's speed and memory beside what people use today, and write the table.
+
+    python bench/speed.py --gpt2 FOLDER --gpt2_medium FOLDER --data_dir cola_public
+    python bench/speed.py --gpt2 FOLDER --data_dir cola_public --quick      # under 5 minutes
+
+Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
+both alike; figures are medians, and what counts is their ratio. The roofline is this machine's own
+rate of multiplying matrices, measured between the steps. A real token counts as 2 passes of 2 FLOP
+for each of the blocks' weights, also where work is skipped and never for padding.
+
+The peers, written against their libraries' public interfaces:
+PEFT             its LoRA on Hugging Face's classifier, each batch padded to its longest sentence
+course style     sentences padded or cut to 20 tokens, the teacher asked anew in every step, Adam
+                 over the embedding of the whole vocabulary
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
+
+
+class Row(NamedTuple):
+    """A line of the table; the ratio is how many times better ours is, and so is its goal."""
+
+    work: str
+    ours: str
+    peer: str
+    ratio: float
+    goal: float
+
+    def __str__(self) -> str:
+        met = "" if not self.goal else "met" if self.ratio >= self.goal else "**not met**"
+        goal = f"{self.goal:g}" if self.goal else ""
+        ratio = f"{self.ratio:.2f}" if self.ratio else ""
+        return f"| {self.work} | {self.ours} | {self.peer} | {ratio} | {goal} | {met} |"
+
+
+def main() -> None:
+    """Measure every row and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gpt2", type=Path, required=True, help="full-size, any weights")
+    parser.add_argument("--gpt2_medium", type=Path, help="the same of gpt2-medium")
+    parser.add_argument("--data_dir", type=Path, default=PROJECT / "cola_public")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, parts of the corpus")
+    parser.add_argument(
+        "--rows", default="", help="only the rows whose function has this in its name"
+    )
+    parser.add_argument("--out", type=Path, help="where to write the table, too")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
+    args = parser.parse_args()
+    if args.worker:
+        name, *rest = args.worker
+        print(json.dumps(globals()[name](args, *rest)))
+        return
+    lines = [
+        f"{machine()}; random weights of full size, CoLA, batch {BATCH_SIZE}, fp32"
+        f"{'; quick variant' if args.quick else ''}.",
+        "",
+        "| work | this project | peer | ratio | goal | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    print("\n".join(lines), flush=True)
+    for measure in ROWS:
+        if args.rows in measure.__name__:
+            for row in measure(args):
+                lines.append(str(row))
+                print(row, flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+def machine() -> str:
+    """The machine and the versions in words."""
+    import torch
+    import transformers
+
+    from train_utils import choose_compute, hardware
+
+    found = hardware(choose_compute("cpu", None))
+    return (
+        f"{found['name']}, {found['threads']} threads, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Python {platform.python_version()}"
+    )
+
+
+def in_turn(sides: dict[str, Callable[[int], object]], times: int) -> dict[str, list[float]]:
+    """Call each side ``times`` times with 0, 1, ..., taking turns; the seconds of each call."""
+    from tqdm import tqdm
+
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in tqdm(range(times), desc=" / ".join(sides), disable=None, leave=False):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side(number)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def worker(args: argparse.Namespace, *command: str) -> dict:
+    """What a function of this file returns in a process of its own."""
+    options = ["--gpt2", args.gpt2, "--data_dir", args.data_dir, "--worker", *command]
+    result = subprocess.run(
+        [sys.executable, __file__, *map(str, options)], capture_output=True, check=False, text=True
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def compute_on_cpu():
+    """What the project computes with here."""
+    from train_utils import choose_compute, keep_freed_memory
+
+    keep_freed_memory()  # as run.py does; where both sides share a process, the peer gains by it
+    return choose_compute("cpu", None)
+
+
+# ---------------------------------------------------------------------------------------------
+# LoRA. Imports stand in the functions, so that the memory of a side is its own.
+
+
+def lora_sides(base: Path, data_dir: Path) -> tuple:
+    """Makers of a training step of ours and of PEFT's, on the n-th batch; split and order."""
+    import torch
+
+    from data_utils import TRAIN, load_corpus, shuffled
+    from lora import LoraConfig, add_lora
+    from model import load_classifier, load_tokenizer
+    from train_utils import accumulate_gradients, cross_entropy
+
+    split = load_corpus(data_dir, load_tokenizer(base), 1024)[TRAIN]
+    compute = compute_on_cpu()
+    order = shuffled(len(split), SR_NO, 0)
+
+    def side(model: torch.nn.Module, backward: Callable) -> Callable[[int], None]:
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
+
+        def step(number: int) -> None:
+            backward(model, order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)])
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def ours() -> Callable[[int], None]:
+        model = load_classifier(base)
+        add_lora(model, LoraConfig())
+        return side(model, lambda m, i: accumulate_gradients(m, split, i, cross_entropy, compute))
+
+    def theirs() -> Callable[[int], None]:
+        from parity import padded_loss, peft_model
+
+        return side(peft_model(base), lambda m, i: padded_loss(m, split, i.tolist()).backward())
+
+    return {"ours": ours, "PEFT": theirs}, split, order
+
+
+def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Training steps with LoRA, and against the roofline."""
+    import torch
+
+    for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
+        if base is None or (args.quick and name != "gpt2"):
+            continue
+        makers, split, order = lora_sides(base, args.data_dir)
+        sides = {side: make() for side, make in makers.items()}
+        config = json.loads((base / "config.json").read_text())
+        width, layers = config["n_embd"], config["n_layer"]
+        a, b = torch.randn(1200, width), torch.randn(width, 4 * width)
+        sides["roofline"] = partial(multiply, a, b)
+        seconds = in_turn(sides, 4 if args.quick else 11)
+        seconds = {side: values[1:] for side, values in seconds.items()}  # the first warms up
+        rate = {side: BATCH_SIZE / statistics.median(seconds[side]) for side in makers}
+        flop = 10 * 2 * a.numel() * b.shape[1]
+        roofline = flop / statistics.median(seconds["roofline"])
+        tokens = [
+            split.seqlens[order[BATCH_SIZE * n : BATCH_SIZE * (n + 1)]].sum()
+            for n in range(1, len(seconds["ours"]) + 1)
+        ]
+        per_token = 4 * 12 * layers * width**2  # 2 passes of 2 FLOP a weight
+        reached = statistics.median(
+            per_token * n / s for n, s in zip(tokens, seconds["ours"], strict=True)
+        )
+        yield Row(
+            f"LoRA training, {name}, sentences/s",
+            f"{rate['ours']:.1f}",
+            f"PEFT {rate['PEFT']:.1f}",
+            rate["ours"] / rate["PEFT"],
+            4,
+        )
+        del sides
+        yield Row(
+            f"the same, {name}, GFLOP/s of real tokens",
+            f"{reached / 1e9:.0f}",
+            f"roofline {roofline / 1e9:.0f}",
+            reached / roofline,
+            0.55,
+        )
+
+
+def multiply(a, b, _: int) -> None:
+    """Ten times, so that a slow moment does not decide."""
+    for _ in range(10):
+        a @ b
+
+
+def memory_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Peak resident memory of three training steps, one process a side."""
+    for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
+        if base is None or (args.quick and name != "gpt2"):
+            continue
+        ours, theirs = (worker(args, "peak_of_lora", side, base) for side in ("ours", "PEFT"))
+        yield Row(
+            f"peak resident memory, LoRA training, {name}, GiB",
+            f"{ours / 2**30:.2f}",
+            f"PEFT {theirs / 2**30:.2f}",
+            theirs / ours,
+            2,
+        )
+
+
+def peak_of_lora(args: argparse.Namespace, side: str, base: str) -> int:
+    """Bytes after three steps of one side."""
+    step = lora_sides(Path(base), args.data_dir)[0][side]()
+    for number in range(3):
+        step(number)
+    return peak()
+
+
+def peak() -> int:
+    """This process' peak resident memory in bytes; Linux's getrusage would count its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+# ---------------------------------------------------------------------------------------------
+# Distillation
+
+
+def corpus_of(args: argparse.Namespace) -> dict:
+    """The tokenised corpus."""
+    from data_utils import load_corpus
+    from model import load_tokenizer
+
+    return load_corpus(args.data_dir, load_tokenizer(args.gpt2), 1024)
+
+
+def head_of(split, sentences: int):
+    """The first sentences of a split."""
+    from data_utils import Split
+
+    end = split.cu_seqlens[sentences]
+    labels = split.labels[:sentences]
+    bounds = split.cu_seqlens[: sentences + 1]
+    return Split(split.sentences[:sentences], split.input_ids[:end], bounds, labels)
+
+
+def padded(split, indices, length: int | None = None):
+    """Token ids (sentences, time) and mask, to the longest or, padded and cut, to ``length``."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    bounds = split.cu_seqlens.tolist()
+    rows = [split.input_ids[bounds[i] : bounds[i + 1]][:length] for i in indices]
+    lengths = torch.tensor([len(row) for row in rows])
+    time_steps = length or int(lengths.max())
+    input_ids = torch.zeros(len(rows), time_steps, dtype=torch.long)
+    block = pad_sequence(rows, batch_first=True)
+    input_ids[:, : block.shape[1]] = block
+    return input_ids, (torch.arange(time_steps) < lengths.unsqueeze(1)).long()
+
+
+def hugging_face_classifier(base: Path):
+    """Hugging Face's own, as a teacher."""
+    from transformers import GPT2ForSequenceClassification
+
+    model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2)
+    model.config.pad_token_id = 0
+    return model.eval().requires_grad_(False)
+
+
+def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """A teacher's logits over the training sentences."""
+    import torch
+
+    from data_utils import TRAIN, shuffled
+    from model import load_classifier
+    from train_utils import predict_logits
+
+    split = corpus_of(args)[TRAIN]
+    split = head_of(split, 1024) if args.quick else split
+    ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
+    order = shuffled(len(split), SR_NO, 0).tolist()
+
+    def padded_pass(_: int) -> None:
+        with torch.no_grad():
+            for start in range(0, len(order), BATCH_SIZE):
+                ids, mask = padded(split, order[start : start + BATCH_SIZE])
+                theirs(input_ids=ids, attention_mask=mask)
+
+    seconds = in_turn(
+        {"ours": lambda _: predict_logits(ours, split, compute_on_cpu()), "padded": padded_pass}, 2
+    )
+    best = {side: min(values) for side, values in seconds.items()}
+    yield Row(
+        f"teacher's logits of {len(split):,} sentences, s",
+        f"{best['ours']:.1f}",
+        f"padded to the longest {best['padded']:.1f}",
+        best["padded"] / best["ours"],
+        3.5,
+    )
+
+
+class CourseRNN:
+    """The student as courses write it: full vocabulary, padding to 20, state at the last step."""
+
+    def __new__(cls, vocabulary_size: int):
+        import torch
+        from torch import nn
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = nn.Embedding(vocabulary_size, 768)
+                self.rnn = nn.RNN(768, 768, batch_first=True)
+                self.linear = nn.Linear(768, 2)
+
+            def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+                states, _ = self.rnn(self.embedding(input_ids))
+                return self.linear(states[:, -1])
+
+        return Model()
+
+
+def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """The whole published distil run, teacher's logits included; one epoch in the quick variant."""
+    import torch
+    import torch.nn.functional as F
+
+    from data_utils import DEV, TRAIN, shuffled
+    from distil import add_teacher_logits, distillation
+    from model import DistilRNN, load_classifier
+    from train_utils import Recipe, train
+
+    corpus = corpus_of(args)
+    if args.quick:
+        corpus = {name: head_of(split, min(len(split), 1024)) for name, split in corpus.items()}
+    split, epochs, compute = corpus[TRAIN], 1 if args.quick else 5, compute_on_cpu()
+    ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
+    student = CourseRNN(theirs.config.vocab_size)
+
+    def run_ours(_: int) -> None:
+        with TemporaryDirectory() as folder:
+            cache = Path(folder, "teacher_logits.safetensors")
+            add_teacher_logits(corpus, ours, "random", compute, cache)
+            model = DistilRNN(split.input_ids.unique())
+            recipe = Recipe(SR_NO, BATCH_SIZE, LR, epochs, epochs, "accuracy", None)
+            with open(os.devnull, "w") as nowhere:
+                stdout, sys.stdout = sys.stdout, nowhere
+                train(
+                    model,
+                    corpus,
+                    distillation(2.0, 0.5),
+                    recipe,
+                    compute_on_cpu(),
+                    Path(folder),
+                    {},
+                )
+                sys.stdout = stdout
+
+    def run_theirs(_: int) -> None:
+        optimizer = torch.optim.Adam(student.parameters(), lr=LR)
+        for epoch in range(epochs):
+            order = shuffled(len(split), SR_NO, epoch).tolist()
+            for start in range(0, len(order), BATCH_SIZE):
+                indices = order[start : start + BATCH_SIZE]
+                ids, mask = padded(split, indices, 20)
+                with torch.no_grad():
+                    taught = theirs(input_ids=ids, attention_mask=mask).logits
+                logits = student(ids)
+                soft = F.kl_div(
+                    F.log_softmax(logits / 2, 1), F.softmax(taught / 2, 1), reduction="batchmean"
+                )
+                loss = 0.5 * 4 * soft + 0.5 * F.cross_entropy(logits, split.labels[indices])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                dev = corpus[DEV]
+                for start in range(0, len(dev), BATCH_SIZE):
+                    student(padded(dev, range(start, min(start + BATCH_SIZE, len(dev))), 20)[0])
+
+    seconds = in_turn({"ours": run_ours, "course style": run_theirs}, 1)
+    yield Row(
+        f"distil run, {epochs} epoch{'s'[: epochs > 1]} of {len(split):,} sentences, s",
+        f"{seconds['ours'][0]:.1f}",
+        f"course style {seconds['course style'][0]:.1f}",
+        seconds["course style"][0] / seconds["ours"][0],
+        10,
+    )
+
+
+def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """An epoch of the untaught student, and that its losses are those of the full embedding."""
+    import torch
+
+    from data_utils import TRAIN, shuffled
+    from model import DistilRNN
+    from train_utils import accumulate_gradients, cross_entropy
+
+    split = corpus_of(args)[TRAIN]
+    occurring = split.input_ids.unique()
+    torch.manual_seed(SR_NO)
+    compact, full = DistilRNN(occurring), DistilRNN(torch.arange(50257))
+    full.rnn.load_state_dict(compact.rnn.state_dict())
+    full.linear.load_state_dict(compact.linear.state_dict())
+    with torch.no_grad():
+        full.embedding.weight[occurring] = compact.embedding.weight[:-1]
+    order, losses = shuffled(len(split), SR_NO, 0), {"ours": [], "dense": []}
+    steps = 10 if args.quick else len(split) // BATCH_SIZE
+
+    def side(name: str, model: DistilRNN, optimizer: torch.optim.Optimizer) -> Callable:
+        def step(number: int) -> None:
+            indices = order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)]
+            found = accumulate_gradients(model, split, indices, cross_entropy, compute_on_cpu())
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[name].append(found.loss.item())
+
+        return step
+
+    sides = {
+        "ours": side("ours", compact, torch.optim.Adam(compact.parameters(), lr=LR, fused=True)),
+        "dense": side("dense", full, torch.optim.Adam(full.parameters(), lr=LR)),
+    }
+    seconds = in_turn(sides, steps)
+    apart = max(abs(a - b) / b for a, b in zip(*losses.values(), strict=True))
+    yield Row(
+        f"rnn, {steps} steps, s (losses within {apart:.0e})",
+        f"{sum(seconds['ours']):.1f}",
+        f"dense Adam over 50,257 rows {sum(seconds['dense']):.1f}",
+        sum(seconds["dense"]) / sum(seconds["ours"]),
+        4,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Inference and starting
+
+
+def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Judging the training sentences with the student, against the teacher's own rate."""
+    from data_utils import TRAIN
+    from model import DistilRNN, load_classifier
+    from train_utils import predict_logits
+
+    split = corpus_of(args)[TRAIN]
+    some = head_of(split, 512)
+    teacher, student = load_classifier(args.gpt2), DistilRNN(split.input_ids.unique())
+    sides = {
+        "student": lambda _: predict_logits(student, split, compute_on_cpu()),
+        "teacher": lambda _: predict_logits(teacher, some, compute_on_cpu()),
+    }
+    seconds = {side: statistics.median(s[1:]) for side, s in in_turn(sides, 4).items()}
+    rate = {"student": len(split) / seconds["student"], "teacher": len(some) / seconds["teacher"]}
+    yield Row(
+        "predict, sentences/s: the student",
+        f"{rate['student']:,.0f}",
+        f"our teacher {rate['teacher']:,.0f}",
+        rate["student"] / rate["teacher"],
+        50,
+    )
+
+
+def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """100 tokens, the likeliest each, against a loop that reads the whole text for each token."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from model import load_gpt2
+
+    model, prompt = load_gpt2(args.gpt2, GPT2LMHeadModel), torch.tensor([[464, 4701]])
+    found = {}
+
+    def cached(_: int) -> None:
+        mask = torch.ones_like(prompt)
+        settings = {"max_new_tokens": 100, "do_sample": False, "pad_token_id": 50256}
+        found["cached"] = model.generate(prompt, attention_mask=mask, **settings)
+
+    @torch.no_grad()
+    def uncached(_: int) -> None:
+        ids = prompt
+        for _ in range(100):
+            logits = model(input_ids=ids, use_cache=False).logits[:, -1]
+            ids = torch.cat([ids, logits.argmax(1, keepdim=True)], dim=1)
+        found["uncached"] = ids
+
+    seconds = in_turn({"cached": cached, "uncached": uncached}, 1 if args.quick else 3)
+    seconds = {side: statistics.median(values) for side, values in seconds.items()}
+    same = "the same text" if torch.equal(*found.values()) else "not the same text"
+    yield Row(
+        f"generation, 100 tokens, s ({same})",
+        f"{seconds['cached']:.2f}",
+        f"no key-value cache {seconds['uncached']:.2f}",
+        seconds["uncached"] / seconds["cached"],
+        3,
+    )
+
+
+def start_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """``--help``, and what happens between the command and the first training step."""
+    command = [sys.executable, PROJECT / "run.py", "--help"]
+    run = {"--help": lambda _: subprocess.run(command, capture_output=True, check=True)}
+    seconds = statistics.median(in_turn(run, 10)["--help"])
+    yield Row("`--help`, s, against the 0.3 s allowed", f"{seconds:.2f}", "0.30", 0.3 / seconds, 1)
+    phases = worker(args, "start_of_lora")
+    listed = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
+    yield Row(f"start of LoRA, s: {listed}", f"{sum(phases.values()):.1f}", "", 0, 0)
+
+
+def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each thing done before the first step, each of which is done once."""
+    phases, began = {}, time.perf_counter()
+
+    def note(name: str) -> None:
+        nonlocal began
+        phases[name], began = time.perf_counter() - began, time.perf_counter()
+
+    import report  # noqa: F401  as run.py does
+
+    note("imports")
+    corpus = corpus_of(args)
+    note("reading and tokenising")
+    from lora import LoraConfig, add_lora
+    from model import base_fingerprint, load_classifier
+
+    model = load_classifier(args.gpt2)
+    note("weights")
+    base_fingerprint(model.transformer)
+    note("their fingerprint")
+    add_lora(model, LoraConfig())
+    from data_utils import corpus_fingerprint
+
+    corpus_fingerprint(corpus)
+    note("LoRA layers and the corpus' fingerprint")
+    return phases
+
+
+# ---------------------------------------------------------------------------------------------
+# Growth
+
+
+def growth_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Seconds an epoch and peak memory as the corpus grows; sentences of 5 to 500 tokens."""
+    sizes = (1, 2) if args.quick else (1, 2, 4, 8)
+    found = {size: worker(args, "epoch_of_lora", str(size)) for size in sizes}
+    for size in sizes[1:]:
+        per_sentence = found[1]["seconds"] / (found[size]["seconds"] / size)
+        yield Row(
+            f"growth: an epoch of nano's LoRA on {size} times CoLA, s (GiB)",
+            f"{found[size]['seconds']:.1f} ({found[size]['peak'] / 2**30:.2f})",
+            f"{size} x {found[1]['seconds']:.1f} ({found[1]['peak'] / 2**30:.2f})",
+            per_sentence,
+            0.95,
+        )
+    short, mixed = (worker(args, "step_of_long", str(longest)) for longest in (50, 500))
+    yield Row(
+        "peak memory of a gpt2 step, 32 sentences of 5 to 500 tokens, GiB",
+        f"{mixed / 2**30:.2f}",
+        f"5 to 50 tokens {short / 2**30:.2f}",
+        short / mixed,
+        0,
+    )
+
+
+def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
+    """Train nano for one epoch on the corpus ``size`` times over."""
+    import numpy as np
+    import torch
+
+    from data_utils import TRAIN, load_corpus, shuffled
+    from distil import extend
+    from lora import LoraConfig, add_lora
+    from model import load_classifier, load_tokenizer
+    from train_utils import accumulate_gradients, cross_entropy
+
+    nano = PROJECT / "nano"
+    once = load_corpus(args.data_dir, load_tokenizer(nano), 512)[TRAIN]
+    split = once
+    for _ in range(int(size) - 1):
+        split = extend(split, once)
+    model = load_classifier(nano)
+    add_lora(model, LoraConfig())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
+    order = shuffled(len(split), SR_NO, 0)
+    began = time.perf_counter()
+    for indices in np.split(order, range(BATCH_SIZE, len(order), BATCH_SIZE)):
+        accumulate_gradients(model, split, indices, cross_entropy, compute_on_cpu())
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"seconds": time.perf_counter() - began, "peak": peak()}
+
+
+def step_of_long(args: argparse.Namespace, longest: str) -> int:
+    """Bytes after a LoRA step on 32 sentences of 5 to ``longest`` tokens."""
+    import numpy as np
+    import torch
+
+    from data_utils import Split
+    from lora import LoraConfig, add_lora
+    from model import load_classifier
+    from train_utils import accumulate_gradients, cross_entropy
+
+    lengths = np.linspace(5, int(longest), 32).astype(int)
+    bounds = torch.tensor(np.cumsum([0, *lengths]))
+    ids = torch.randint(50257, (int(bounds[-1]),))
+    split = Split([""] * 32, ids, bounds, torch.arange(32) % 2)
+    model = load_classifier(args.gpt2)
+    add_lora(model, LoraConfig())
+    accumulate_gradients(model, split, np.arange(32), cross_entropy, compute_on_cpu())
+    return peak()
+
+
+ROWS = (
+    lora_rows, memory_rows, teacher_rows, distil_rows, rnn_rows, predict_rows, generation_rows,
+    start_rows, growth_rows,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main()
