@@ -282,6 +282,10 @@ class Batch(NamedTuple):
 
     Longest first puts sentences of equal length side by side, so that attention can view each
     such run as a dense block (model.py), and it is the order that ``nn.RNN`` wants.
+
+    What a causal model makes of a token depends on the prefix that it ends, and on nothing else:
+    sentences that begin alike share their beginning's computation. ``places`` has one token for
+    each distinct prefix, and ``prefixes`` says for every token which of them is its own.
     """
 
     input_ids: Tensor  # (tokens,)
@@ -290,6 +294,8 @@ class Batch(NamedTuple):
     labels: Tensor  # (sentences,)
     indices: Tensor  # (sentences,)  which sentence of the split each one is
     teacher_logits: Tensor | None  # (sentences, 2)
+    places: Tensor  # (distinct prefixes,)
+    prefixes: Tensor  # (tokens,)
     runs: tuple[tuple[int, int], ...]  # (length, sentences) of each run, on the host
 
     def to(self, device: torch.device) -> "Batch":
@@ -306,15 +312,37 @@ def pack(split: Split, indices: np.ndarray) -> Batch:
     position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     starts = split.cu_seqlens.numpy()[indices]
     chosen = torch.from_numpy(indices)
+    input_ids = split.input_ids[torch.from_numpy(np.repeat(starts, lengths) + position_ids)]
+    places, prefixes = distinct_prefixes(input_ids.tolist(), position_ids.tolist())
     return Batch(
-        input_ids=split.input_ids[torch.from_numpy(np.repeat(starts, lengths) + position_ids)],
+        input_ids=input_ids,
         position_ids=torch.from_numpy(position_ids),
         cu_seqlens=torch.from_numpy(cu_seqlens),
         labels=split.labels[chosen],
         indices=chosen,
         teacher_logits=None if split.teacher_logits is None else split.teacher_logits[chosen],
+        places=torch.tensor(places),
+        prefixes=torch.tensor(prefixes),
         runs=tuple((length, len(list(run))) for length, run in groupby(lengths.tolist())),
     )
+
+
+def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[list, list]:
+    """``Batch.places`` and ``Batch.prefixes`` of packed tokens."""
+    known: dict[tuple[int, int], int] = {}  # (the prefix before, the token) -> the prefix
+    places, prefixes = [], []
+    for place, (token, position) in enumerate(zip(input_ids, position_ids, strict=True)):
+        before = prefixes[-1] if position else -1
+        prefixes.append(known.setdefault((before, token), len(known)))
+        if len(known) > len(places):
+            places.append(place)
+    return places, prefixes
+
+
+def by_prefix(split: Split) -> np.ndarray:
+    """The sentences (sentences,) in the order of their tokens, like beginnings side by side."""
+    bounds, tokens = split.cu_seqlens.tolist(), split.input_ids.tolist()
+    return np.array(sorted(range(len(split)), key=lambda i: tokens[bounds[i] : bounds[i + 1]]))
 
 
 def shuffled(sentences: int, sr_no: int, epoch: int) -> np.ndarray:

@@ -58,7 +58,7 @@ def packed_attention(
 
     Args:
         module: the attention layer; not used.
-        query, key, value: (1, heads, tokens, head_dim).
+        query, key, value: (1, heads, distinct prefixes, head_dim).
         attention_mask: None, since a packed batch needs none.
         scaling: what the dot products are multiplied by.
         dropout: probability of dropping an attention weight; 0, as `load_gpt2` sets it.
@@ -67,25 +67,28 @@ def packed_attention(
         **kwargs: what Hugging Face passes to every attention function.
 
     Returns:
-        (1, tokens, heads, head_dim), or (1, sentences, heads, head_dim) where ``last_only``; and
-        None for the attention weights.
+        (1, distinct prefixes, heads, head_dim), or (1, sentences, heads, head_dim) where
+        ``last_only``; and None for the attention weights.
     """
     attend = varlen_blocks if has_varlen(query) else dense_blocks
-    out = attend(*(x.squeeze(0) for x in (query, key, value)), batch, last_only, scaling)
-    return out.unsqueeze(0), None
+    rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    out = attend(*(x.index_select(0, batch.prefixes) for x in rows), batch, last_only, scaling)
+    return (out if last_only else out.index_select(0, batch.places)).unsqueeze(0), None
 
 
 def dense_blocks(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
 ) -> Tensor:
-    """Attention on any device: a run of n sentences of equal length is viewed, without a copy, as
-    a dense (n, heads, length, head_dim) block, so nothing is padded and nothing masked.
+    """Attention of q, k, v (tokens, heads, head_dim), on any device.
+
+    A run of n sentences of equal length is viewed, without a copy, as a dense (n, heads, length,
+    head_dim) block, so nothing is padded and nothing masked.
     """
     sizes = [length * count for length, count in batch.runs]
     outputs = []
-    blocks = zip(*(x.split(sizes, dim=1) for x in (q, k, v)), strict=True)
+    blocks = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
     for block, (length, count) in zip(blocks, batch.runs, strict=True):
-        q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in block)
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in block)
         out = F.scaled_dot_product_attention(
             q[:, :, -1:] if last_only else q, k, v, is_causal=not last_only, scale=scaling
         )  # (count, heads, length or 1, head_dim)
@@ -97,7 +100,6 @@ def varlen_blocks(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
 ) -> Tensor:
     """The same in one kernel, FlashAttention's for variable lengths (Dao et al. 2022)."""
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (tokens, heads, head_dim)
     ends, longest = batch.cu_seqlens.int(), batch.runs[0][0]
     starts, reach = ends, longest
     if last_only:
@@ -128,11 +130,12 @@ class GPT2Classifier(nn.Module):
         """Logits (sentences, 2) of a packed batch.
 
         Nobody reads the last block's output but at each sentence's last token, so that block
-        computes keys and values for every token, and everything after them for the last ones.
+        computes keys and values for every prefix, and everything after them for the last ones.
         """
-        gpt2, last = self.transformer, batch.cu_seqlens[1:] - 1  # (sentences,)
-        hidden = gpt2.wte(batch.input_ids) + gpt2.wpe(batch.position_ids)  # (tokens, n_embd)
-        hidden = hidden.unsqueeze(0)  # Hugging Face's blocks want (1, tokens, n_embd)
+        gpt2, places = self.transformer, batch.places
+        last = batch.prefixes[batch.cu_seqlens[1:] - 1]  # (sentences,)
+        hidden = gpt2.wte(batch.input_ids[places]) + gpt2.wpe(batch.position_ids[places])
+        hidden = hidden.unsqueeze(0)  # (1, distinct prefixes, n_embd), as the blocks want it
         *blocks, block = gpt2.h
         for earlier in blocks:
             hidden = earlier(hidden, batch=batch)

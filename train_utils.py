@@ -43,13 +43,14 @@ from data_utils import (
     UNLABELLED,
     Split,
     UserError,
+    by_prefix,
     corpus_fingerprint,
     pack,
     read_bytes,
     shuffled,
     within_budget,
 )
-from model import variant_name
+from model import GPT2Classifier, variant_name
 
 MAX_TOKENS = 2048  # of one forward pass; a larger batch is split and its gradients accumulate
 SAVE_EVERY = 300  # seconds between saves inside a long epoch
@@ -331,13 +332,15 @@ def predict_logits(
 ) -> Tensor:
     """Logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's own order.
 
-    Sentences of like length share a forward pass. Of several processes each judges its part, and
+    Sentences that are alike share a forward pass. Of several processes each judges its part, and
     all get the whole. A progress bar shows under ``description``.
     """
     model.eval()
     rank, processes = rank_and_processes()
-    by_length = np.argsort(-split.seqlens, kind="stable")
-    pieces = list(within_budget(split, by_length, MAX_TOKENS))[rank::processes]
+    # What a piece shares: beginnings serve GPT-2, lengths the RNN, which steps through time.
+    shares_prefixes = isinstance(model, GPT2Classifier)
+    order = by_prefix(split) if shares_prefixes else np.argsort(-split.seqlens, kind="stable")
+    pieces = list(within_budget(split, order, MAX_TOKENS))[rank::processes]
     logits, places, found = torch.zeros(len(split), 2), [], []
     total = sum(len(piece) for piece in pieces)
     hidden = None if description else True
