@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python run.py
 
-.PHONY: demo test lint seeds clean
+GPT2 ?= gpt2
+GPT2_MEDIUM ?= gpt2-medium
+DATA ?= cola_public
+
+.PHONY: demo test seeds bench bench-quick clean
 
 demo: $(VENV)/demo
 	$(RUN) --mode all --gpt_variant nano --out_dir demo
@@ -15,6 +19,13 @@ test: $(VENV)/test
 # The averages of README.md, about a quarter of an hour on two cores.
 seeds: $(VENV)/demo
 	$(VENV)/bin/python bench/seeds.py
+
+# The table of README.md; quick prints a short one. GPT2, GPT2_MEDIUM and DATA may be local folders.
+BENCH = $(VENV)/bin/python bench/speed.py --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)
+bench: $(VENV)/test
+	$(BENCH) --out README.md
+bench-quick: $(VENV)/test
+	$(BENCH) --quick
 
 $(VENV)/demo: requirements.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -1,7 +1,8 @@
 """Measure this project's speed and memory beside what people use today, and write the table.
 
-    python bench/speed.py --gpt2 FOLDER --gpt2_medium FOLDER --data_dir cola_public
-    python bench/speed.py --gpt2 FOLDER --data_dir cola_public --quick      # under 5 minutes
+    make bench                                             # about half an hour on two cores
+    make bench-quick                                       # five minutes, gpt2 alone, fewer steps
+    make bench GPT2=FOLDER GPT2_MEDIUM=FOLDER DATA=FOLDER  # local weights of any values
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
 both alike; figures are medians, and what counts is their ratio. The roofline is this machine's own
@@ -31,6 +32,7 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
+MARKS = "<!-- speed -->\n", "\n<!-- end of speed -->"  # around the table in a Markdown file
 
 
 class Row(NamedTuple):
@@ -52,22 +54,26 @@ class Row(NamedTuple):
 def main() -> None:
     """Measure every row and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpt2", type=Path, required=True, help="full-size, any weights")
-    parser.add_argument("--gpt2_medium", type=Path, help="the same of gpt2-medium")
+    parser.add_argument("--gpt2", default="gpt2", help="gpt2, or a folder of its size")
+    parser.add_argument("--gpt2_medium", default="gpt2-medium", help="likewise")
     parser.add_argument("--data_dir", type=Path, default=PROJECT / "cola_public")
     parser.add_argument("--quick", action="store_true", help="fewer steps, parts of the corpus")
     parser.add_argument(
         "--rows", default="", help="only the rows whose function has this in its name"
     )
-    parser.add_argument("--out", type=Path, help="where to write the table, too")
+    parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
+    from model import variant_folder
+
+    args.gpt2 = variant_folder(args.gpt2)
+    args.gpt2_medium = None if args.quick or args.worker else variant_folder(args.gpt2_medium)
     if args.worker:
         name, *rest = args.worker
         print(json.dumps(globals()[name](args, *rest)))
         return
     lines = [
-        f"{machine()}; random weights of full size, CoLA, batch {BATCH_SIZE}, fp32"
+        f"{machine()}; full-size models, CoLA, batch {BATCH_SIZE}, fp32"
         f"{'; quick variant' if args.quick else ''}.",
         "",
         "| work | this project | peer | ratio | goal | |",
@@ -80,7 +86,10 @@ def main() -> None:
                 lines.append(str(row))
                 print(row, flush=True)
     if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+        before, _, rest = args.out.read_text().partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        table = "\n".join(["", *lines, ""])
+        args.out.write_text(before + MARKS[0] + table + MARKS[1] + after)
 
 
 def machine() -> str:
@@ -176,7 +185,7 @@ def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch
 
     for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
-        if base is None or (args.quick and name != "gpt2"):
+        if base is None:
             continue
         makers, split, order = lora_sides(base, args.data_dir)
         sides = {side: make() for side, make in makers.items()}
@@ -223,7 +232,7 @@ def multiply(a, b, _: int) -> None:
 def memory_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Peak resident memory of two training steps, one process a side."""
     for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
-        if base is None or (args.quick and name != "gpt2"):
+        if base is None:
             continue
         ours, theirs = (worker(args, "peak_of_lora", side, base) for side in ("ours", "PEFT"))
         yield Row(

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import itertools
 import threading
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_utils import (
     SPLITS,
     Split,
     UserError,
+    by_prefix,
     fetch_cola,
     load_corpus,
     pack,
@@ -218,3 +220,25 @@ def test_the_order_depends_on_sr_no_and_epoch_alone():
     assert shuffled(100, 1, 2).tolist() != shuffled(100, 1, 3).tolist()
     assert shuffled(100, 1, 2).tolist() != shuffled(100, 2, 2).tolist()
     assert sorted(shuffled(100, 1, 2)) == list(range(100))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=12))
+def test_each_distinct_prefix_of_a_batch_has_one_place(sentences):
+    split = Split(
+        sentences=[""] * len(sentences),
+        input_ids=torch.tensor([token for sentence in sentences for token in sentence]),
+        cu_seqlens=torch.tensor(np.cumsum([0] + [len(sentence) for sentence in sentences])),
+        labels=torch.zeros(len(sentences), dtype=torch.long),
+    )
+    batch = pack(split, np.arange(len(sentences)))
+    bounds, ids = batch.cu_seqlens.tolist(), batch.input_ids.tolist()
+    ends = [
+        tuple(ids[start : place + 1])
+        for start, end in itertools.pairwise(bounds)
+        for place in range(start, end)
+    ]
+    assert len(batch.places) == len(set(ends))
+    for place, prefix in enumerate(batch.prefixes.tolist()):
+        assert ends[batch.places[prefix]] == ends[place]
+    order = by_prefix(split)
+    assert [sentences[i] for i in order] == sorted(sentences)

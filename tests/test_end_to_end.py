@@ -214,6 +214,57 @@ def test_a_second_command_is_refused_until_the_first_is_dead_and_then_goes_on(ru
 
 
 # ---------------------------------------------------------------------------------------------
+# Several processes
+
+
+def torchrun(*arguments) -> subprocess.CompletedProcess:
+    """The command in two processes, over Gloo, on a thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*launcher, PROJECT / "run.py", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+
+
+def assert_same_training(one, two):
+    """One process' run and two processes' of it: the same losses and the same results."""
+    histories = [pd.read_csv(folder / "history.csv") for folder in (one, two)]
+    for column in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        assert histories[1][column].tolist() == pytest.approx(histories[0][column], rel=1e-5)
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    assert [m["hardware"]["processes"] for m in metrics] == [1, 2]
+    for split in ("in_domain_dev", "out_of_domain_dev"):
+        assert metrics[1][split]["correct"] == metrics[0][split]["correct"]
+        assert metrics[1][split]["sentences"] == len(read_predictions(two, split))
+
+
+def read_predictions(folder, split):
+    predictions = pd.read_csv(folder / "predictions.csv")
+    return predictions[predictions["split"] == split]["line"].unique()
+
+
+def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path):
+    result = torchrun("--mode", "all", *QUICK, "--transfer_size", 200, "--out_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Number of parameters: ") == 1
+    assert result.stdout.count("report: ") == 1
+    for mode in ("LoRA", "rnn", "distil"):
+        assert_same_training(checkpoint(demo[0], mode), checkpoint(tmp_path, mode))
+    again = torchrun("--mode", "rnn", *QUICK, "--out_dir", tmp_path)
+    assert again.returncode == 0
+    assert again.stdout.count("kept epoch") == 1
+
+
+def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
+    options = ("--mode", "rnn", *NANO_RUN, "--max_steps", 3, "--batch_size", 1, "--out_dir")
+    assert run(*options, tmp_path / "one").returncode == 0
+    result = torchrun(*options, tmp_path / "two")
+    assert result.returncode == 0, result.stderr
+    assert_same_training(*(checkpoint(tmp_path / name, "rnn") for name in ("one", "two")))
+
+
+# ---------------------------------------------------------------------------------------------
 # Bad input: one line, exit status 2
 
 

@@ -3,10 +3,12 @@
 import http.server
 import json
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import NANO, packed_copy, padded_logits, random_gpt2, refusal
 from transformers import GPT2ForSequenceClassification
 
@@ -70,6 +72,29 @@ def test_a_sentences_logits_do_not_depend_on_its_neighbours(make, nano_corpus):
         for place in range(0, 200, 23):
             alone = model(pack(split, together.indices[place : place + 1].numpy()))
             torch.testing.assert_close(alone[0], logits[place], atol=1e-5, rtol=1e-5)
+
+
+def test_the_kernel_for_variable_lengths_is_asked_for_the_same(nano_corpus, monkeypatch):
+    """Its arguments, against a reference of its documented meaning; the kernel needs a GPU."""
+
+    def reference(q, k, v, starts, ends, reach, longest, *, scale, window_size):
+        assert window_size == (-1, 0)  # causal
+        assert longest == ends.diff().max()
+        assert reach == starts.diff().max()
+        outputs = []
+        for (a, b), (c, d) in zip(pairwise(starts.tolist()), pairwise(ends.tolist()), strict=True):
+            mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+            one = (x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d]))
+            out = F.scaled_dot_product_attention(*one, attn_mask=mask, scale=scale)
+            outputs.append(out.transpose(0, 1))
+        return torch.cat(outputs)
+
+    classifier, batch = load_classifier(NANO), pack(nano_corpus["in_domain_dev"], np.arange(60))
+    with torch.no_grad():
+        expected = classifier(batch)
+        monkeypatch.setattr("model.has_varlen", lambda query: True)
+        monkeypatch.setattr("model.varlen_attn", reference)
+        torch.testing.assert_close(classifier(batch), expected, atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------
