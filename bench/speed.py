@@ -193,7 +193,7 @@ def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
         width, layers = config["n_embd"], config["n_layer"]
         a, b = torch.randn(1200, width), torch.randn(width, 4 * width)
         sides["roofline"] = partial(multiply, a, b)
-        seconds = in_turn(sides, 4 if args.quick else 11)
+        seconds = in_turn(sides, 3 if args.quick else 11)
         seconds = {side: values[1:] for side, values in seconds.items()}  # the first warms up
         rate = {side: BATCH_SIZE / statistics.median(seconds[side]) for side in makers}
         flop = 10 * 2 * a.numel() * b.shape[1]
@@ -313,7 +313,7 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
-    split = head_of(split, 1024) if args.quick else split
+    split = head_of(split, 512) if args.quick else split
     ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     order = shuffled(len(split), SR_NO, 0).tolist()
 
@@ -372,7 +372,7 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     corpus = corpus_of(args)
     if args.quick:
-        corpus = {name: head_of(split, min(len(split), 1024)) for name, split in corpus.items()}
+        corpus = {name: head_of(split, min(len(split), 512)) for name, split in corpus.items()}
     split, epochs, compute = corpus[TRAIN], 1 if args.quick else 5, compute_on_cpu()
     ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     student = CourseRNN(theirs.config.vocab_size)
