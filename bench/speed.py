@@ -32,7 +32,7 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
-MARKS = "<!-- speed -->\n", "\n<!-- end of speed -->"  # around the table in a Markdown file
+MARKS = "<!-- speed -->", "<!-- end of speed -->"  # around the table in a Markdown file
 
 
 class Row(NamedTuple):
@@ -88,7 +88,7 @@ def main() -> None:
     if args.out:
         before, _, rest = args.out.read_text().partition(MARKS[0])
         after = rest.partition(MARKS[1])[2]
-        table = "\n".join(["", *lines, ""])
+        table = "\n".join(["\n", *lines, "\n"])
         args.out.write_text(before + MARKS[0] + table + MARKS[1] + after)
 
 
