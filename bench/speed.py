@@ -86,8 +86,8 @@ def main() -> None:
                 lines.append(str(row))
                 print(row, flush=True)
     if args.out:
-        before, _, rest = args.out.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
+        before, rest = args.out.read_text().split(MARKS[0])
+        _, after = rest.split(MARKS[1])
         table = "\n".join(["\n", *lines, "\n"])
         args.out.write_text(before + MARKS[0] + table + MARKS[1] + after)
 
