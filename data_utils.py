@@ -145,8 +145,10 @@ def fetch_cola(folder: Path, url: str = COLA_URL, sha256: dict[str, str] = COLA_
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"{url}: cannot be downloaded ({reason}); {remedy}") from None
-    except (zipfile.BadZipFile, zlib.error, LookupError, ValueError, RuntimeError) as error:
-        raise UserError(f"{url}: not CoLA's archive ({error}); {remedy}") from None
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError
+    ) as error:  # fmt: skip
+        raise UserError(f"{url}: not CoLA's archive ({error!r}); {remedy}") from None
     for split, content in files.items():
         if hashlib.sha256(content).hexdigest() != sha256[split]:
             raise UserError(f"{url}: {split}.tsv has the wrong checksum; {remedy}")

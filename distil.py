@@ -202,7 +202,8 @@ def add_teacher_logits(
     found, metadata = {}, {}
     with suppress(UserError):  # no file, or a broken one: its content can be computed again
         found, metadata = read_tensors(path)
-    if metadata.get("key") != key or found.keys() != {TRAIN, DEV}:
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if metadata.get("key") != key or shapes != {n: (len(corpus[n]), 2) for n in (TRAIN, DEV)}:
         teacher.to(compute.device)
         found = {
             name: predict_logits(teacher, corpus[name], compute, f"teacher reads {name}")
@@ -230,7 +231,8 @@ def load_student(folder: Path) -> DistilRNN:
     tensors, _ = read_tensors(path)
     try:
         vocabulary, width = tensors["vocabulary"], tensors["linear.weight"].shape[1]
-        rising = vocabulary.dtype == torch.long and bool((vocabulary.diff() > 0).all())
+        flat = vocabulary.dtype == torch.long and vocabulary.ndim == 1
+        rising = flat and bool((vocabulary.diff() > 0).all())
         with torch.device("meta"):  # shapes alone: nothing is allocated for a file that lies
             model = DistilRNN(vocabulary, width)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError):

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import huggingface_hub
 import transformers
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AttentionInterface, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 from transformers.activations import NewGELUActivation
@@ -264,14 +264,32 @@ def load_tokenizer(folder: Path):
         UserError: where its files are broken.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a"], verbose=False)  # some of its settings are looked at in use only
+    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise UserError(f"{folder}: the tokenizer cannot be read ({_first_line(error)})") from None
+    size = json.loads(read_bytes(folder / "config.json")).get("vocab_size")
+    added = tokenizer.get_added_vocab()
+    last = max((i for token, i in tokenizer.get_vocab().items() if token not in added), default=0)
+    if size is not None and last >= size:  # a student has none: it knows what it does not know
+        raise UserError(
+            f"{folder}: the tokenizer's token {last} is beyond the model's {size}; they belong to "
+            "two models: copy or download the folder again"
+        )
+    return tokenizer
 
 
 def max_length(folder: Path) -> int:
     """The number of positions of the model in ``folder``, which is the longest sentence's."""
     return GPT2Config.from_pretrained(folder, local_files_only=True).n_positions
+
+
+LOADING_ERRORS = (
+    OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 def load_gpt2(folder: Path, architecture=GPT2Model, **kwargs) -> GPT2Model | GPT2LMHeadModel:
@@ -296,9 +314,12 @@ def load_gpt2(folder: Path, architecture=GPT2Model, **kwargs) -> GPT2Model | GPT
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             resid_pdrop=0.0,
+            output_attentions=False,
             **kwargs,
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if min(model.config.n_layer, model.config.n_head) < 1:
+            raise ValueError("config.json: n_layer and n_head must be at least 1")
+    except LOADING_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded ({_first_line(error)}); {remedy}") from None
     if info["missing_keys"]:
         some = sorted(info["missing_keys"])[0]

@@ -127,8 +127,9 @@ def load_run(folder: Path) -> Run:
         mode, variant, best = metrics["mode"], metrics["variant"], metrics["training"]["best_epoch"]
         run = Run(folder, mode, variant, f"{mode} {variant:.24}", metrics, history, scores)
         # What is shown is read once here, where the file that lacks it can still be named.
-        setup_rows([run]), paired_rows([run, run]), is_comparable(run), MODES[mode]
-        metrics["sr_no"], metrics["data"]["name"], metrics["data"]["folder"], history.loc[best]
+        setup_rows([run]), result_rows([run]), paired_rows([run, run]), is_comparable(run)
+        MODES[mode], metrics["sr_no"], Path(metrics["data"]["folder"], metrics["base"]["name"])
+        float(history.loc[best, "val_loss"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
     return run

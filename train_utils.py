@@ -762,11 +762,22 @@ def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], Progress, dict
         groups.setdefault(group, {})[name] = tensor
     try:
         progress = Progress(**json.loads(metadata["progress"]))
+        check_progress(progress)
         return groups, progress, dict(json.loads(metadata["identity"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"{path}: not a state written by this project; add --overwrite to start anew"
         ) from None
+
+
+def check_progress(progress: Progress) -> None:
+    """Raise KeyError, TypeError or ValueError for what no run can go on from."""
+    for name, initial in asdict(Progress()).items():
+        value = getattr(progress, name)
+        if type(value) is not type(initial) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{name} = {value!r}")
+    for row in progress.history:
+        sum(row[name] for name in ("val_accuracy", "val_mcc", "seconds"))  # of numbers
 
 
 @contextmanager
@@ -883,11 +894,15 @@ def prediction_rows(name: str, logits: Tensor, labels: Tensor) -> list[dict]:
 
 def show_run(folder: Path) -> None:
     """Print a finished run's results."""
-    metrics = read_json(folder / "metrics.json")
-    training = metrics["training"]
-    print(f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}")
-    for name in (DEV, OUT_OF_DOMAIN):
-        print(f"  {name:<18} {describe(metrics[name])}")
+    path = folder / "metrics.json"
+    metrics = read_json(path)
+    try:
+        training = metrics["training"]
+        lines = [f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}"]
+        lines += [f"  {name:<18} {describe(metrics[name])}" for name in (DEV, OUT_OF_DOMAIN)]
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
+    print("\n".join(lines))
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -1,25 +1,73 @@
 """Any bytes and any values in: a valid object or one clear line out, never another exception."""
 
+import copy
+import hashlib
+import io
 import json
+import shutil
+import zipfile
+from argparse import Namespace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from data_utils import UserError, read_split
-from distil import load_student
-from lora import LoraConfig, add_lora, read_config
-from train_utils import TrainState, is_finished, read_json, read_tensors
+import data_utils
+from data_utils import (
+    DEV,
+    SPLITS,
+    TRAIN,
+    Split,
+    UserError,
+    corpus_fingerprint,
+    fetch_cola,
+    fingerprint,
+    read_split,
+    tokenize,
+)
+from distil import STUDENT as MODEL_TYPE
+from distil import add_teacher_logits, load_checkpoint, load_student, save_student
+from lora import LoraConfig, add_lora, load_adapter, read_config, save_adapter
+from model import (
+    DistilRNN,
+    base_fingerprint,
+    load_classifier,
+    load_tokenizer,
+    max_length,
+    variant_folder,
+)
+from predict import read_sentences
+from report import comparison_table, load_run
+from train_utils import (
+    Compute,
+    Progress,
+    Recipe,
+    TrainState,
+    cross_entropy,
+    is_finished,
+    predict_logits,
+    read_json,
+    read_tensors,
+    show_run,
+    train,
+)
 
+CPU = Compute(torch.device("cpu"), "fp32")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
 )
-DTYPES = st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool])
+DTYPES = st.sampled_from(
+    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
 TENSORS = st.builds(
     lambda shape, dtype: torch.zeros(shape, dtype=dtype),
     st.lists(st.integers(0, 3), max_size=3),
@@ -41,8 +89,37 @@ def tried(call, *arguments):
         return None
 
 
+def tried_with(path, content, call, *arguments):
+    """The same while a file holds other bytes than its own."""
+    before = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        return tried(call, *arguments)
+    finally:
+        path.write_bytes(before)
+
+
+def with_entries(path, changes):
+    """The bytes of a JSON file with some entries replaced."""
+    return json.dumps({**json.loads(path.read_bytes()), **changes}).encode()
+
+
+def with_tensors(path, changes, metadata=None):
+    """The bytes of a safetensors file with some tensors replaced, or left out where None."""
+    tensors = {**safetensors.torch.load(path.read_bytes()), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return safetensors.torch.save(kept, metadata)
+
+
+def tensors_of(*names):
+    """Some tensors to replace, those of other names among them."""
+    return st.dictionaries(
+        st.sampled_from(names) | st.text(max_size=4), TENSORS | st.none(), max_size=2
+    )
+
+
 # ---------------------------------------------------------------------------------------------
-# The corpus reader
+# The corpus and other sentences
 
 LINE = st.one_of(
     st.binary(max_size=30),
@@ -61,6 +138,121 @@ def test_any_corpus_file_is_read_whole_or_refused(folder, content):
         assert len(sentences) == len(labels) == len(content.removesuffix(b"\n").split(b"\n"))
         assert all(sentence.strip() for sentence in sentences)
         assert set(labels) <= {0, 1}
+
+
+@given(st.binary(max_size=100))
+def test_any_sentences_to_judge_are_read_whole_or_refused(folder, content):
+    path = folder / "any.txt"
+    path.write_bytes(content)
+    if found := tried(read_sentences, Namespace(sentences=[], input=path)):
+        lines, _ = found
+        assert len(lines) == len(content.removesuffix(b"\n").split(b"\n"))
+        assert all(line.strip() for line in lines)
+
+
+RAW = b"a\t1\t\tIt rained.\n"
+
+
+def archive(method: int, changes: dict[int, int]) -> bytes:
+    """An archive as CoLA's, its files a line each, with the bytes at some places replaced."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for split in SPLITS:
+            file.writestr(f"cola_public/raw/{split}.tsv", RAW)
+    found = bytearray(buffer.getvalue())
+    for place, byte in changes.items():
+        found[place % len(found)] = byte
+    return bytes(found)
+
+
+METHODS = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+BYTES = st.dictionaries(st.integers(0, 599), st.integers(0, 255), max_size=3)
+
+
+@given(st.binary(max_size=200) | st.builds(archive, METHODS, BYTES))
+def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(folder, content):
+    target = folder / "cola"
+    sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_utils, "_download", lambda url: content)
+        tried(fetch_cola, target, "https://here/cola.zip", sha256)
+    if target.exists():
+        assert {path.name for path in target.rglob("*.*")} == {f"{split}.tsv" for split in SPLITS}
+        assert all((target / "raw" / f"{split}.tsv").read_bytes() == RAW for split in SPLITS)
+        shutil.rmtree(target)
+    assert not list(folder.glob("cola*"))
+
+
+# ---------------------------------------------------------------------------------------------
+# The base model
+
+TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 5}
+END = {"bos_token_id": 0, "eos_token_id": 0}
+COUNTS = st.integers(0, 9) | JSON.filter(lambda value: type(value) is not int)  # quick to build
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a GPT-2 of one layer and five tokens."""
+    folder = tmp_path_factory.mktemp("base")
+    GPT2LMHeadModel(GPT2Config(**TINY, **END)).save_pretrained(folder)
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
+    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def judge(model, tokenizer, positions):
+    """The logits (1, 2) of a sentence."""
+    split = tokenize(tokenizer, ["ab"], [1], positions, "here")
+    logits = predict_logits(model, split, CPU)
+    assert logits.shape == (1, 2)
+    return logits
+
+
+def judge_by_base(folder):
+    """The same, the model read from a folder as every mode reads it."""
+    folder = variant_folder(str(folder))
+    tokenizer, positions = load_tokenizer(folder), max_length(folder)
+    return judge(load_classifier(folder), tokenizer, positions)
+
+
+KEYS = st.sampled_from(sorted(GPT2Config().to_dict()))
+
+
+@given(
+    st.binary(max_size=100) | JSON.map(json.dumps).map(str.encode),
+    st.dictionaries(KEYS | st.text(max_size=4), COUNTS, max_size=3),
+)
+def test_any_base_configuration_is_a_model_or_refused(base, content, changes):
+    path = base / "config.json"
+    assert tried_with(path, content, judge_by_base, base) is None
+    logits = tried_with(path, with_entries(path, changes), judge_by_base, base)
+    assert changes or logits is not None
+
+
+@given(tensors_of("transformer.wte.weight", "transformer.h.0.mlp.c_fc.bias"))
+def test_any_base_weights_are_a_model_or_refused(base, changes):
+    path = base / "model.safetensors"
+    logits = tried_with(path, with_tensors(path, changes), judge_by_base, base)
+    assert changes or logits is not None
+
+
+PARTS = ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"]
+TOKENS = st.dictionaries(st.sampled_from(["a", "b", "ab", "<|endoftext|>"]), COUNTS)
+BPE = st.fixed_dictionaries({"vocab": TOKENS, "merges": st.sampled_from([[], [["a", "b"]]])})
+
+
+@given(
+    st.dictionaries(st.sampled_from(PARTS), BPE | JSON, max_size=1),
+    st.dictionaries(st.sampled_from(["eos_token", "model_max_length"]) | st.text(max_size=4), JSON),
+)
+def test_any_tokenizer_makes_tokens_of_the_model_or_is_refused(base, changes, settings):
+    path = base / "tokenizer.json"
+    tried_with(path, with_entries(path, changes), judge_by_base, base)
+    path = base / "tokenizer_config.json"
+    tried_with(path, with_entries(path, settings), judge_by_base, base)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,6 +305,29 @@ def test_any_adapter_configuration_wraps_a_model_or_is_refused(folder, valid, ch
         assert model(torch.zeros(1, 4)).shape == (1, 2)
 
 
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    """The folder of an adapter on the base."""
+    folder, model = tmp_path_factory.mktemp("adapter"), load_classifier(base)
+    base_print, config = base_fingerprint(model.transformer), LoraConfig(r=1)
+    add_lora(model, config)
+    save_adapter(model, folder, config, str(base), base_print)
+    return folder
+
+
+GPT2 = "base_model.model.transformer."
+ADAPTER = (f"{GPT2}h.0.attn.c_attn.lora_A.weight", f"{GPT2}ln_f.bias", "base_model.model.score")
+
+
+@given(tensors_of(*ADAPTER), st.none() | st.dictionaries(st.text(max_size=4), st.text(max_size=4)))
+def test_any_adapter_is_a_classifier_or_refused(base, adapter, changes, metadata):
+    path = adapter / "adapter_model.safetensors"
+    content = with_tensors(path, changes, metadata)
+    if found := tried_with(path, content, load_adapter, adapter):
+        judge(found.merged(), load_tokenizer(base), 8)
+    assert found or changes
+
+
 STUDENT = ("vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rnn.weight_ih_l0")
 
 
@@ -120,6 +335,30 @@ STUDENT = ("vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rn
 def test_any_tensors_are_a_student_or_refused(folder, tensors):
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
     assert tried(load_student, folder) is None  # the weights of the RNN are never whole here
+
+
+@pytest.fixture(scope="module")
+def student(base, tmp_path_factory):
+    """The folder of a student."""
+    folder = tmp_path_factory.mktemp("student")
+    save_student(DistilRNN(torch.tensor([1, 4]), width=2), load_tokenizer(base), 8, folder)
+    return folder
+
+
+SHAPES = st.sampled_from([(2,), (2, 1), (2, 2), (3, 2)])
+ROWS = st.builds(
+    lambda shape, dtype: torch.arange(12)[: np.prod(shape)].view(shape).to(dtype), SHAPES, DTYPES
+)
+
+
+@given(st.dictionaries(st.sampled_from(STUDENT), TENSORS | ROWS | st.none(), max_size=2), COUNTS)
+def test_any_students_folder_is_a_student_or_refused(student, changes, positions):
+    (student / "config.json").write_text(
+        json.dumps({"model_type": MODEL_TYPE, "n_positions": positions})
+    )
+    path = student / "model.safetensors"
+    if found := tried_with(path, with_tensors(path, changes), load_checkpoint, student):
+        tried(judge, *found)
 
 
 STATE = st.sampled_from(["weight.w", "best.w", "step.w", "exp_avg.w", "exp_avg_sq.w", "weight"])
@@ -144,3 +383,104 @@ def test_any_state_is_resumed_or_refused(folder, tensors, metadata):
 def test_any_metrics_are_this_run_or_refused(folder, value):
     (folder / "metrics.json").write_text(json.dumps({"identity": value}))
     assert tried(is_finished, folder, {"lr": 1}, False) in (None, True)
+
+
+# ---------------------------------------------------------------------------------------------
+# What a run keeps
+
+TWO = Split(["ab", "c"], torch.tensor([4, 3]), torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
+PROGRESS = st.sampled_from(sorted(asdict(Progress())))
+ROW = st.dictionaries(st.sampled_from(["val_accuracy", "val_mcc", "seconds"]), JSON)
+
+
+@given(st.dictionaries(PROGRESS, COUNTS | st.lists(ROW, max_size=2), max_size=2))
+def test_any_progress_is_gone_on_from_or_refused(folder, changes):
+    recipe = Recipe(sr_no=1, batch_size=1, lr=0.1, epochs=2, patience=2, monitor="mcc", max_steps=3)
+    model, path = DistilRNN(torch.tensor([3, 4]), width=2), folder / "state.safetensors"
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    state = TrainState(path, dict(model.named_parameters()), optimizer, {})
+    state.keep_best()
+    state.save(Progress(**{**asdict(Progress(epoch_step=1, steps=1)), **changes}))
+    corpus = dict.fromkeys(SPLITS, TWO)
+    progress = tried(train, model, corpus, cross_entropy, recipe, CPU, folder, {})
+    assert progress.stopped if progress else changes
+    path.unlink()
+
+
+class Teacher(nn.Module):
+    """Says the same of every sentence."""
+
+    def forward(self, batch):
+        return torch.ones(len(batch.labels), 2)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([TRAIN, DEV]), TENSORS | st.builds(torch.zeros, st.just((2, 2)))
+    )
+)
+def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder, tensors):
+    corpus, path = {split: replace(TWO) for split in SPLITS}, folder / "logits.safetensors"
+    key = fingerprint("its print", corpus_fingerprint(corpus), CPU.precision)
+    path.write_bytes(safetensors.torch.save(tensors, {"key": key}))
+    add_teacher_logits(corpus, Teacher(), "its print", CPU, path)
+    assert {corpus[split].teacher_logits.shape for split in (TRAIN, DEV)} == {(2, 2)}
+
+
+RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
+METRICS = {
+    "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "arguments": {"max_steps": None},
+    "parameters": {}, "training": {"best_epoch": 1, "epochs": 1}, "base": {"name": "nano"},
+    "data": {"name": "", "folder": "", "sha256": "", **{key: {"sentences": 2} for key in SPLITS}},
+    "hardware": {}, "versions": {},
+    **{key: {**RESULTS, "accuracy": 1.0, "mcc": 1.0} for key in SPLITS[1:]},
+}  # fmt: skip
+PATHS = [(key,) for key in METRICS] + [
+    (key, inner) for key, part in METRICS.items() if isinstance(part, dict) for inner in part
+]
+EDITS = st.dictionaries(st.sampled_from(PATHS), JSON, max_size=2)
+HISTORY = ["epoch,train_loss,train_accuracy,val_loss,val_accuracy", "1,1,1,1,1"]
+PREDICTIONS = [
+    "split,label,logit_0,logit_1",
+    *(f"{split},{label},0,{2 * label - 1}" for split in SPLITS[1:] for label in (0, 1)),
+]
+CELL = st.sampled_from(["", "nan", "inf", "-1", "2", "0.5", "1e999", DEV]) | st.text(max_size=4)
+CELLS = st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), CELL, max_size=2)
+
+
+def write_metrics(folder, edits):
+    """Write metrics.json with what stands at some paths replaced."""
+    metrics = copy.deepcopy(METRICS)
+    for (key, *inner), value in edits.items():
+        if not inner:
+            metrics[key] = value
+        elif isinstance(metrics[key], dict):
+            metrics[key][inner[0]] = value
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def write_table(path, lines, cells):
+    """Write CSV with some cells replaced."""
+    rows = [line.split(",") for line in lines]
+    for (row, column), cell in cells.items():
+        rows[row % len(rows)][column % len(rows[0])] = cell
+    path.write_text("\n".join(map(",".join, rows)))
+
+
+@given(EDITS, CELLS, CELLS)
+def test_any_run_is_reported_or_refused(folder, edits, history, predictions):
+    write_metrics(folder, edits)
+    write_table(folder / "history.csv", HISTORY, history)
+    write_table(folder / "predictions.csv", PREDICTIONS, predictions)
+    if run := tried(load_run, folder):
+        assert comparison_table([run])
+        assert run.history.loc[run.metrics["training"]["best_epoch"], "val_loss"].shape == ()
+    assert run or edits or history or predictions
+
+
+@given(EDITS)
+def test_any_finished_run_is_shown_or_refused(folder, edits):
+    write_metrics(folder, edits)
+    tried(show_run, folder)
