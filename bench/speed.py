@@ -1,7 +1,7 @@
 """Measure this project's speed and memory beside what people use today, and write the table.
 
     make bench                                             # about half an hour on two cores
-    make bench-quick                                       # five minutes, gpt2 alone, fewer steps
+    make bench-quick                                       # three minutes, gpt2 alone, fewer steps
     make bench GPT2=FOLDER GPT2_MEDIUM=FOLDER DATA=FOLDER  # local weights of any values
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
