@@ -218,7 +218,7 @@ def variant_folder(variant: str, weights: bool = True) -> Path:
     config = folder / "config.json"
     try:
         model_type = json.loads(read_bytes(config)).get("model_type")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{config}: not a Hugging Face configuration (broken JSON)") from None
     if model_type != "gpt2":
         raise UserError(f"{config}: model_type is {model_type!r}; this project takes 'gpt2'")
@@ -317,8 +317,9 @@ def load_gpt2(folder: Path, architecture=GPT2Model, **kwargs) -> GPT2Model | GPT
             output_attentions=False,
             **kwargs,
         )
-        if min(model.config.n_layer, model.config.n_head) < 1:
-            raise ValueError("config.json: n_layer and n_head must be at least 1")
+        config = model.config
+        if min(config.n_layer, config.n_head) < 1 or not config.initializer_range >= 0:
+            raise ValueError("config.json: n_layer, n_head or initializer_range is out of range")
     except LOADING_ERRORS as error:
         raise UserError(f"{folder}: cannot be loaded ({_first_line(error)}); {remedy}") from None
     if info["missing_keys"]:

@@ -175,12 +175,19 @@ def test_an_unknown_variant_names_the_known_ones():
         variant_folder("gpt3")
 
 
+NEGATIVE_RANGE = json.dumps(
+    {**json.loads((NANO / "config.json").read_text()), "initializer_range": -1.0}
+).encode()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("config.json", None, "config.json: no such file"),
         ("config.json", b"{", "config.json: not a Hugging Face configuration"),
         ("config.json", b'{"model_type": "bert"}', "model_type is 'bert'"),
+        ("config.json", b"[" * 100_000, "config.json: not a Hugging Face configuration"),
+        ("config.json", NEGATIVE_RANGE, "initializer_range is out of range"),
         ("model.safetensors", None, "model.safetensors: no such file"),
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", "tensors are missing"),
         ("model.safetensors", b"broken", "cannot be loaded"),
