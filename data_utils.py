@@ -139,8 +139,11 @@ def fetch_cola(folder: Path, url: str = COLA_URL, sha256: dict[str, str] = COLA_
     try:
         archive = zipfile.ZipFile(io.BytesIO(_download(url)))
         members = {split: archive.getinfo(f"cola_public/raw/{split}.tsv") for split in SPLITS}
-        if any(member.file_size > DOWNLOAD_LIMIT for member in members.values()):
-            raise ValueError(f"a file of more than {DOWNLOAD_LIMIT >> 20} MiB in it")
+        for member in members.values():
+            if member.file_size > DOWNLOAD_LIMIT:
+                raise ValueError(f"a file of more than {DOWNLOAD_LIMIT >> 20} MiB in it")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("a compression that the published archive does not use")
         files = {split: archive.read(member) for split, member in members.items()}
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
@@ -285,9 +288,10 @@ class Batch(NamedTuple):
     Longest first puts sentences of equal length side by side, so that attention can view each
     such run as a dense block (model.py), and it is the order that ``nn.RNN`` wants.
 
-    What a causal model makes of a token depends on the prefix that it ends, and on nothing else:
-    sentences that begin alike share their beginning's computation. ``places`` has one token for
-    each distinct prefix, and ``prefixes`` says for every token which of them is its own.
+    In a causal model what is computed at a token depends on the tokens up to it, its prefix, and
+    on nothing else: equal beginnings are computed once. ``places`` has one token for each distinct
+    prefix, and ``prefixes`` says for every token which of them is its own. "She sat ." and
+    "She slept ." give places [0 1 2 4 5] and prefixes [0 1 2 0 3 4].
     """
 
     input_ids: Tensor  # (tokens,)

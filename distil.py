@@ -26,6 +26,7 @@ from data_utils import (
     OUT_OF_DOMAIN,
     TRAIN,
     UNLABELLED,
+    Batch,
     Split,
     UserError,
     corpus_fingerprint,
@@ -38,7 +39,6 @@ from lora import load_adapter
 from model import DistilRNN, load_tokenizer, max_length, variant_folder
 from train_utils import (
     Compute,
-    Examples,
     Loss,
     Totals,
     check_tensors,
@@ -49,6 +49,7 @@ from train_utils import (
     run_folder,
     run_training,
     write_bytes,
+    write_files,
     write_json,
     write_tensors,
 )
@@ -65,15 +66,15 @@ def distillation(temperature: float, kd_alpha: float) -> Loss:
     the mean over its labelled ones.
     """
 
-    def loss(examples: Examples, totals: Totals) -> Tensor:
+    def loss(logits: Tensor, examples: Batch | Split, totals: Totals) -> Tensor:
         divergence = F.kl_div(
-            F.log_softmax(examples.logits / temperature, dim=1),
+            F.log_softmax(logits / temperature, dim=1),
             F.log_softmax(examples.teacher_logits / temperature, dim=1),
             reduction="sum",
             log_target=True,
         )
         soft = temperature**2 * divergence / totals.sentences
-        return kd_alpha * soft + (1 - kd_alpha) * cross_entropy(examples, totals)
+        return kd_alpha * soft + (1 - kd_alpha) * cross_entropy(logits, examples, totals)
 
     return loss
 
@@ -135,9 +136,7 @@ def _words(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
 
 
 def _form(word: str, edit: str) -> str:
-    """What a word shares with those of like form: mostly its other inflections at the beginning,
-    and words of the same inflection at the end.
-    """
+    """The key of the words of like form: "sle-" for sleep, sleeps, "-ps" for sleeps, jumps."""
     return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
 
 
@@ -157,17 +156,6 @@ def _edited(
     elif len(take) > 1:
         del take[place]
     return take
-
-
-def extend(train_split: Split, unlabelled: Split) -> Split:
-    """The two splits as one."""
-    shifted = unlabelled.cu_seqlens[1:] + len(train_split.input_ids)
-    return Split(
-        sentences=train_split.sentences + unlabelled.sentences,
-        input_ids=torch.cat([train_split.input_ids, unlabelled.input_ids]),
-        cu_seqlens=torch.cat([train_split.cu_seqlens, shifted]),
-        labels=torch.cat([train_split.labels, unlabelled.labels]),
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -216,7 +204,7 @@ def add_teacher_logits(
 
 def save_student(model: DistilRNN, tokenizer, positions: int, folder: Path) -> None:
     """Write a student with its tokenizer: the folder is complete by itself."""
-    tokenizer.save_pretrained(folder)
+    write_files(folder, tokenizer.save_pretrained)
     write_json(folder / "config.json", {"model_type": STUDENT, "n_positions": positions})
     write_tensors(folder / "model.safetensors", model.state_dict(), {})
 
@@ -249,9 +237,10 @@ def load_student(folder: Path) -> DistilRNN:
 def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
     """Write a student as ONNX (opset 17), for onnxruntime and others; needs the package onnx.
 
-    Inputs ``input_ids (batch, time)`` int64, padded with anything, and ``lengths (batch,)`` int32;
-    output ``logits (batch, 2)``. The graph is written node by node: ONNX's RNN reads each sentence
-    to its own length, and no example batch is traced whose shape could be frozen into it.
+    Inputs ``input_ids (batch, time)`` int64, padded with any of the tokenizer's ids, and
+    ``lengths (batch,)`` int32; output ``logits (batch, 2)``. The graph is written node by node:
+    ONNX's RNN reads each sentence to its own length, and no example batch is traced whose shape
+    could be frozen into it.
 
     Raises:
         UserError: where onnx is not installed.
@@ -388,9 +377,8 @@ def with_transfer_set(
     corpus: dict[str, Split], tokenizer, positions: int, args: Namespace
 ) -> Split:
     """The training split and ``args.transfer_size`` unlabelled variations of its sentences."""
-    excluded = set(corpus[DEV].sentences) | set(corpus[OUT_OF_DOMAIN].sentences)
-    sentences = transfer_set(corpus[TRAIN].sentences, args.transfer_size, args.sr_no, excluded)
-    labels = [UNLABELLED] * len(sentences)
-    return extend(
-        corpus[TRAIN], tokenize(tokenizer, sentences, labels, positions, "the transfer set")
-    )
+    known = corpus[TRAIN]
+    excluded = {*corpus[DEV].sentences, *corpus[OUT_OF_DOMAIN].sentences}
+    made = transfer_set(known.sentences, args.transfer_size, args.sr_no, excluded)
+    labels = known.labels.tolist() + [UNLABELLED] * len(made)
+    return tokenize(tokenizer, known.sentences + made, labels, positions, "the transfer set")

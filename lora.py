@@ -27,6 +27,7 @@ from model import (
     GPT2Classifier,
     base_fingerprint,
     load_classifier,
+    load_gpt2,
     load_tokenizer,
     max_length,
     variant_folder,
@@ -38,6 +39,7 @@ from train_utils import (
     read_json,
     read_tensors,
     run_training,
+    write_files,
     write_json,
     write_tensors,
 )
@@ -57,7 +59,7 @@ class LoraConfig:
     target_modules: list[str] | str = field(default_factory=lambda: ["c_attn", "c_proj", "c_fc"])
     bias: str = "lora_only"  # the biases that train: the wrapped layers', or "none"
     modules_to_save: list[str] = field(default_factory=lambda: ["score", "ln_f"])  # trained whole
-    fan_in_fan_out: bool = True  # the wrapped layers store (in, out), as Conv1D does
+    fan_in_fan_out: bool = True  # for PEFT: the layers store (in, out); here their type says it
 
     @property
     def scaling(self) -> float:
@@ -99,6 +101,7 @@ class LoRALinear(nn.Module):
         """(..., in) -> (..., out)."""
         if self.unmerged_weight is not None:
             return self.base_layer(x)
+        # LowRankCorrection has no dropout, and its in-place products need one dtype.
         dropping = self.training and self.lora_dropout.p > 0
         if dropping or torch.is_autocast_enabled(x.device.type):
             # Scaled where the tensor is small: (..., r), not (..., out).
@@ -182,10 +185,11 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
             try:
                 model.set_submodule(name, LoRALinear(layer, config))
             except ValueError as error:
-                raise UserError(f"--lora_rank: {error} ({name}); choose a smaller one") from None
+                raise UserError(f"LoRA: {error} ({name}); choose a smaller --lora_rank") from None
             wrapped += 1
     if not wrapped:
-        raise UserError(f"LoRA: no layer of this model is one of {', '.join(targets)}")
+        names = targets if isinstance(targets, str) else ", ".join(targets)
+        raise UserError(f"LoRA: no layer of this model is one of target_modules, {names}")
     mark_trainable(model, config)
 
 
@@ -262,20 +266,24 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
     required = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
     harmless = {  # they steer training or serving, not what a trained adapter computes
         "auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern",
-        "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+        "megatron_core", "peft_version", "qalora_group_size", "runtime_config",
     }  # fmt: skip
     for key, value in found.items():
         if key in required:
             supported = value == required[key]
         elif key == "init_lora_weights":
             supported = value in (True, False, "gaussian")  # others change the base weights too
+        elif key == "revision":
+            supported = value in (None, "main")  # of the base, whose newest files are taken here
         elif key == "bias":
             supported = value in ("none", "lora_only")
         else:
-            supported = key in ours or key in harmless or not value
+            unset = value is None or value is False or value in ("", [], {})
+            supported = key in ours or key in harmless or unset
         if not supported:
             raise UserError(f"{path}: {key} = {value!r} is not supported here")
-    missing = sorted(ours - found.keys() - {"use_rslora"})  # which older PEFTs do not write
+    # Older versions of PEFT do not write use_rslora.
+    missing = sorted((ours | required.keys()) - found.keys() - {"use_rslora"})
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
     try:
@@ -283,23 +291,28 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
         check_config(config)
     except (TypeError, ValueError, OverflowError, re.error) as error:
         raise UserError(f"{path}: not a LoRA configuration ({error})") from None
-    return config, str(found.get("base_model_name_or_path"))
+    return config, str(found.get("base_model_name_or_path") or "")
 
 
 def check_config(config: LoraConfig) -> None:
     """Raise TypeError, ValueError, OverflowError or re.error for what no layer can be made of."""
-    if not isinstance(config.r, int) or config.r < 1:
-        raise ValueError(f"r = {config.r!r}")
+
+    def are_names(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+    targets, kept = config.target_modules, config.modules_to_save
+    valid = {
+        "r": type(config.r) is int and config.r >= 1,  # JSON's true is an int to isinstance
+        "lora_dropout": 0 <= config.lora_dropout <= 1,
+        "use_rslora": type(config.use_rslora) is bool,
+        "target_modules": are_names(targets) or (isinstance(targets, str) and re.compile(targets)),
+        "modules_to_save": kept is None or are_names(kept),
+    }
+    for name, is_valid in valid.items():
+        if not is_valid:
+            raise ValueError(f"{name} = {getattr(config, name)!r}")
     if not math.isfinite(config.scaling):
         raise ValueError(f"lora_alpha = {config.lora_alpha!r}")
-    if not 0 <= config.lora_dropout <= 1:
-        raise ValueError(f"lora_dropout = {config.lora_dropout!r}")
-    if isinstance(config.target_modules, str):
-        re.compile(config.target_modules)
-    elif not all(isinstance(name, str) for name in config.target_modules):
-        raise ValueError(f"target_modules = {config.target_modules!r}")
-    if not all(isinstance(name, str) for name in config.modules_to_save or ()):
-        raise ValueError(f"modules_to_save = {config.modules_to_save!r}")
 
 
 class Adapter(NamedTuple):
@@ -327,14 +340,24 @@ def load_adapter(folder: Path, variant: str | None = None) -> Adapter:
 
     Raises:
         UserError: where a file is missing, broken or of other shapes, or the adapter was trained
-            on another base.
+            on another base, or without a head.
     """
     config, base = read_config(folder)
     tensors, metadata = read_tensors(folder / WEIGHTS)
+    if PEFT_PREFIX + "score.weight" not in tensors:
+        raise UserError(
+            f"{folder / WEIGHTS}: no score.weight, the classifier's head; train it with "
+            'modules_to_save=["score"]'
+        )
+    if not (variant or base):
+        raise UserError(f"{folder / CONFIG} names no base model; give it with --gpt_variant")
     base_folder = variant_folder(variant or base)
     model = load_classifier(base_folder)
-    base_print = base_fingerprint(model.transformer)
-    trained_on = metadata.get("base_fingerprint", base_print)  # PEFT's own files have none
+    base_print = trained_on = base_fingerprint(model.transformer)
+    if "base_fingerprint" in metadata:
+        trained_on = metadata["base_fingerprint"]
+    elif variant and base and variant != base:  # PEFT's own files carry no fingerprint
+        trained_on = base_fingerprint(load_gpt2(variant_folder(base)))
     if trained_on != base_print:
         raise UserError(
             f"{folder} was trained on another base ({base}, {trained_on[:12]}) than "
@@ -367,8 +390,8 @@ def save_merged(adapter: Adapter, folder: Path) -> None:
     )
     model = GPT2ForSequenceClassification(config)
     model.load_state_dict(tensors)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_files(folder, model.save_pretrained)
+    write_files(folder, tokenizer.save_pretrained)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -129,8 +129,8 @@ class GPT2Classifier(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sentences, 2) of a packed batch.
 
-        Nobody reads the last block's output but at each sentence's last token, so that block
-        computes keys and values for every prefix, and everything after them for the last ones.
+        The head reads each sentence's last token alone. So the last block needs keys and values for
+        every prefix, and everything after them for the last tokens only.
         """
         gpt2, places = self.transformer, batch.places
         last = batch.prefixes[batch.cu_seqlens[1:] - 1]  # (sentences,)
@@ -153,9 +153,9 @@ class DistilRNN(nn.Module):
     """Embedding, one tanh RNN layer (Elman 1990), linear to 2 classes, on the last token's state.
 
     Only the ``vocabulary``, the tokens that occur in the training sentences, has rows in the
-    embedding. That changes nothing in training, where Adam leaves a row without a gradient where
-    it is, and makes GPT-2's 50,257 rows about 6,400. Every other token reads one row of zeros:
-    the student knows nothing of it.
+    embedding: about 6,400 of GPT-2's 50,257 for CoLA. Training is the same, since Adam never moves
+    a row that gets no gradient. Every other token reads one row of zeros: the student knows nothing
+    of it.
     """
 
     def __init__(self, vocabulary: Tensor, width: int = 768):
@@ -181,7 +181,7 @@ class DistilRNN(nn.Module):
         """Logits (sentences, 2) of a packed batch."""
         # A PackedSequence lays tokens out by time, then by sentence, the longest sentence first.
         by_time = torch.argsort(batch.position_ids, stable=True)
-        # How many sentences reach each position, from the host, where nn.RNN wants it.
+        # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
         lengths, counts = (torch.tensor(column) for column in zip(*batch.runs, strict=True))
         reaching = (lengths.unsqueeze(1) > torch.arange(batch.runs[0][0])) * counts.unsqueeze(1)
         embedded = self.embedding(self.rows(batch.input_ids[by_time]))  # (tokens, width)
@@ -208,12 +208,14 @@ def variant_folder(variant: str, weights: bool = True) -> Path:
     Raises:
         UserError: unknown variant, hub unreachable, or a folder that is not GPT-2.
     """
+    variant = variant.removeprefix("openai-community/")  # where the hub keeps them
     if variant in HUB_VARIANTS:
         return _from_hub(variant, (*TOKENIZER_FILES, *(("model.safetensors",) if weights else ())))
     folder = PROJECT / "nano" if variant == "nano" else Path(variant)
     if not folder.is_dir():
         raise UserError(
-            f"--gpt_variant {variant}: neither one of {', '.join(VARIANTS)} nor a folder"
+            f"base model {variant}: neither one of {', '.join(VARIANTS)} nor a folder; give it "
+            "with --gpt_variant"
         )
     config = folder / "config.json"
     try:
@@ -314,7 +316,7 @@ def load_gpt2(folder: Path, architecture=GPT2Model, **kwargs) -> GPT2Model | GPT
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             resid_pdrop=0.0,
-            output_attentions=False,
+            output_attentions=False,  # which packed attention has none of
             **kwargs,
         )
         config = model.config

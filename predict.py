@@ -5,7 +5,6 @@ import sys
 from argparse import Namespace
 
 import torch
-from torch import Tensor
 from transformers import GPT2LMHeadModel, TextStreamer
 
 from data_utils import UNLABELLED, UserError, read_bytes, tokenize
@@ -13,7 +12,7 @@ from distil import load_checkpoint, save_onnx
 from lora import CONFIG as ADAPTER_CONFIG
 from lora import load_adapter, save_merged
 from model import load_gpt2, load_tokenizer, variant_folder
-from train_utils import choose_compute, keep_freed_memory, predict_logits, run_folder
+from train_utils import choose_compute, keep_freed_memory, predict_logits, run_folder, write_files
 
 # ---------------------------------------------------------------------------------------------
 # gen
@@ -40,7 +39,7 @@ def run_gen(args: Namespace) -> None:
             f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
         )
     sampling = {}
-    if args.temperature > 0:
+    if sampled := args.temperature > 1e-6:  # the softmax of less has one token, or overflows
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
     torch.manual_seed(args.sr_no)
     for number in range(1, args.num_samples + 1):
@@ -51,7 +50,7 @@ def run_gen(args: Namespace) -> None:
                 prompt.to(compute.device),
                 attention_mask=torch.ones_like(prompt).to(compute.device),
                 max_new_tokens=args.max_new_tokens,
-                do_sample=args.temperature > 0,
+                do_sample=sampled,
                 pad_token_id=tokenizer.eos_token_id,
                 streamer=TextStreamer(tokenizer, skip_special_tokens=True),
                 **sampling,
@@ -72,25 +71,17 @@ def run_predict(args: Namespace) -> None:
     split = tokenize(tokenizer, sentences, [UNLABELLED] * len(sentences), positions, source)
     keep_freed_memory()
     logits = predict_logits(model.to(compute.device), split, compute, "judging")
+    answers, probabilities = logits.argmax(dim=1).tolist(), logits.softmax(dim=1)[:, 1].tolist()
+    rows = zip(sentences, answers, probabilities, logits.tolist(), strict=True)
     if args.json:
-        for sentence, row in zip(sentences, logits, strict=True):
-            print(json.dumps(judgement(sentence, row), ensure_ascii=False))
+        for row in rows:
+            named = dict(zip(("sentence", "label", "p_acceptable", "logits"), row, strict=True))
+            print(json.dumps(named, ensure_ascii=False))
         return
     print("p(acceptable)  judgement     sentence")
-    for sentence, row in zip(sentences, logits, strict=True):
-        found = judgement(sentence, row)
-        word = ("unacceptable", "acceptable")[found["label"]]
-        print(f"{found['p_acceptable']:>13.3f}  {word:<12}  {sentence}")
-
-
-def judgement(sentence: str, logits: Tensor) -> dict:
-    """What ``--json`` prints of one sentence with ``logits (2,)``."""
-    return {
-        "sentence": sentence,
-        "label": int(logits.argmax()),
-        "p_acceptable": float(logits.softmax(dim=0)[1]),
-        "logits": logits.tolist(),
-    }
+    for sentence, label, p_acceptable, _ in rows:
+        word = ("unacceptable", "acceptable")[label]
+        print(f"{p_acceptable:>13.3f}  {word:<12}  {sentence}")
 
 
 def read_sentences(args: Namespace) -> tuple[list[str], str]:
@@ -140,5 +131,5 @@ def run_export(args: Namespace) -> None:
     else:
         model, tokenizer, _ = load_checkpoint(folder)
         save_onnx(model, len(tokenizer), target / "student.onnx")
-        tokenizer.save_pretrained(target)
+        write_files(target, tokenizer.save_pretrained)
         print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")

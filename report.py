@@ -99,7 +99,7 @@ def score(predictions: pd.DataFrame) -> dict:
     right, mcc, n = labels == answers, matthews_corrcoef(labels, answers), len(labels)
     draws = np.random.default_rng(0).integers(n, size=(1000, n))  # the bootstrap's
     resampled = [matthews_corrcoef(labels[draw], answers[draw]) for draw in draws]
-    one_class = ", one class only" if len(set(answers)) == 1 else ""
+    one_class = " (one class only)" if len(set(answers)) == 1 else ""
     return {
         "right": right,  # (sentences,)
         "accuracy": right.mean(),
@@ -107,7 +107,8 @@ def score(predictions: pd.DataFrame) -> dict:
         "majority": max(labels.mean(), 1 - labels.mean()),
         "mcc": mcc,
         "mcc_interval": np.quantile(resampled, (0.025, 0.975)),
-        "text": f"{right.mean():.2%}, MCC {mcc:.3f}" + one_class,
+        "one_class": one_class,
+        "text": f"{right.mean():.2%}, MCC {mcc:.3f}{one_class}",
     }
 
 
@@ -126,7 +127,8 @@ def load_run(folder: Path) -> Run:
             raise ValueError("predictions.csv has other results")
         mode, variant, best = metrics["mode"], metrics["variant"], metrics["training"]["best_epoch"]
         run = Run(folder, mode, variant, f"{mode} {variant:.24}", metrics, history, scores)
-        # What is shown is read once here, where the file that lacks it can still be named.
+        # Called for their errors alone: what is shown later is read once here, where the file that
+        # lacks it can be named.
         setup_rows([run]), result_rows([run]), paired_rows([run, run]), is_comparable(run)
         MODES[mode], metrics["sr_no"], Path(metrics["data"]["folder"], metrics["base"]["name"])
         float(history.loc[best, "val_loss"])
@@ -199,9 +201,8 @@ rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.t
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 
-def plot_run(folder: Path, plots_dir: Path) -> None:
+def plot_run(run: Run, plots_dir: Path) -> None:
     """Write the loss and the accuracy of one run per epoch, train and validation."""
-    run = load_run(folder)
     best, dev = run.metrics["training"]["best_epoch"], run.scores[DEV]
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
@@ -217,7 +218,7 @@ def plot_run(folder: Path, plots_dir: Path) -> None:
         axes.set(xlabel="epoch", ylabel=quantity, title=f"{run.name}: {dev['text']}")
         figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
         figure.savefig(png := BytesIO(), dpi=250)
-        write_bytes(plots_dir / f"{folder.name}_{quantity}.png", png.getvalue())
+        write_bytes(plots_dir / f"{run.folder.name}_{quantity}.png", png.getvalue())
 
 
 def plot_comparison(runs: list[Run], plots_dir: Path) -> Path:
@@ -271,7 +272,7 @@ def result_rows(runs: list[Run]) -> list[tuple[str, ...]]:
         s, corpus = run.scores[split], f"{run.metrics['data']['name']:.20}"
         (low, high), ends = s["interval"], "{:.2f} to {:.2f}".format(*s["mcc_interval"])
         accuracy = f"{s['accuracy']:.2%}", f"{100 * low:.1f} to {100 * high:.1f}"
-        mcc = f"{s['mcc']:.3f}", "one class only" if "one class" in s["text"] else ends
+        mcc = f"{s['mcc']:.3f}", s["one_class"].strip(" ()") or ends
         rows.append((run.name, split, corpus, *accuracy, f"{s['majority']:.2%}", *mcc))
     return rows
 
@@ -287,7 +288,8 @@ def paired_rows(runs: list[Run]) -> list[tuple[str, ...]]:
             accuracy, mcc = (first[key] - second[key] for key in ("accuracy", "mcc"))
             numbers = f"{100 * accuracy:+.2f}", f"{mcc:+.3f}", str(only_first), str(only_second)
             p = f"{mcnemar(only_first, only_second):.2g}"
-            rows.append((f"{one.mode} against {two.mode}", split, *numbers, p))
+            pair = f"{one.mode}{first['one_class']} against {two.mode}{second['one_class']}"
+            rows.append((pair, split, *numbers, p))
     return rows
 
 
@@ -379,7 +381,7 @@ def run_report(args: Namespace) -> None:
     """Write plots and PDF, and print the table, of the runs of ``args.sr_no``."""
     runs, plots = find_runs(args.out_dir, args.sr_no), Path(args.out_dir, "plots")
     for run in runs:
-        plot_run(run.folder, plots)
+        plot_run(run, plots)
     for name, file in (("STIX", "STIXGeneral.ttf"), ("STIX-Bold", "STIXGeneralBol.ttf")):
         pdfmetrics.registerFont(ttfonts.TTFont(name, Path(get_data_path(), "fonts/ttf", file)))
     pdfmetrics.registerFontFamily("STIX", bold="STIX-Bold")

@@ -36,16 +36,17 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 
 count, size = number(int, 1), number(int, 0)
 positive, share = number(float, 0, open_low=True), number(float, 0, 1)
+softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overflows
 
 # Title, modes, then rows: flag, metavar, type (a tuple: choices; bool: a switch), default, help.
 # An option is refused in a mode that is not its own.
 OPTIONS = (
     ("every mode", MODES, (
-        ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "seeds every generator, names the outputs [22915]"),
+        ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "serial number; seeds all, names the outputs [22915]"),
         ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], nano, or a folder [gpt2]"),
         ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, the report [.]"),
     )),
-    ("every mode but report", tuple(mode for mode in MODES if mode != "report"), (
+    ("every mode but export, report", tuple(mode for mode in MODES if mode not in ("export", "report")), (
         ("--device", "NAME", str, "auto", "auto, cpu, cuda, cuda:1, mps [auto]"),
         ("--precision", None, ("fp32", "bf16"), None, "[fp32; bf16 where the GPU has it]"),
     )),
@@ -65,7 +66,7 @@ OPTIONS = (
         ("--lora_dropout", "P", number(float, 0, 0.99), 0.0, "dropout before A [0]"),
     )),
     ("distil, all", ("distil", "all"), (
-        ("--kd_temperature", "T", positive, 2.0, "softens teacher and student [2]"),
+        ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),
         ("--kd_alpha", "X", share, 0.5, "weight of KD against cross-entropy [0.5]"),
         ("--transfer_size", "N", size, None, f"extra sentences, teacher-labelled [0; nano {NANO_TRANSFER_SIZE}]"),
     )),
@@ -160,7 +161,7 @@ def dispatch(args: argparse.Namespace) -> None:
         for mode in {"all": ("LoRA", "rnn", "distil"), "report": ()}.get(args.mode, (args.mode,)):
             folder = train(mode, args)
             if IS_MAIN:
-                report.plot_run(folder, args.out_dir / "plots")
+                report.plot_run(report.load_run(folder), args.out_dir / "plots")
     if args.mode in ("report", "all") and IS_MAIN:
         report.run_report(args)
     return None
@@ -183,20 +184,29 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        again = "; the same command goes on from the last save" if args.mode in TRAINING else ""
-        if IS_MAIN:
-            print(f"\nrun.py: interrupted{again}", file=sys.stderr)
-        return 130
+        return interrupted(args)
     except BrokenPipeError:  # the reader of our output has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return interrupted(args) if args.mode in TRAINING else 0
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
-        if IS_MAIN or not is_user_error(error):  # every process meets those
+        # Every process of a machine meets the user's errors.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not is_user_error(error):
             print(f"run.py: error: {line}", file=sys.stderr)
         return 2
+
+
+def interrupted(args: argparse.Namespace) -> int:
+    """Say how to go on; returns the exit status."""
+    again = ""
+    if args.mode in TRAINING:
+        without = " without --overwrite" if args.overwrite else ""
+        again = f"; the same command{without} goes on from the last save"
+    if IS_MAIN:
+        print(f"\nrun.py: interrupted{again}", file=sys.stderr)
+    return 130
 
 
 def is_user_error(error: Exception) -> bool:

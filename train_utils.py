@@ -5,8 +5,8 @@ depend on (sr_no, epoch, step) alone, and everything else that the next step nee
 `state.safetensors`, which is replaced whole. `metrics.json` is written last and marks a finished
 run.
 
-Several processes started by torchrun train one model: each takes every n-th sentence of a batch, a
-loss is a share of the whole batch's mean, and the gradients' sum is that of one process.
+Several processes started by torchrun train one model: each takes every n-th sentence of a batch
+and computes its part of the batch's mean loss; the sum of their gradients is that of one process.
 """
 
 import ctypes
@@ -14,11 +14,12 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ from data_utils import (
     PROJECT,
     TRAIN,
     UNLABELLED,
+    Batch,
     Split,
     UserError,
     by_prefix,
@@ -69,12 +71,11 @@ def process_group() -> Iterator[None]:
         return
     dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs
     try:
-        with ExitStack() as stack:
-            if not is_main():
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
+        if is_main():
             yield
+        else:
+            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+                yield
     finally:
         dist.destroy_process_group()
 
@@ -99,7 +100,7 @@ def sum_over_processes(*tensors: Tensor) -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Whether ``value`` is true in any process; all wait for each other here."""
+    """Whether ``value`` is true in any process. Every process must ask: all wait for each other."""
     total = torch.tensor([float(value)])
     sum_over_processes(total)
     return bool(total)
@@ -124,11 +125,26 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as error:
+    except OSError as error:  # writing and fsync do not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # writing and fsync do not say which file it was
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
+
+
+def write_files(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have ``save`` write files somewhere, and put each into ``folder``, whole or not at all.
+
+    For libraries that write by themselves. What a crash leaves is cleared by the next call.
+    """
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save(partial)
+    for path in sorted(partial.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, folder / path.name)
+    partial.rmdir()
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -159,7 +175,8 @@ def read_json(path: Path) -> dict:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write safetensors atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors writes several entries of metadata in no fixed order; one gives the same bytes.
+    # safetensors writes several entries of metadata in no fixed order. What a run leaves behind
+    # has one, and the same bytes each time; its state, which is deleted at the end, has two.
     write_bytes(path, safetensors.torch.save(tensors, metadata or {"format": "pt"}))
 
 
@@ -240,24 +257,44 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_finished(folder: Path, identity: dict, overwrite: bool) -> bool:
-    """Whether the folder holds this very run, finished. Clears it first under ``--overwrite``.
+    """Whether the folder holds this very run, finished.
+
+    ``--overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
+    it leaves to be gone on with.
 
     Raises:
         UserError: where it holds another run, finished or not; the line says what differs.
     """
     metrics, state = folder / "metrics.json", folder / "state.safetensors"
-    if overwrite and is_main():
-        metrics.unlink(missing_ok=True)  # first, since it is what marks the rest as good
-        state.unlink(missing_ok=True)
-    any_process(False)  # nobody looks before that is done
-    if metrics.exists():
-        found = read_json(metrics).get("identity", {})
-    elif state.exists():
-        found = read_state(state)[2]
-    else:
-        return False
+    finished, other = metrics.exists(), None
+    try:
+        if finished:
+            check_identity(folder, read_json(metrics).get("identity"), identity)
+        elif state.exists():
+            check_identity(folder, read_state(state)[2], identity)
+    except UserError as error:
+        other = error
+    if other and not overwrite:
+        raise other
+    clear = any_process(overwrite and (finished or bool(other)))  # every process has looked
+    if is_main():
+        if clear:
+            metrics.unlink(missing_ok=True)  # first, since it is what marks the rest as good
+        if clear or finished:
+            state.unlink(missing_ok=True)
+    any_process(False)  # nobody looks again before that is done
+    return finished and not clear
+
+
+def check_identity(folder: Path, found: object, identity: dict) -> None:
+    """Compare the identity of the run on disk with the one asked for.
+
+    Raises:
+        UserError: saying what differs.
+    """
     if not isinstance(found, dict):
-        raise UserError(f"{metrics}: not written by this project; add --overwrite to replace it")
+        path = folder / "metrics.json"
+        raise UserError(f"{path}: not written by this project; add --overwrite to replace it")
     differing = [
         f"{key} is {_short(found.get(key))} there, {_short(identity.get(key))} here"
         for key in sorted(found.keys() | identity.keys())
@@ -268,7 +305,6 @@ def is_finished(folder: Path, identity: dict, overwrite: bool) -> bool:
             f"{folder} holds another run ({'; '.join(differing)}); add --overwrite to replace it, "
             "or choose another --sr_no or --out_dir"
         )
-    return metrics.exists()
 
 
 def _short(value: object) -> str:
@@ -320,10 +356,15 @@ def describe(metrics: dict) -> str:
         f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {n}), "
         f"MCC {metrics['mcc']:.3f}; majority baseline {majority:.2%}"
     )
-    if metrics["predicted_acceptable"] in (0, n):
-        answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
-        line += f'  <- answers "{answer}" to everything'
-    return line
+    return line + one_class_note(metrics)
+
+
+def one_class_note(metrics: dict) -> str:
+    """A remark for a model that answers one class only; else nothing."""
+    if metrics["predicted_acceptable"] not in (0, metrics["sentences"]):
+        return ""
+    answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
+    return f'  <- answers "{answer}" to everything'
 
 
 @torch.no_grad()
@@ -332,31 +373,26 @@ def predict_logits(
 ) -> Tensor:
     """Logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's own order.
 
-    Sentences that are alike share a forward pass. Of several processes each judges its part, and
-    all get the whole. A progress bar shows under ``description``.
+    Sentences that are alike share a forward pass: beginnings serve GPT-2, which computes each once,
+    lengths the RNN, which steps through time. Of several processes each judges its part, and all
+    get the whole. A progress bar shows under ``description``.
     """
     model.eval()
     rank, processes = rank_and_processes()
-    # What a piece shares: beginnings serve GPT-2, lengths the RNN, which steps through time.
     shares_prefixes = isinstance(model, GPT2Classifier)
     order = by_prefix(split) if shares_prefixes else np.argsort(-split.seqlens, kind="stable")
     pieces = list(within_budget(split, order, MAX_TOKENS))[rank::processes]
-    logits, places, found = torch.zeros(len(split), 2), [], []
+    logits = torch.zeros(len(split), 2, device=compute.device)
     total = sum(len(piece) for piece in pieces)
     hidden = None if description else True
     with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
         for piece in pieces:
-            batch = pack(split, piece)
-            places.append(batch.indices)
+            batch = pack(split, piece).to(compute.device)
             with compute.autocast():
-                found.append(
-                    model(batch.to(compute.device)).float()
-                )  # left where it is till the end
+                logits[batch.indices] = model(batch).float()
             bar.update(len(piece))
-    if found:
-        logits[torch.cat(places)] = torch.cat(found).cpu()
     sum_over_processes(logits)
-    return logits
+    return logits.cpu()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,11 +422,14 @@ def choose_compute(device: str, precision: str | None) -> Compute:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and dist.is_initialized():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+    reason = ""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: not usable here ({reason}); use cpu") from None
+    if any_process(bool(reason)):
+        reason = reason or "another process has none of its own"
+        raise UserError(f"--device {device}: not usable here ({reason}); use cpu")
     if precision is None:
         on_gpu = device.startswith("cuda") and torch.cuda.is_bf16_supported()
         precision = "bf16" if on_gpu else "fp32"
@@ -421,24 +460,16 @@ class Totals(NamedTuple):
         return cls(len(labels), int((labels != UNLABELLED).sum()))
 
 
-class Examples(NamedTuple):
-    """What a loss sees: a batch, a part of one, or a whole split."""
-
-    logits: Tensor  # (sentences, 2)
-    labels: Tensor  # (sentences,)
-    teacher_logits: Tensor | None  # (sentences, 2)
-
-
-# A loss returns what these examples add to the mean loss of a batch with these totals, so that a
-# batch may be cut in pieces whose losses, and gradients, add up to those of the whole.
-Loss = Callable[[Examples, Totals], Tensor]
+# A loss is a function of logits (sentences, 2), of what has these sentences' labels and
+# teacher_logits, and of the totals of the whole batch. It returns what these sentences add to the
+# batch's mean: a sum over them, divided by the batch's totals. So the losses of a batch's pieces
+# add up to the loss of the whole, and their gradients to its gradient.
+Loss = Callable[[Tensor, Batch | Split, Totals], Tensor]
 
 
-def cross_entropy(examples: Examples, totals: Totals) -> Tensor:
+def cross_entropy(logits: Tensor, examples: Batch | Split, totals: Totals) -> Tensor:
     """Cross-entropy (nats), the mean over the labelled sentences."""
-    summed = F.cross_entropy(
-        examples.logits, examples.labels, ignore_index=UNLABELLED, reduction="sum"
-    )
+    summed = F.cross_entropy(logits, examples.labels, ignore_index=UNLABELLED, reduction="sum")
     return summed / max(totals.labelled, 1)
 
 
@@ -455,11 +486,10 @@ class Progress:
     """Where a run stands; with weights and Adam's moments, all that the next step depends on."""
 
     epoch: int = 0  # finished epochs
-    epoch_step: int = 0  # finished steps of the epoch under way
     steps: int = 0  # optimiser steps in all
-    loss: float = 0.0  # sums over the epoch under way
-    sentences: int = 0
+    sentences: int = 0  # of the epoch under way, so far
     labelled: int = 0
+    loss: float = 0.0  # the sum over these sentences
     correct: int = 0
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
@@ -476,16 +506,12 @@ class Progress:
         results = torch.stack([torch.stack([step.loss, step.correct]) for step in steps])
         for (loss, correct), step in zip(results.tolist(), steps, strict=True):
             if not math.isfinite(loss):
-                raise UserError(
-                    f"the loss is {loss} at step {self.steps + 1}; lower --lr and add --overwrite "
-                    "(what was saved before is kept until then)"
-                )
+                raise diverged(f"the loss is {loss} at step {self.steps + 1}")
             self.loss += loss * step.totals.sentences
             self.correct += int(correct)
             self.sentences += step.totals.sentences
             self.labelled += step.totals.labelled
             self.steps += 1
-            self.epoch_step += 1
 
     def means(self) -> dict[str, float]:
         """Loss and accuracy over the epoch under way, of the steps so far."""
@@ -506,8 +532,15 @@ class Progress:
 
     def start_epoch(self) -> None:
         """Set the sums of the epoch under way to zero."""
-        self.epoch_step = self.sentences = self.labelled = self.correct = 0
+        self.sentences = self.labelled = self.correct = 0
         self.loss = self.seconds = 0.0
+
+
+def diverged(what: str) -> UserError:
+    """The error for training that has left the finite numbers."""
+    return UserError(
+        f"{what}; lower --lr and add --overwrite (what was saved before is kept until then)"
+    )
 
 
 class Recipe(NamedTuple):
@@ -520,11 +553,6 @@ class Recipe(NamedTuple):
     patience: int
     monitor: str  # "accuracy" or "mcc"
     max_steps: int | None
-
-    @classmethod
-    def of(cls, args: Namespace) -> "Recipe":
-        """The hyperparameters among the options."""
-        return cls(*(getattr(args, name) for name in cls._fields))
 
 
 def train(
@@ -542,7 +570,7 @@ def train(
     Goes on from ``folder/state.safetensors`` where there is one, and keeps it up to date.
 
     Raises:
-        UserError: when the loss is not finite; the state of the last epoch is kept.
+        UserError: when the loss is not finite; the state saved last is kept.
         KeyboardInterrupt: after SIGINT or SIGTERM, with the state saved.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -556,12 +584,15 @@ def train(
             train_epoch(
                 model, corpus[TRAIN], loss_of, recipe, compute, progress, state, interrupted
             )
-            finish_epoch(model, corpus[DEV], loss_of, recipe, compute, progress)
+            line = finish_epoch(model, corpus[DEV], loss_of, recipe, compute, progress)
             if progress.best_epoch == progress.epoch:
                 state.keep_best()
+                line += "  best so far"
             write_csv(folder / "history.csv", progress.history)
             state.save(progress)
-            state.save_if_due(progress, any_process(bool(interrupted)))
+            print(line, flush=True)  # last, since it fails where nobody reads it
+            if any_process(bool(interrupted)):
+                raise KeyboardInterrupt
     state.restore_best()
     return progress
 
@@ -583,15 +614,16 @@ def train_epoch(
     model.train()
     size, rank = recipe.batch_size, rank_and_processes()[0]
     order = shuffled(len(split), recipe.sr_no, progress.epoch)
-    starts = range(progress.epoch_step * size, len(split), size)
+    starts = range(progress.sentences, len(split), size)
     if recipe.max_steps:
         starts = starts[: recipe.max_steps - progress.steps]
     unread: list[Step] = []
     began = time.perf_counter()
     with tqdm(
         desc=f"epoch {progress.epoch + 1}/{recipe.epochs}",
-        initial=progress.epoch_step,
-        total=math.ceil(len(split) / size),
+        initial=progress.sentences,
+        total=len(split),
+        unit=" sentences",
         disable=None,
         leave=False,
     ) as bar:
@@ -606,9 +638,12 @@ def train_epoch(
             if stop or start == starts[-1] or len(unread) == READ_EVERY.get(compute.device.type, 1):
                 progress.add(unread, time.perf_counter() - began)
                 bar.set_postfix(progress.means(), refresh=False)
-                bar.update(len(unread))
+                bar.update(progress.sentences - bar.n)
                 unread, began = [], time.perf_counter()
-                state.save_if_due(progress, stop)
+                if stop or time.monotonic() - state.saved_at > SAVE_EVERY:
+                    state.save(progress)
+            if stop:
+                raise KeyboardInterrupt
 
 
 def accumulate_gradients(
@@ -626,7 +661,7 @@ def accumulate_gradients(
         batch = pack(split, piece).to(compute.device)
         with compute.autocast():
             logits = model(batch).float()
-        share = loss_of(Examples(logits, batch.labels, batch.teacher_logits), totals)
+        share = loss_of(logits, batch, totals)
         share.backward()
         correct = (logits.argmax(dim=1) == batch.labels).sum()
         result += torch.stack([share.detach(), correct])
@@ -646,10 +681,16 @@ def finish_epoch(
     recipe: Recipe,
     compute: Compute,
     progress: Progress,
-) -> None:
+) -> str:
     """Evaluate on in_domain_dev, add the epoch's row to the history, decide whether to stop.
 
     ``val_loss`` is the training objective on in_domain_dev, comparable with ``train_loss``.
+
+    Returns:
+        The epoch in one line.
+
+    Raises:
+        UserError: when ``val_loss`` is not finite.
     """
     logits = predict_logits(model, dev, compute)
     metrics = measure(logits, dev.labels)
@@ -658,14 +699,14 @@ def finish_epoch(
         "epoch": progress.epoch,
         "train_loss": progress.means()["loss"],
         "train_accuracy": progress.means()["accuracy"],
-        "val_loss": loss_of(
-            Examples(logits, dev.labels, dev.teacher_logits), Totals.of(dev.labels)
-        ).item(),
+        "val_loss": loss_of(logits, dev, Totals.of(dev.labels)).item(),
         "val_accuracy": metrics["accuracy"],
         "val_mcc": metrics["mcc"],
         "seconds": round(progress.seconds, 3),
         "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
     }
+    if not math.isfinite(row["val_loss"]):
+        raise diverged(f"the loss on in_domain_dev is {row['val_loss']} after epoch {row['epoch']}")
     progress.history.append(row)
     watched = [past[f"val_{recipe.monitor}"] for past in progress.history]
     progress.best_epoch = watched.index(max(watched)) + 1
@@ -676,17 +717,20 @@ def finish_epoch(
     elif progress.epoch == recipe.epochs:
         progress.stopped = "epochs"
     progress.start_epoch()
-    print(
+    return (
         f"epoch {row['epoch']}/{recipe.epochs}  train loss {row['train_loss']:.4f} "
         f"accuracy {row['train_accuracy']:.2%}  |  in_domain_dev loss {row['val_loss']:.4f} "
-        f"accuracy {row['val_accuracy']:.2%} MCC {row['val_mcc']:.3f}  |  {row['seconds']:.1f} s"
-        f"{'  best so far' if progress.best_epoch == progress.epoch else ''}",
-        flush=True,
+        f"accuracy {row['val_accuracy']:.2%} MCC {row['val_mcc']:.3f}{one_class_note(metrics)}  |  "
+        f"{row['seconds']:.1f} s"
     )
 
 
 class TrainState:
-    """Weights, Adam's moments, the best weights and `Progress`, on disk as one file."""
+    """All tensors that a run goes on from, and the file that keeps them, with `Progress`.
+
+    They are, for each trained parameter, weight.<name>, best.<name> (the best epoch's weight) and
+    what Adam keeps: step.<name>, exp_avg.<name> and exp_avg_sq.<name>.
+    """
 
     def __init__(
         self,
@@ -697,73 +741,62 @@ class TrainState:
     ):
         self.path, self.parameters, self.optimizer = path, parameters, optimizer
         self.identity = identity
-        self.best: dict[str, Tensor] = {}
+        self.best = {name: p.detach().clone() for name, p in parameters.items()}
+        self.tensors: dict[str, Tensor] = {}
+        for name, p in parameters.items():
+            # As Adam makes them in its first step, but now, so that a file can be read into them.
+            optimizer.state[p] = optimizer.state[p] or {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+            kept = {"weight": p, "best": self.best[name], **optimizer.state[p]}
+            self.tensors |= {f"{kind}.{name}": tensor for kind, tensor in kept.items()}
         self.saved_at = time.monotonic()
 
     def keep_best(self) -> None:
         """Remember the weights as they are now."""
-        self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        copy_tensors(self.path, self.parameters, self.best)
 
     def restore_best(self) -> None:
         """Put the remembered weights back into the model."""
         copy_tensors(self.path, self.best, self.parameters)
 
     def save(self, progress: Progress) -> None:
-        """Replace the file."""
-        groups = {"weight": self.parameters, "best": self.best}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            groups[key] = {n: self.optimizer.state[p][key] for n, p in self.parameters.items()}
-        tensors = {f"{group}.{n}": t for group, named in groups.items() for n, t in named.items()}
-        metadata = {"progress": asdict(progress), "identity": self.identity}
-        write_tensors(self.path, tensors, {k: json.dumps(v) for k, v in metadata.items()})
-        self.saved_at = time.monotonic()
+        """Replace the file.
 
-    def save_if_due(self, progress: Progress, stop: bool) -> None:
-        """Save now and then, and, where a signal asks for it, save and stop."""
-        if stop or time.monotonic() - self.saved_at > SAVE_EVERY:
-            self.save(progress)
-        if stop:
-            raise KeyboardInterrupt
+        Raises:
+            UserError: where a weight is not finite; the file stays as it was.
+        """
+        if not all(p.isfinite().all() for p in self.parameters.values()):
+            raise diverged(f"the weights are not finite after step {progress.steps}")
+        metadata = {"progress": asdict(progress), "identity": self.identity}
+        write_tensors(self.path, self.tensors, {k: json.dumps(v) for k, v in metadata.items()})
+        self.saved_at = time.monotonic()
 
     def load(self) -> Progress | None:
         """Restore everything from the file; None where there is none."""
         if not self.path.exists():
             return None
-        groups, progress, _ = read_state(self.path)
-        copy_tensors(self.path, groups["weight"], self.parameters)
-        self.best = groups.get("best", {})  # none before the first epoch's end
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            moments = (
-                dict.fromkeys(self.parameters, torch.empty(()))
-                if key == "step"
-                else self.parameters
-            )
-            check_tensors(self.path, groups[key], moments)
-            for name, parameter in self.parameters.items():
-                self.optimizer.state[parameter][key] = groups[key][name].to(parameter.device)
+        tensors, progress, _ = read_state(self.path)
+        copy_tensors(self.path, tensors, self.tensors)
         return progress
 
 
-def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], Progress, dict]:
-    """Read a `TrainState` file: its groups of tensors, the progress and the run's identity.
+def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict]:
+    """Read a `TrainState` file: its tensors, the progress and the run's identity.
 
     Raises:
         UserError: naming the file, where it is not one.
     """
     tensors, metadata = read_tensors(path)
-    groups: dict[str, dict[str, Tensor]] = {
-        "weight": {},
-        "step": {},
-        "exp_avg": {},
-        "exp_avg_sq": {},
-    }
-    for name, tensor in tensors.items():
-        group, _, name = name.partition(".")
-        groups.setdefault(group, {})[name] = tensor
     try:
         progress = Progress(**json.loads(metadata["progress"]))
         check_progress(progress)
-        return groups, progress, dict(json.loads(metadata["identity"]))
+        identity = json.loads(metadata["identity"])
+        if not isinstance(identity, dict):
+            raise ValueError("the identity is no object")
+        return tensors, progress, identity
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"{path}: not a state written by this project; add --overwrite to start anew"
@@ -777,14 +810,15 @@ def check_progress(progress: Progress) -> None:
         if type(value) is not type(initial) or (isinstance(value, int) and value < 0):
             raise ValueError(f"{name} = {value!r}")
     for row in progress.history:
-        sum(row[name] for name in ("val_accuracy", "val_mcc", "seconds"))  # of numbers
+        sum(row[name] for name in ("val_accuracy", "val_mcc", "seconds"))  # if they are numbers
 
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list, so that a step is never cut in two.
 
-    A second SIGINT interrupts at once, without saving; torchrun sends SIGTERM after the first.
+    A second SIGINT interrupts at once, without saving. SIGTERM never does: torchrun sends one right
+    after the first SIGINT.
     """
     received: list[int] = []
 
@@ -833,7 +867,8 @@ def run_training(
     Returns:
         The run's folder.
     """
-    folder, recipe = run_folder(args, mode), Recipe.of(args)
+    folder = run_folder(args, mode)
+    recipe = Recipe(*(getattr(args, name) for name in Recipe._fields))
     compute = choose_compute(args.device, args.precision)
     arguments = {**recipe._asdict(), **options}
     data = {"sha256": corpus_fingerprint(corpus), **{k: s.counts() for k, s in corpus.items()}}
@@ -858,7 +893,6 @@ def run_training(
                 results[name] = measure(logits, corpus[name].labels)
                 predictions += prediction_rows(name, logits, corpus[name].labels)
             write_csv(folder / "predictions.csv", predictions)
-            write_csv(folder / "history.csv", progress.history)
             metrics = {
                 "mode": mode,
                 "variant": variant_name(args.gpt_variant),

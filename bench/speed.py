@@ -608,17 +608,16 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from data_utils import TRAIN, load_corpus, shuffled
-    from distil import extend
+    from data_utils import TRAIN, load_corpus, shuffled, tokenize
     from lora import LoraConfig, add_lora
     from model import load_classifier, load_tokenizer
     from train_utils import accumulate_gradients, cross_entropy
 
-    nano = PROJECT / "nano"
-    once = load_corpus(args.data_dir, load_tokenizer(nano), 512)[TRAIN]
-    split = once
-    for _ in range(int(size) - 1):
-        split = extend(split, once)
+    nano, size = PROJECT / "nano", int(size)
+    tokenizer = load_tokenizer(nano)
+    once = load_corpus(args.data_dir, tokenizer, 512)[TRAIN]
+    labels = once.labels.tolist() * size
+    split = tokenize(tokenizer, once.sentences * size, labels, 512, "the corpus, repeated")
     model = load_classifier(nano)
     add_lora(model, LoraConfig())
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -107,9 +107,9 @@ def serve():
         server.server_close()
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
@@ -153,6 +153,7 @@ def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
         (zipped({"readme": b"nothing else"}), False, "not CoLA's archive"),
         (b"<html>not found</html>", False, "not CoLA's archive"),
         (damaged(zipped(FILES)), False, "not CoLA's archive"),
+        (damaged(zipped(FILES, zipfile.ZIP_LZMA)), False, "not CoLA's archive"),
         (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"0" * (1 << 27)}), False, "64 MiB"),
     ],
 )

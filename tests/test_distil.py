@@ -1,6 +1,8 @@
 """Distillation: the loss, the transfer set, the teacher's logits, the student's folder."""
 
 import json
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,15 +17,15 @@ from data_utils import UNLABELLED, UserError, load_corpus, tokenize
 from distil import (
     add_teacher_logits,
     distillation,
-    extend,
     load_checkpoint,
     onnx_session,
     save_onnx,
     save_student,
     transfer_set,
+    with_transfer_set,
 )
 from model import DistilRNN, load_classifier, load_tokenizer
-from train_utils import Compute, Examples, Totals, predict_logits
+from train_utils import Compute, Totals, predict_logits
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -44,25 +46,29 @@ def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha):
     kd = np.mean(scipy.stats.entropy(p, q, axis=1))  # KL divergence in nats
     ce = -np.mean(scipy.special.log_softmax(student, axis=1)[labelled, labels[labelled]])
     expected = kd_alpha * temperature**2 * kd + (1 - kd_alpha) * ce
-    tensors = (torch.tensor(x) for x in (student, labels, teacher))
-    examples = Examples(*tensors)
-    loss = distillation(temperature, kd_alpha)(examples, Totals.of(examples.labels))
+    logits, labels, teacher_logits = (torch.tensor(x) for x in (student, labels, teacher))
+    examples = SimpleNamespace(labels=labels, teacher_logits=teacher_logits)
+    loss = distillation(temperature, kd_alpha)(logits, examples, Totals.of(labels))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
     torch.manual_seed(0)
     labels = torch.tensor([1, 0, UNLABELLED, UNLABELLED, UNLABELLED, 1])
-    whole = Examples(torch.randn(6, 2), labels, torch.randn(6, 2))
-    loss_of, totals = distillation(2.0, 0.5), Totals.of(labels)
-    pieces = [Examples(*(x[rows] for x in whole)) for rows in ([0], [1, 2], [3, 4], [5])]
-    total = sum(loss_of(piece, totals).item() for piece in pieces)
-    assert total == pytest.approx(loss_of(whole, totals).item(), rel=1e-6)
+    logits, teacher_logits = torch.randn(2, 6, 2)
+
+    def loss_of(rows: list[int]) -> float:
+        examples = SimpleNamespace(labels=labels[rows], teacher_logits=teacher_logits[rows])
+        return distillation(2.0, 0.5)(logits[rows], examples, Totals.of(labels)).item()
+
+    pieces = [loss_of(rows) for rows in ([0], [1, 2], [3, 4], [5])]
+    assert sum(pieces) == pytest.approx(loss_of([0, 1, 2, 3, 4, 5]), rel=1e-6)
 
 
 def test_a_batch_without_any_label_has_the_kd_term_alone():
-    examples = Examples(torch.ones(3, 2), torch.full((3,), UNLABELLED), torch.randn(3, 2))
-    loss = distillation(2.0, 0.5)(examples, Totals.of(examples.labels))
+    labels = torch.full((3,), UNLABELLED)
+    examples = SimpleNamespace(labels=labels, teacher_logits=torch.randn(3, 2))
+    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, Totals.of(labels))
     assert loss.isfinite()
     assert loss > 0
 
@@ -100,16 +106,15 @@ def test_a_transfer_set_that_is_too_large_is_refused():
         transfer_set(["Go.", "..."], 100, 1, set())
 
 
-def test_extending_a_split_keeps_both_as_they_were(nano_corpus):
-    first, second = nano_corpus["in_domain_train"], nano_corpus["in_domain_dev"]
-    both = extend(first, second)
-    assert len(both) == len(first) + len(second)
-    for split, offset in ((first, 0), (second, len(first))):
-        for i in (0, 17, len(split) - 1):
-            a, b = split.cu_seqlens[i : i + 2].tolist()
-            c, d = both.cu_seqlens[offset + i : offset + i + 2].tolist()
-            assert both.input_ids[c:d].tolist() == split.input_ids[a:b].tolist()
-            assert both.labels[offset + i] == split.labels[i]
+def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
+    known = nano_corpus["in_domain_train"]
+    args = Namespace(transfer_size=30, sr_no=3)
+    both = with_transfer_set(nano_corpus, load_tokenizer(NANO), 512, args)
+    assert both.sentences[: len(known)] == known.sentences
+    assert torch.equal(both.input_ids[: len(known.input_ids)], known.input_ids)
+    assert torch.equal(both.cu_seqlens[: len(known) + 1], known.cu_seqlens)
+    assert torch.equal(both.labels[: len(known)], known.labels)
+    assert both.labels[len(known) :].tolist() == [UNLABELLED] * 30
 
 
 # ---------------------------------------------------------------------------------------------

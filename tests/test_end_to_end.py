@@ -152,6 +152,7 @@ def test_gen_gives_the_same_text_for_the_same_sr_no(run):
     assert run(*options, "--sr_no", 2).stdout != first.stdout
     greedy = run(*options, "--temperature", 0, "--num_samples", 2).stdout.split("---")
     assert greedy[1].partition("\n")[2].strip() == greedy[2].partition("\n")[2].strip()
+    assert run(*options, "--temperature", 1e-39).stdout in greedy[1].partition("\n")[2]
 
 
 def test_report_alone_gives_the_same_table(demo, run):
@@ -186,6 +187,22 @@ def test_an_interrupted_run_says_so_and_goes_on_with_the_same_command(run, tmp_p
     result = run(*options)
     assert result.returncode == 0, result.stderr
     assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
+
+
+def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(run, tmp_path):
+    options = ("--mode", "rnn", *NANO_RUN, "--epochs", 2, "--overwrite")
+    command = [sys.executable, PROJECT / "run.py", *map(str, options)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 130
+    assert "the same command without --overwrite goes on" in error
+    assert "Traceback" not in error
+    result = run(*options)
+    assert result.returncode == 0, result.stderr
+    assert "resuming after step 32, in epoch 2" in result.stdout
 
 
 def test_three_kills_change_nothing(tmp_path):
@@ -256,6 +273,13 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
     assert again.stdout.count("kept epoch") == 1
 
 
+def test_what_one_process_of_several_lacks_is_said_once(tmp_path):
+    nowhere = ("--data_dir", tmp_path / "nowhere")
+    result = torchrun("--mode", "rnn", *QUICK, *nowhere, "--out_dir", tmp_path)
+    assert result.returncode != 0
+    assert result.stderr.count("run.py: error: --data_dir") == 1
+
+
 def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
     options = ("--mode", "rnn", *NANO_RUN, "--max_steps", 3, "--batch_size", 1, "--out_dir")
     assert run(*options, tmp_path / "one").returncode == 0
@@ -282,7 +306,9 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
         (["--mode", "distil", "--kd_temperature", 0], "--kd_temperature"),
         (["--mode", "distil", "--kd_alpha", 1.5], "--kd_alpha"),
         (["--mode", "gen", "--top_p", 0], "--top_p"),
+        (["--mode", "distil", "--kd_temperature", "1e200"], "--kd_temperature"),
         (["--mode", "gen", "--temperature", -1], "--temperature"),
+        (["--mode", "export", "--precision", "bf16"], "--precision means nothing to --mode export"),
         (["--mode", "gen", *NANO_RUN, "--max_new_tokens", 5000], "room for"),
         (["--mode", "gen", "--gpt_variant", "gpt7"], "neither one of"),
         (["--mode", "gen", *NANO_RUN, "--device", "cuda:99"], "--device cuda:99"),

@@ -1,6 +1,7 @@
 """LoRA against its definition and against PEFT."""
 
 import json
+import shutil
 
 import numpy as np
 import peft
@@ -30,7 +31,7 @@ from lora import (
     unmerge_lora,
 )
 from model import GPT2Classifier, base_fingerprint, load_classifier, load_tokenizer
-from train_utils import Compute, count_parameters, predict_logits
+from train_utils import Compute, count_parameters, predict_logits, read_tensors, write_tensors
 
 CPU = Compute(torch.device("cpu"), "fp32")
 PUBLISHED = dict(
@@ -281,6 +282,8 @@ def test_we_load_pefts_adapter_and_give_the_same_logits(name, tmp_path, nano_cor
         {"bias": "all"},
         {"task_type": "CAUSAL_LM"},
         {"init_lora_weights": "pissa"},
+        {"layers_to_transform": 0},
+        {"revision": "some-branch"},
     ],
     ids=lambda settings: next(iter(settings)),
 )
@@ -315,15 +318,48 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         (lambda c: {**c, "r": 3}, r"lora_A.weight is \(4, .* where the model has \(3, "),
         (lambda c: {**c, "r": 10_000}, "rank 10000 does not fit"),
         (lambda c: {**c, "r": "four"}, "not a LoRA configuration"),
+        (lambda c: {**c, "r": True}, "r = True"),
+        (lambda c: {**c, "use_rslora": "no"}, "use_rslora = 'no'"),
+        (lambda c: {**c, "modules_to_save": "score"}, "modules_to_save = 'score'"),
         (lambda c: {**c, "target_modules": ["c_attn"]}, "has no place in this model"),
         (lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}, "lora_alpha is missing"),
         (lambda c: {**c, "peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
+        (lambda c: {k: v for k, v in c.items() if k != "task_type"}, "task_type is missing"),
+        (lambda c: {**c, "target_modules": "all"}, "target_modules, all$"),
+        (lambda c: {**c, "base_model_name_or_path": None}, "names no base model"),
+        (lambda c: {**c, "base_model_name_or_path": "gone"}, "base model gone: neither one of"),
     ],
 )
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(adapter, change, words):
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=words):
+        load_adapter(adapter)
+
+
+def test_an_adapter_of_pefts_is_used_on_the_base_that_it_names_alone(tmp_path):
+    """PEFT's files carry no fingerprint: the base that they name is looked at."""
+    other = reference_on(str(NANO))
+    torch.nn.init.normal_(other.transformer.wpe.weight)
+    other.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(NANO / name, tmp_path / "other" / name)
+    base = reference_on(str(tmp_path / "other"))
+    peft.get_peft_model(base, peft.LoraConfig(**PUBLISHED)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="was trained on another base"):
+        load_adapter(tmp_path / "adapter", "nano")
+    copied = shutil.copytree(tmp_path / "other", tmp_path / "copy")
+    load_adapter(tmp_path / "adapter", str(copied))  # the same weights by another name
+    load_adapter(tmp_path / "adapter")
+
+
+def test_an_adapter_without_a_head_is_refused(adapter):
+    tensors = tensors_of(adapter)
+    del tensors["base_model.model.score.weight"]
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": ["ln_f"]}))
+    write_tensors(adapter / "adapter_model.safetensors", tensors, {})
+    with pytest.raises(UserError, match=r"no score\.weight, the classifier's head"):
         load_adapter(adapter)
 
 
@@ -358,8 +394,6 @@ def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer):
 
 
 def tensors_of(folder):
-    from train_utils import read_tensors
-
     return read_tensors(folder / "adapter_model.safetensors")[0]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -124,15 +125,51 @@ def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, mo
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
     calls = []
 
-    def loss_of(examples, totals):
+    def loss_of(logits, examples, totals):
         calls.append(1)
-        return cross_entropy(examples, totals) * (float("nan") if len(calls) == 8 else 1.0)
+        return cross_entropy(logits, examples, totals) * (math.nan if len(calls) == 8 else 1.0)
 
     with pytest.raises(UserError, match="the loss is nan at step 7; lower --lr"):
         train(new_student(small), small, loss_of, RECIPE, CPU, tmp_path, {})
     kept, metadata = read_tensors(tmp_path / "state.safetensors")
     assert json.loads(metadata["progress"])["steps"] == 5
     assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("lr", "words"),
+    [
+        (1e37, "loss on in_domain_dev is (inf|nan) after epoch 1"),
+        (1e39, "(is nan|not finite) after"),
+    ],
+)
+def test_a_last_step_that_ruins_the_weights_is_not_taken_for_an_epoch(small, tmp_path, lr, words):
+    """No training step follows whose loss could say so."""
+    recipe = RECIPE._replace(lr=lr, max_steps=1)
+    with pytest.raises(UserError, match=words):
+        train(new_student(small), small, cross_entropy, recipe, CPU, tmp_path, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_saved_ones(tmp_path):
+    parameter, path = torch.nn.Parameter(torch.ones(3)), tmp_path / "state.safetensors"
+    state = train_utils.TrainState(path, {"w": parameter}, torch.optim.Adam([parameter]), {})
+    state.save(Progress(steps=1))
+    parameter.data[1] = math.nan
+    with pytest.raises(UserError, match="weights are not finite after step 2"):
+        state.save(Progress(steps=2))
+    tensors, progress, _ = train_utils.read_state(path)
+    assert progress.steps == 1
+    assert tensors["weight.w"].isfinite().all()
+
+
+def test_an_epoch_that_answers_one_class_only_is_called_that(small, tmp_path, capsys):
+    def loss_of(logits, examples, totals):
+        return -logits[:, 1].sum() / totals.sentences  # "acceptable", whatever the sentence
+
+    recipe = RECIPE._replace(epochs=1, lr=0.1)
+    train(new_student(small), small, loss_of, recipe, CPU, tmp_path, {})
+    assert 'MCC 0.000  <- answers "acceptable" to everything  |' in capsys.readouterr().out
 
 
 def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(small, tmp_path):
@@ -174,11 +211,11 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_one_that_was_not(small, tmp_
     )
     calls = []
 
-    def interrupting(examples, totals):
+    def interrupting(*examples):
         calls.append(1)
         if len(calls) == after:
             os.kill(os.getpid(), signal.SIGINT)
-        return cross_entropy(examples, totals)
+        return cross_entropy(*examples)
 
     args = (recipe, CPU, tmp_path / "cut", {})
     with pytest.raises(KeyboardInterrupt):
@@ -242,6 +279,40 @@ def test_another_identity_is_refused_and_says_what_differs(tmp_path):
         is_finished(tmp_path, {"lr": 0.2, "base": "a" * 64}, overwrite=False)
     assert not is_finished(tmp_path, {"lr": 0.2}, overwrite=True)
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_overwrite_goes_on_with_this_run_where_it_was_interrupted_and_clears_any_other(tmp_path):
+    state, parameter = tmp_path / "state.safetensors", torch.nn.Parameter(torch.ones(3))
+
+    def interrupted(lr: float) -> None:
+        optimizer = torch.optim.Adam([parameter])
+        train_utils.TrainState(state, {"w": parameter}, optimizer, {"lr": lr}).save(Progress())
+
+    interrupted(0.1)
+    assert not is_finished(tmp_path, {"lr": 0.1}, overwrite=True)
+    assert state.exists()
+    assert not is_finished(tmp_path, {"lr": 0.2}, overwrite=True)
+    assert not state.exists()
+    state.write_bytes(b"cut")
+    assert not is_finished(tmp_path, {"lr": 0.1}, overwrite=True)
+    assert not state.exists()
+    interrupted(0.1)  # and killed between writing metrics.json and deleting the state
+    write_json(tmp_path / "metrics.json", {"identity": {"lr": 0.1}})
+    assert is_finished(tmp_path, {"lr": 0.1}, overwrite=False)
+    assert not state.exists()
+
+
+def test_files_that_a_library_writes_are_moved_in_whole(tmp_path):
+    def fails(folder):
+        (folder / "a.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(OSError, match="No space left"):
+        train_utils.write_files(tmp_path, fails)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    train_utils.write_files(tmp_path, lambda folder: (folder / "b.txt").write_text("new"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
