@@ -293,8 +293,7 @@ def check_identity(folder: Path, found: object, identity: dict) -> None:
         UserError: saying what differs.
     """
     if not isinstance(found, dict):
-        path = folder / "metrics.json"
-        raise UserError(f"{path}: not written by this project; add --overwrite to replace it")
+        raise UserError(f"{folder}: not a run of this project; add --overwrite to replace it")
     differing = [
         f"{key} is {_short(found.get(key))} there, {_short(identity.get(key))} here"
         for key in sorted(found.keys() | identity.keys())
@@ -783,8 +782,8 @@ class TrainState:
         return progress
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict]:
-    """Read a `TrainState` file: its tensors, the progress and the run's identity.
+def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, object]:
+    """Read a `TrainState` file: its tensors, the progress, and the identity for `check_identity`.
 
     Raises:
         UserError: naming the file, where it is not one.
@@ -793,10 +792,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Progress, dict]:
     try:
         progress = Progress(**json.loads(metadata["progress"]))
         check_progress(progress)
-        identity = json.loads(metadata["identity"])
-        if not isinstance(identity, dict):
-            raise ValueError("the identity is no object")
-        return tensors, progress, identity
+        return tensors, progress, json.loads(metadata["identity"])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(
             f"{path}: not a state written by this project; add --overwrite to start anew"

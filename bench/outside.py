@@ -1,7 +1,7 @@
 """Judge a corpus' in_domain_dev with this project and outside it, and compare every logit.
 
-    python bench/outside.py nano ../shared/cola_public
-    python bench/outside.py FOLDER ../shared/cola_public      # a folder with a full-size GPT-2
+    python bench/outside.py nano cola_public
+    python bench/outside.py FOLDER cola_public      # a folder with a full-size GPT-2
 
 PEFT's adapters are read here and ours by PEFT, the merged model by transformers alone, the
 exported student by onnxruntime. Ours packs sentences, the others pad them. Noise on every trained

@@ -1,7 +1,7 @@
 """Train with this project and with PEFT, side by side, and compare every loss and every tensor.
 
-    python bench/parity.py nano ../shared/cola_public
-    python bench/parity.py FOLDER ../shared/cola_public      # a folder with a full-size GPT-2
+    python bench/parity.py nano cola_public
+    python bench/parity.py FOLDER cola_public      # a folder with a full-size GPT-2
 
 The same base weights, the same initial A and B, the same batches of the corpus, Adam, no dropout.
 Ours packs sentences; PEFT pads each batch to its longest. Both optimisers get the parameters under
