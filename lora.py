@@ -263,27 +263,24 @@ def read_config(folder: Path) -> tuple[LoraConfig, str]:
     path = folder / CONFIG
     found = read_json(path)
     ours = {f.name for f in fields(LoraConfig)}
-    required = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
+    allowed = {
+        "peft_type": ("LORA",),
+        "task_type": ("SEQ_CLS",),
+        "bias": ("none", "lora_only"),
+        "init_lora_weights": (True, False, "gaussian"),  # others change the base weights too
+        "revision": (None, "main"),  # of the base, whose newest files are taken here
+    }
     harmless = {  # they steer training or serving, not what a trained adapter computes
         "auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern",
         "megatron_core", "peft_version", "qalora_group_size", "runtime_config",
     }  # fmt: skip
     for key, value in found.items():
-        if key in required:
-            supported = value == required[key]
-        elif key == "init_lora_weights":
-            supported = value in (True, False, "gaussian")  # others change the base weights too
-        elif key == "revision":
-            supported = value in (None, "main")  # of the base, whose newest files are taken here
-        elif key == "bias":
-            supported = value in ("none", "lora_only")
-        else:
-            unset = value is None or value is False or value in ("", [], {})
-            supported = key in ours or key in harmless or unset
-        if not supported:
+        unset = value is None or value is False or value in ("", [], {})
+        known = key in ours or key in harmless or unset
+        if not (value in allowed[key] if key in allowed else known):
             raise UserError(f"{path}: {key} = {value!r} is not supported here")
     # Older versions of PEFT do not write use_rslora.
-    missing = sorted((ours | required.keys()) - found.keys() - {"use_rslora"})
+    missing = sorted((ours | {"peft_type", "task_type"}) - found.keys() - {"use_rslora"})
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
     try:

@@ -274,7 +274,16 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
     assert again.stdout.count("kept epoch") == 1
 
 
-def test_what_one_process_of_several_lacks_is_said_once(tmp_path):
+@pytest.mark.parametrize(("local_rank", "lines"), [(0, 1), (1, 0)])
+def test_what_a_machine_lacks_is_said_there_once(run, local_rank, lines):
+    """As on the second machine of several: its processes are not the main one."""
+    environment = {"RANK": str(2 + local_rank), "LOCAL_RANK": str(local_rank)}
+    result = run("--mode", "rnn", *QUICK, "--data_dir", "nowhere", env=environment)
+    assert result.returncode == 2
+    assert result.stderr.count("run.py: error: --data_dir nowhere") == lines
+
+
+def test_an_error_that_every_process_meets_is_said_once(tmp_path):
     nowhere = ("--data_dir", tmp_path / "nowhere")
     result = torchrun("--mode", "rnn", *QUICK, *nowhere, "--out_dir", tmp_path)
     assert result.returncode != 0

@@ -105,6 +105,12 @@ def test_a_model_that_answers_one_class_only_is_called_that():
 # The step
 
 
+def test_a_device_that_another_process_lacks_is_refused_in_all(monkeypatch):
+    monkeypatch.setattr(train_utils, "any_process", lambda value: True)
+    with pytest.raises(UserError, match=r"--device cpu: .*another process has none"):
+        train_utils.choose_compute("cpu", None)
+
+
 @pytest.mark.parametrize("loss_of", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
 def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, monkeypatch):
     split = copy.copy(small["in_domain_train"])
