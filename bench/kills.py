@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -96,32 +97,31 @@ def start(folder: Path, options: list[str]) -> subprocess.Popen:
 
 
 def compare(alone: Path, killed: Path) -> list[str]:
-    """The files of two folders that do not hold the same."""
+    """What two folders do not share, a line each file."""
     trees = [
         {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         for folder in (alone, killed)
     ]
-    only = [f"{killed.name}: {path} is in one folder only" for path in trees[0] ^ trees[1]]
-    both = trees[0] & trees[1] - {Path("log")}
-    different = [path for path in both if content(alone / path) != content(killed / path)]
-    return only + [f"{killed.name}: {path} differs" for path in sorted(different)]
+    differences = [f"{killed.name}: {path} is in one folder only" for path in trees[0] ^ trees[1]]
+    for path in sorted(trees[0] & trees[1] - {Path("log")}):
+        lines = zip_longest(content(alone / path), content(killed / path))
+        if pair := next((pair for pair in lines if pair[0] != pair[1]), None):
+            differences.append(f"{killed.name}: {path} differs: {pair[0]!r:.160} {pair[1]!r:.160}")
+    return differences
 
 
-def content(path: Path) -> object:
-    """What a file holds, without what depends on the clock."""
+def content(path: Path) -> list:
+    """A file's lines, without what depends on the clock."""
     if path.name == "history.csv":
-        return (
-            pd.read_csv(path, dtype=str)
-            .drop(columns=["seconds", "sentences_per_second"])
-            .values.tolist()
-        )
+        history = pd.read_csv(path, dtype=str)
+        return history.drop(columns=["seconds", "sentences_per_second"]).values.tolist()
     if path.name == "metrics.json":
         metrics = json.loads(path.read_text())
         metrics["training"].pop("seconds")
-        return metrics
+        return json.dumps(metrics, indent=1).splitlines()
     if path.suffix == ".pdf":  # it names speeds; that it is whole is what can be compared
-        return path.read_bytes()[:4], path.read_bytes().rstrip()[-5:]
-    return path.read_bytes()
+        return [path.read_bytes()[:4], path.read_bytes().rstrip()[-5:]]
+    return path.read_bytes().split(b"\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 
@@ -17,6 +19,12 @@ from model import DistilRNN, base_fingerprint, load_classifier, load_gpt2, varia
 from train_utils import Compute, predict_logits
 
 CPU = Compute(torch.device("cpu"), "fp32")
+RECORD = """
+import torch
+with torch.profiler.profile(record_shapes=True) as profile:
+    import model
+print([event.input_shapes for event in profile.events() if event.name == "aten::{name}"])
+"""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -285,3 +293,11 @@ def test_a_hub_without_the_model_is_one_clear_line(run, hub, tmp_path):
 
 def test_the_projects_folder_does_not_depend_on_the_working_folder():
     assert variant_folder("nano") == PROJECT / "nano"
+
+
+@pytest.mark.parametrize("name", ["tanh", "exp"])
+def test_a_process_first_call_is_of_one_element(name):
+    """Which is one thread's; bench/first_calls.py shows what two can do."""
+    command = [sys.executable, "-c", RECORD.format(name=name)]
+    output = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    assert output.strip() == "[[[1]]]"

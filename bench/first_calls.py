@@ -1,0 +1,81 @@
+"""Start processes anew, and compare what each computes first with what it computes next.
+
+    python bench/first_calls.py --processes 100
+
+A library that settles on its kernels in a first call may compute that one otherwise; see the
+beginning of model.py. Each process takes the loss and gradients of one step of nano, of a student
+under a teacher and of LoRA with dropout, twice from the same weights and seeds; they must agree bit
+for bit. Leave the machine alone meanwhile: what this looks for wants all threads at work at once.
+Prints what differed, and exits with status 1 if anything did.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_utils import PROJECT, TRAIN, Split, load_corpus, shuffled
+from distil import distillation
+from lora import LoraConfig, add_lora
+from model import DistilRNN, load_classifier, load_tokenizer, max_length
+from train_utils import Compute, Loss, accumulate_gradients, cross_entropy, keep_freed_memory
+
+NANO, BATCH_SIZE = PROJECT / "nano", 32
+
+
+def main() -> int:
+    """Returns 1 if any process computed two things."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--processes", type=int, default=100)
+    parser.add_argument("--one", action="store_true", help="be one of these processes")
+    args = parser.parse_args()
+    if args.one:
+        print("\n".join(differing()))
+        return 0
+    found = []
+    for number in tqdm(range(1, args.processes + 1), desc="processes", disable=None):
+        command = [sys.executable, __file__, "--one"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found += [f"process {number}: {line}" for line in output.splitlines() if line]
+    for line in found:
+        print(line)
+    print(f"{args.processes} processes: {len(found)} differences")
+    return int(bool(found))
+
+
+def differing() -> list[str]:
+    """What the first and the second step of this process do not agree on."""
+    keep_freed_memory()
+    split = load_corpus(NANO / "corpus", load_tokenizer(NANO), max_length(NANO))[TRAIN]
+    split.teacher_logits = torch.linspace(-4, 4, 2 * len(split)).view(-1, 2)
+    torch.manual_seed(1)
+    student = DistilRNN(split.input_ids.unique())
+    teacher = load_classifier(NANO)
+    add_lora(teacher, LoraConfig(lora_dropout=0.1))
+    lines = []
+    for model, loss in ((student, distillation(2.0, 0.5)), (teacher, cross_entropy)):
+        first, second = (step(model.train(), split, loss) for _ in range(2))
+        names = [name for name, value in first.items() if not value.equal(second[name])]
+        if names:
+            lines.append(f"{type(model).__name__}: {', '.join(names)}")
+    return lines
+
+
+def step(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tensor]:
+    """Loss and gradients of the first batch."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    indices = shuffled(len(split), 1, 0)[:BATCH_SIZE]
+    compute = Compute(torch.device("cpu"), "fp32")
+    result = accumulate_gradients(model, split, indices, loss, compute)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"loss": result.loss, **gradients}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
