@@ -172,7 +172,8 @@ def load_teacher(args: Namespace) -> tuple[nn.Module, dict[str, str]]:
     if not (folder / ADAPTER_CONFIG).exists():
         raise UserError(
             f"{folder}: no teacher there; run: python run.py --mode LoRA --gpt_variant "
-            f"{args.gpt_variant} --sr_no {args.sr_no}, or name one with --teacher"
+            f"{args.gpt_variant} --sr_no {args.sr_no} --out_dir {args.out_dir}, or name one with "
+            "--teacher"
         )
     adapter = load_adapter(folder, args.gpt_variant)
     return adapter.merged(), {"folder": str(folder), "fingerprint": adapter.fingerprint}

@@ -323,7 +323,10 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
         (["--mode", "gen", "--gpt_variant", "gpt7"], "neither one of"),
         (["--mode", "gen", *NANO_RUN, "--device", "cuda:99"], "--device cuda:99"),
         (["--mode", "LoRA", *NANO_RUN, "--data_dir", "nowhere"], "--data_dir nowhere"),
-        (["--mode", "distil", *NANO_RUN], "run: python run.py --mode LoRA --gpt_variant nano"),
+        (
+            ["--mode", "distil", *NANO_RUN, "--out_dir", "out"],
+            "run: python run.py --mode LoRA --gpt_variant nano --sr_no 7 --out_dir out,",
+        ),
         (["--mode", "predict", *NANO_RUN, "Hello."], "no such checkpoint folder"),
         (["--mode", "report", "--sr_no", 12], "python run.py --mode all --sr_no 12"),
         (["--mode", "LoRA", *NANO_RUN, "--out_dir", "/proc/nothing"], "cannot be written"),
