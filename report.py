@@ -1,60 +1,28 @@
-"""Plots, the table of results and `Report_<sr_no>.pdf`, all from the finished runs on disk.
-
-95% intervals after Wilson (1927) and Efron (1979, the bootstrap), the paired test after McNemar
-(1947), the colours after Okabe and Ito (2008).
-"""
+"""The tables and `Report_<sr_no>.pdf`, all from the finished runs on disk."""
 
 import json
-import math
 import textwrap
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
 from io import BytesIO
 from itertools import groupby, pairwise, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-import numpy as np
 import pandas as pd
-from matplotlib import get_data_path, rcParams
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib import get_data_path
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.pdfbase import pdfmetrics, ttfonts
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Table
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from data_utils import (
-    DEV,
-    OUT_OF_DOMAIN,
-    SPLITS,
-    Split,
-    UserError,
-    read_split,
-    tokenize,
-    within_budget,
-)
-from distil import load_checkpoint, onnx_session, save_onnx
-from model import DistilRNN
-from train_utils import (
-    MAX_TOKENS,
-    choose_compute,
-    matthews_corrcoef,
-    predict_logits,
-    read_json,
-    write_bytes,
-)
+from data_utils import DEV, SPLITS
+from support.files import write_bytes
+from support.finished_runs import DEV_SETS, Run, find_runs
+from support.inference_speed import measure_inference
+from support.plots import plot_comparison, plot_run
+from support.statistics import mcnemar, wilson_interval
 
-DEV_SETS = (DEV, OUT_OF_DOMAIN)
-EXPORTED = "distil as ONNX"
-MODES = {"LoRA": "GPT-2, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
 PARTS = ("command", "arguments", "parameters", "training", "data", "base", "hardware", "versions")
 PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the same recipe
     ("published LoRA gpt2", DEV, "CoLA", "79.70%", "76.1 to 82.9", "69.26%", "–", ""),
@@ -65,192 +33,16 @@ PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the 
 ]
 
 
-class Run(NamedTuple):
-    """A finished run: metrics.json, history.csv by epoch, and a `score` for each dev set."""
-
-    folder: Path
-    mode: str
-    variant: str
-    name: str
-    metrics: dict
-    history: pd.DataFrame
-    scores: dict[str, dict]
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, of 95% by default."""
-    p, shrink = correct / total, 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / shrink
-    half = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of an even split of the sentences that only one of two models got right."""
-    n = only_first + only_second
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
-
-
-def score(predictions: pd.DataFrame) -> dict:
-    """What is shown of a model's answers on a dev set, from its rows of predictions.csv."""
-    labels = predictions["label"].to_numpy()  # (sentences,) of 0 and 1
-    answers = (predictions["logit_1"] > predictions["logit_0"]).to_numpy(int)
-    right, mcc, n = labels == answers, matthews_corrcoef(labels, answers), len(labels)
-    draws = np.random.default_rng(0).integers(n, size=(1000, n))  # the bootstrap's
-    resampled = [matthews_corrcoef(labels[draw], answers[draw]) for draw in draws]
-    one_class = " (one class only)" if len(set(answers)) == 1 else ""
-    return {
-        "right": right,  # (sentences,)
-        "accuracy": right.mean(),
-        "interval": wilson_interval(int(right.sum()), n),
-        "majority": max(labels.mean(), 1 - labels.mean()),
-        "mcc": mcc,
-        "mcc_interval": np.quantile(resampled, (0.025, 0.975)),
-        "one_class": one_class,
-        "text": f"{right.mean():.2%}, MCC {mcc:.3f}{one_class}",
-    }
-
-
-def load_run(folder: Path) -> Run:
-    """Read a run's folder. Raises UserError naming the file that is missing or broken."""
-    try:
-        path = folder / "history.csv"
-        columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-        history = pd.read_csv(path, index_col="epoch")[columns].astype(float)
-        path = folder / "predictions.csv"
-        by_split = pd.read_csv(path).groupby("split")
-        scores = {split: score(by_split.get_group(split)) for split in DEV_SETS}
-        path = folder / "metrics.json"
-        metrics = read_json(path)
-        if any(metrics[split]["correct"] != scores[split]["right"].sum() for split in DEV_SETS):
-            raise ValueError("predictions.csv has other results")
-        mode, variant, best = metrics["mode"], metrics["variant"], metrics["training"]["best_epoch"]
-        run = Run(folder, mode, variant, f"{mode} {variant:.24}", metrics, history, scores)
-        # Called for their errors alone: what is shown later is read once here, where the file that
-        # lacks it can be named.
-        setup_rows([run]), result_rows([run]), paired_rows([run, run]), is_comparable(run)
-        MODES[mode], metrics["sr_no"], Path(metrics["data"]["folder"], metrics["base"]["name"])
-        float(history.loc[best, "val_loss"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
-    return run
-
-
-def find_runs(out_dir: Path, sr_no: int) -> list[Run]:
-    """All finished runs of ``sr_no``, by variant, then LoRA, distil, rnn; UserError if none."""
-    folder = Path(out_dir, "checkpoints")
-    found = [path for mode in MODES for path in folder.glob(f"{mode}_*_{sr_no}/metrics.json")]
-    if not found:
-        command = f"python run.py --mode all --sr_no {sr_no}"
-        raise UserError(f"{folder}: no finished run with sr_no {sr_no}; make them with: {command}")
-    return sorted((load_run(path.parent) for path in found), key=lambda run: run.variant)
-
-
-def measure_inference(runs: list[Run]) -> dict[str, dict]:
-    """Size and CPU speed of one variant's models by mode, and of the taught student as ONNX.
-
-    The models take turns on in_domain_dev. Left out are those whose base is gone, and ONNX where
-    onnx and onnxruntime are not installed.
-    """
-    judges: dict[str, Callable] = {}
-    measured: dict[str, dict] = {}
-    compute, sentences = choose_compute("cpu", None), 0
-    for run in runs:
-        source = Path(run.metrics["data"]["folder"], "raw", f"{DEV}.tsv")
-        with suppress(UserError):
-            model, tokenizer, positions = load_checkpoint(run.folder, run.metrics["base"]["name"])
-            split = tokenize(tokenizer, *read_split(source), positions, str(source))
-            size, sentences = sum(t.nbytes for t in model.state_dict().values()), len(split)
-            judges[run.mode] = partial(predict_logits, model, split, compute)
-            measured[run.mode] = {"bytes": size, "sentences_per_second": 0.0}
-            if run.mode == "distil":
-                size, judges[EXPORTED] = exported(model, len(tokenizer), split)
-                measured[EXPORTED] = {"bytes": size, "sentences_per_second": 0.0}
-    for _ in tqdm(range(4), desc="timing the models", disable=None, leave=False):
-        for name, judge in judges.items():
-            began, best = time.perf_counter(), measured[name]["sentences_per_second"]
-            judge()
-            rate = sentences / (time.perf_counter() - began)
-            measured[name]["sentences_per_second"] = max(rate, best)  # the first only warms up
-    return measured
-
-
-def exported(model: DistilRNN, vocabulary_size: int, split: Split) -> tuple[int, Callable]:
-    """The size of a student as ONNX, and a function that judges a split with it.
-
-    Raises:
-        UserError: where onnx or onnxruntime is not installed.
-    """
-    with TemporaryDirectory() as folder:
-        save_onnx(model, vocabulary_size, path := Path(folder, "student.onnx"))
-        size, session = path.stat().st_size, onnx_session(path)
-    ends = split.cu_seqlens.tolist()
-    batches = []
-    for indices in within_budget(split, np.argsort(-split.seqlens, kind="stable"), MAX_TOKENS):
-        rows = [split.input_ids[ends[i] : ends[i + 1]] for i in indices]
-        lengths = split.seqlens[indices].astype(np.int32)
-        batches.append({"input_ids": pad_sequence(rows, True).numpy(), "lengths": lengths})
-    return size, lambda: [session.run(None, batch) for batch in batches]
+RECIPE = {"batch_size": 128, "lr": 1e-3, "monitor": "accuracy", "max_steps": None}
+PUBLISHED_RECIPES = {
+    "LoRA": {**RECIPE, "epochs": 10, "lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0},
+    "distil": {**RECIPE, "epochs": 5, "kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0},
+    "rnn": {**RECIPE, "epochs": 5},
+}
 
 
 # ---------------------------------------------------------------------------------------------
-# Pictures
-
-rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
-rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-
-
-def plot_run(run: Run, plots_dir: Path) -> None:
-    """Write the loss and the accuracy of one run per epoch, train and validation."""
-    best, dev = run.metrics["training"]["best_epoch"], run.scores[DEV]
-    for quantity in ("loss", "accuracy"):
-        figure = Figure(figsize=(4.5, 2.6), layout="constrained")
-        axes = figure.subplots()
-        train, val = run.history[f"train_{quantity}"], run.history[f"val_{quantity}"]
-        axes.plot(train, "s--", color="#E69F00", markerfacecolor="white", label="train")
-        axes.plot(val, "o-", color="#0072B2", markersize=4, label=DEV)
-        axes.plot(best, val[best], "k*", markersize=9, label="epoch kept")
-        if quantity == "accuracy":
-            axes.axhline(dev["majority"], color="0.35", linestyle=":", label="majority baseline")
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-        axes.set(xlabel="epoch", ylabel=quantity, title=f"{run.name}: {dev['text']}")
-        figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
-        figure.savefig(png := BytesIO(), dpi=250)
-        write_bytes(plots_dir / f"{run.folder.name}_{quantity}.png", png.getvalue())
-
-
-def plot_comparison(runs: list[Run], plots_dir: Path) -> Path:
-    """Draw the runs of one variant: accuracy, its interval and MCC on both dev sets."""
-    figure = Figure(figsize=(6.5, 1 + 0.6 * len(runs)), layout="constrained")
-    axes = figure.subplots()
-    at_right = axes.get_yaxis_transform()
-    # Marker, line, colour, inside of the marker, and place within the row, of each dev set.
-    looks = (("o", "-", "#0072B2", "#0072B2", -0.18), ("D", "--", "#D55E00", "white", 0.18))
-    for split, (marker, line, colour, inside, shift) in zip(DEV_SETS, looks, strict=True):
-        axes.plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
-        for row, shown in enumerate(run.scores[split] for run in runs):
-            axes.hlines(row + shift, *shown["interval"], colour, line)
-            axes.plot(shown["accuracy"], row + shift, marker, color=colour, markerfacecolor=inside)
-            axes.text(1.02, row + shift, shown["text"], transform=at_right, va="center")
-    baselines = {runs[0].scores[split]["majority"]: split for split in DEV_SETS}
-    for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
-        of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
-        label = f"majority baseline{of}, {level:.2%}"
-        axes.axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
-    axes.set_yticks(range(len(runs)), [f"{run.mode}\n{MODES[run.mode]}" for run in runs])
-    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(runs) - 0.5, -0.5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    figure.legend(loc="outside upper center", ncols=2)
-    path = plots_dir / f"comparison_{runs[0].variant}_{runs[0].metrics['sr_no']}.png"
-    figure.savefig(png := BytesIO(), dpi=250)
-    write_bytes(path, png.getvalue())
-    return path
-
-
-# ---------------------------------------------------------------------------------------------
-# The report: tables are rows of strings, the headings first
+# Tables are rows of strings, the headings first
 
 
 def setup_rows(runs: list[Run]) -> list[tuple[str, ...]]:
@@ -297,21 +89,31 @@ def size_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     """Size and speed of one variant's models, with ratios to the first: LoRA, the teacher."""
     rows = [("model", "megabytes (ratio)", "sentences/s (ratio)")]
     measured = measure_inference(runs)
-    for mode in dict.fromkeys([*(run.mode for run in runs), *measured]):
+    first = measured[runs[0].mode]
+    for name, found in measured.items():
+        if reason := found.get("reason"):
+            rows.append((name, textwrap.fill(f"not measured: {reason}", 90), ""))
+            continue
         cells = []
         for key, unit in (("bytes", 1e6), ("sentences_per_second", 1)):
-            value, first = (measured.get(name, {}).get(key) for name in (mode, runs[0].mode))
-            ratio = f" ({value / first:.2f}×)" if value and first else ""
-            cells.append(f"{value / unit:,.1f}{ratio}" if value else "not measured")
-        rows.append((mode, *cells))
+            ratio = f" ({found[key] / first[key]:.2f}×)" if key in first else ""
+            cells.append(f"{found[key] / unit:,.1f}{ratio}")
+        rows.append((name, *cells))
     return rows
 
 
-def is_comparable(run: Run) -> bool:
-    """Whether a run may be read against the published ones: weights by name, CoLA, all steps."""
-    is_cola = [run.metrics["data"][split]["sentences"] for split in SPLITS] == [8551, 527, 516]
-    by_name = run.metrics["base"]["name"] in ("gpt2", "gpt2-medium")
-    return is_cola and by_name and run.metrics["arguments"]["max_steps"] is None
+def differences_from_published(run: Run) -> list[str]:
+    """Why a run may not be read against the published ones: its base, corpus or settings."""
+    differing, metrics = [], run.metrics
+    if metrics["base"]["name"] not in ("gpt2", "gpt2-medium"):
+        differing.append(f"base {metrics['base']['name']}")
+    if [metrics["data"][split]["sentences"] for split in SPLITS] != [8551, 527, 516]:
+        differing.append(f"corpus {metrics['data']['name']}")
+    for key, value in PUBLISHED_RECIPES[run.mode].items():
+        found = metrics["arguments"].get(key, "not known")
+        if found != value:
+            differing.append(f"{key} {found}")
+    return differing
 
 
 def comparison_table(runs: list[Run]) -> str:
@@ -329,7 +131,7 @@ DistilRNN, a one-layer recurrent network, is trained with that model as its teac
 without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
 sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
 COMPARABLE = """To be read against the published rows, a run must start from the weights gpt2 or
-gpt2-medium, on CoLA's 8,551, 527 and 516 sentences, without --max_steps. Comparable here: """
+gpt2-medium, on CoLA's 8,551, 527 and 516 sentences, with the published settings. """
 LIMITS = """Intervals and p cover the choice of dev sentences, not that of initial weights and batch
 order: another seed can move a result as much. The p are not corrected for their number. The epoch
 was selected on in_domain_dev, which flatters the results there; out_of_domain_dev was looked at
@@ -358,8 +160,11 @@ def story(runs: list[Run], plots: Path) -> Iterator[Flowable]:
     yield from numbered("Table", "What metrics.json says of the runs.", setup_rows(runs), left=2)
     yield Paragraph("Results", HEADING)
     yield from numbered("Table", "Ours, then the published.", result_rows(runs) + PUBLISHED, left=3)
-    comparable = ", ".join(run.name for run in runs if is_comparable(run))
-    yield Paragraph(COMPARABLE + escape(comparable or "none") + ".", BODY)
+    apart = {run.name: differences_from_published(run) for run in runs}
+    comparable = ", ".join(name for name, differing in apart.items() if not differing) or "none"
+    others = [f"{name} ({', '.join(differing)})" for name, differing in apart.items() if differing]
+    text = f"Comparable here: {comparable}. Not comparable: {'; '.join(others) or 'none'}."
+    yield Paragraph(COMPARABLE + escape(text), BODY)
     for variant, group in groupby(runs, lambda run: run.variant):
         picture = Image(plot_comparison(same := list(group), plots), 450, 400, kind="proportional")
         yield from numbered("Figure", f"{variant}: the models kept.", [[picture]])

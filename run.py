@@ -7,12 +7,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from support.errors import UserError, explain
+from support.processes import is_first_of_machine, is_main, process_group
+
 PROJECT = Path(__file__).resolve().parent
 MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
 EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
 NANO_TRANSFER_SIZE = 40_000
-IS_MAIN = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes that it starts
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
@@ -97,7 +99,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         """Print the line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n" if IS_MAIN else None)
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n" if is_main() else None)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -150,30 +152,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def dispatch(args: argparse.Namespace) -> None:
     """Run the mode; what it needs is imported here."""
-    if args.mode in ("gen", "predict", "export"):
-        import predict
+    if args.mode in TRAINING:
+        with process_group():
+            for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
+                train(mode, args)
+    if not is_main():
+        return
+    if args.mode in ("report", "all"):
+        from report import run_report
 
-        return getattr(predict, f"run_{args.mode}")(args) if IS_MAIN else None
-    import report
-    from train_utils import process_group
+        run_report(args)
+    elif args.mode == "gen":
+        from predict import run_gen
 
-    with process_group():
-        for mode in {"all": ("LoRA", "rnn", "distil"), "report": ()}.get(args.mode, (args.mode,)):
-            folder = train(mode, args)
-            if IS_MAIN:
-                report.plot_run(report.load_run(folder), args.out_dir / "plots")
-    if args.mode in ("report", "all") and IS_MAIN:
-        report.run_report(args)
-    return None
+        run_gen(args)
+    elif args.mode == "predict":
+        from predict import run_predict
+
+        run_predict(args)
+    elif args.mode == "export":
+        from support.export import run_export
+
+        run_export(args)
 
 
-def train(mode: str, args: argparse.Namespace) -> Path:
-    """Train in one mode, with that mode's own default of ``--epochs``; returns the run's folder."""
-    import distil
-    import lora
-
+def train(mode: str, args: argparse.Namespace) -> None:
+    """Train in one mode, with that mode's own default of ``--epochs``, and draw its curves."""
     args = argparse.Namespace(**{**vars(args), "epochs": args.epochs or EPOCHS[mode]})
-    return lora.run_lora(args) if mode == "LoRA" else distil.run_student(args, mode)
+    if mode == "LoRA":
+        from lora import run_lora
+
+        folder = run_lora(args)
+    else:
+        from distil import run_student
+
+        folder = run_student(args, mode)
+    if is_main():
+        from support.finished_runs import load_run
+        from support.plots import plot_run
+
+        plot_run(load_run(folder), args.out_dir / "plots")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,8 +210,8 @@ def main(argv: list[str] | None = None) -> int:
         line = explain(error)
         if line is None:
             raise
-        # Every process of a machine meets the user's errors.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not is_user_error(error):
+        # Every process of a machine meets the user's errors: one says so.
+        if is_first_of_machine() or not isinstance(error, UserError):
             print(f"run.py: error: {line}", file=sys.stderr)
         return 2
 
@@ -204,28 +222,9 @@ def interrupted(args: argparse.Namespace) -> int:
     if args.mode in TRAINING:
         without = " without --overwrite" if args.overwrite else ""
         again = f"; the same command{without} goes on from the last save"
-    if IS_MAIN:
+    if is_main():
         print(f"\nrun.py: interrupted{again}", file=sys.stderr)
     return 130
-
-
-def is_user_error(error: Exception) -> bool:
-    """Whether it is a `data_utils.UserError`, which is not imported here."""
-    return type(error).__name__ == "UserError"
-
-
-def explain(error: Exception) -> str | None:
-    """One line for an error that the user can mend; None for one that is the program's own."""
-    text = str(error)
-    if is_user_error(error):
-        return " ".join(text.split("\n"))
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-        return "out of memory; lower --batch_size, or choose a smaller --gpt_variant"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'output'}: {error.strerror}; what was saved before is whole"
-    if "os error 28" in text:  # the tokenizers library has no error of its own for a full disk
-        return "No space left on device; what was saved before is whole"
-    return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""What is in a checkpoint's folder: a student, or a teacher?"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from model import DistilRNN
+from support.bases import Base
+from support.errors import UserError
+from support.files import check_tensors, read_json, read_tensors, write_json, write_tensors
+from support.peft_files import CONFIG as ADAPTER_CONFIG
+from support.run_folder import check_finished, run_folder
+from support.tokens import load_tokenizer, save_tokenizer
+
+STUDENT = "distil_rnn"  # the model_type in a student's config.json
+
+
+def save_student(model: DistilRNN, base: Base, folder: Path) -> None:
+    """Write a student with its base's tokenizer: the folder is complete by itself."""
+    save_tokenizer(base.tokenizer, base.folder, folder)
+    write_json(folder / "config.json", {"model_type": STUDENT, "n_positions": base.max_length})
+    write_tensors(folder / "model.safetensors", model.state_dict(), {})
+
+
+def load_student(folder: Path) -> DistilRNN:
+    """Read what `save_student` wrote."""
+    path = folder / "model.safetensors"
+    tensors, _ = read_tensors(path)
+    try:
+        vocabulary, width = tensors["vocabulary"], tensors["linear.weight"].shape[1]
+        flat = vocabulary.dtype == torch.long and vocabulary.ndim == 1
+        rising = flat and bool((vocabulary.diff() > 0).all())
+        with torch.device("meta"):  # shapes alone: nothing is allocated for a file that lies
+            model = DistilRNN(vocabulary, width)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        rising = False
+    if not rising or not len(vocabulary):
+        raise UserError(f"{path}: not the weights of a student; train it again with --overwrite")
+    expected = model.state_dict()
+    check_tensors(path, tensors, expected)
+    typed = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(typed, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def load_teacher(args: Namespace) -> tuple[nn.Module, dict[str, str]]:
+    """Load the teacher that the options name; returns it, and its folder and fingerprint."""
+    folder = args.teacher or run_folder(args, "LoRA")
+    if not (folder / ADAPTER_CONFIG).exists():
+        check_finished(folder)
+        raise UserError(
+            f"{folder}: no teacher there; run: python run.py --mode LoRA --gpt_variant "
+            f"{args.gpt_variant} --sr_no {args.sr_no} --out_dir {args.out_dir}, or name one with "
+            "--teacher"
+        )
+    model, _, fingerprint = load_merged(folder, args.gpt_variant)
+    return model, {"folder": str(folder), "fingerprint": fingerprint}
+
+
+def load_merged(folder: Path, variant: str | None) -> tuple[nn.Module, Base, str]:
+    """A teacher for use: merged, frozen, in evaluation mode; with its base and its fingerprint."""
+    # These import transformers, which takes seconds and which a student does not need.
+    from lora import merge_lora
+    from support.adapters import load_adapter
+
+    adapter = load_adapter(folder, variant)
+    merge_lora(adapter.model)
+    return adapter.model.requires_grad_(False).eval(), adapter.base, adapter.fingerprint
+
+
+def load_checkpoint(folder: Path, variant: str | None = None) -> tuple[nn.Module, Tokenizer, int]:
+    """Load any saved model for use: the model, its tokenizer, and the most tokens of a sentence.
+
+    Args:
+        folder: the checkpoint.
+        variant: the base of a teacher; None takes the one that it names.
+    """
+    check_finished(folder)
+    if (folder / ADAPTER_CONFIG).exists():
+        model, base, _ = load_merged(folder, variant)
+        return model, base.tokenizer, base.max_length
+    if (folder / "config.json").exists():
+        config = read_json(folder / "config.json")
+        if config.get("model_type") == STUDENT:
+            max_length = config.get("n_positions")
+            if type(max_length) is not int:
+                raise UserError(f"{folder / 'config.json'}: n_positions = {max_length!r}")
+            return load_student(folder), load_tokenizer(folder), max_length
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one")
+    raise UserError(
+        f"{folder}: neither a LoRA adapter ({ADAPTER_CONFIG}) nor a student (config.json with "
+        f"model_type {STUDENT})"
+    )

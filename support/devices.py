@@ -1,0 +1,82 @@
+"""On what, and how precisely, is it computed?"""
+
+import ctypes
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from support.errors import UserError
+from support.processes import any_process, rank_and_processes
+
+AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
+
+
+class Device(NamedTuple):
+    """A device of PyTorch's, and the precision of the matrix products on it."""
+
+    torch: torch.device
+    precision: str  # "fp32" or "bf16"
+
+    def autocast(self) -> torch.autocast:
+        """bf16 matrix products where the precision says so; weights are fp32 in either case."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def description(self) -> dict[str, str | int]:
+        """The machine in words."""
+        if self.torch.type == "cuda":
+            name = torch.cuda.get_device_name(self.torch)
+        else:
+            cpuinfo = Path("/proc/cpuinfo")
+            lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+            names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+            name = names[0] if names else platform.processor() or platform.machine()
+        return {
+            "device": self.torch.type,
+            "name": name,
+            "threads": torch.get_num_threads(),
+            "processes": rank_and_processes()[1],
+            "precision": self.precision,
+        }
+
+
+CPU = Device(torch.device("cpu"), "fp32")
+
+
+def choose_device(name: str = "auto", precision: str | None = None) -> Device:
+    """Resolve "auto" and a missing precision; of several processes each has a GPU of its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and rank_and_processes()[1] > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    reason = ""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    if any_process(bool(reason)):
+        reason = reason or "another process has none of its own"
+        raise UserError(f"--device {name}: not usable here ({reason}); use cpu")
+    device = torch.device(name)
+    return Device(device, precision or ("bf16" if has_bf16(device) else "fp32"))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether it is a GPU that multiplies bf16 in hardware, not by emulation."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one; without glibc, do nothing.
+
+    By default it hands large blocks back to the kernel, which gives them out again page by page,
+    zeroed, at every step.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its greatest value
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

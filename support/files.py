@@ -1,0 +1,157 @@
+"""How are files read, and replaced whole or not at all?
+
+Of several processes only the main one writes. Nothing is ever unpickled: weights are safetensors,
+the rest is JSON, CSV and text.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from support.errors import UserError
+from support.processes import is_main
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: beside it, fsync, rename. A crash leaves the old or the new one."""
+    if not is_main():
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_files(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have a library's ``save`` write files somewhere, and move each into ``folder`` whole.
+
+    What a crash leaves is cleared by the next call.
+    """
+    if not is_main():
+        return
+    partial = folder / ".partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save(partial)
+        for path in sorted(partial.iterdir()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error for a full disk, a folder without permission, and the like."""
+    reason = error.strerror or error
+    return UserError(f"{path}: cannot be written ({reason}); what was saved before is whole")
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write JSON atomically."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write CSV atomically; floats with every digit, so that reading gives the same bits back."""
+    table = csv.DictWriter(text := io.StringIO(), rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors atomically.
+
+    The library writes several entries of metadata in no fixed order: one gives the same bytes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(tensors, metadata or {"format": "pt"}))
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object."""
+    try:
+        value = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); delete it or restore it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; delete it or restore it")
+    return value
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read safetensors and their metadata."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copied, since the file may be replaced while a mapped tensor still points into it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({error}); restore it or train again "
+            "with --overwrite"
+        ) from None
+
+
+def check_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Compare the tensors that ``path`` held with those of a model, by name and shape."""
+    for name in sorted(source.keys() | target.keys()):
+        if name not in source:
+            raise UserError(f"{path}: tensor {name} is missing; the file belongs to another model")
+        if name not in target:
+            raise UserError(f"{path}: tensor {name} has no place in this model")
+        if source[name].shape != target[name].shape:
+            raise UserError(
+                f"{path}: tensor {name} is {tuple(source[name].shape)} where the model has "
+                f"{tuple(target[name].shape)}; the file belongs to another model"
+            )
+
+
+def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy ``source``, which ``path`` held, into ``target`` in place."""
+    check_tensors(path, source, target)
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

@@ -1,0 +1,77 @@
+"""One process, or several as torchrun starts them: which one am I, and what do all know?
+
+Only the main process prints and writes. Several processes train one model: each takes its share of
+every batch, and the sum of their gradients is that of one process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # PyTorch is imported where it is used: run.py asks is_main() without it
+    from torch import Tensor
+
+
+def several() -> bool:
+    """Whether torchrun started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return not several() or os.environ.get("RANK", "0") == "0"
+
+
+def is_first_of_machine() -> bool:
+    """Whether this is the process that speaks for its machine, when all meet the same error."""
+    return not several() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; all but the main one fall silent."""
+    if not several():
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs
+    try:
+        if is_main():
+            yield
+        else:
+            with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+                yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_processes() -> tuple[int, int]:
+    """This process' number in its group and how many there are; (0, 1) where there is no group."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_processes(*tensors: "Tensor") -> None:
+    """Replace each tensor, in place, by its sum over all processes, in one exchange."""
+    if rank_and_processes()[1] == 1:
+        return
+    import torch
+
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+
+
+def any_process(value: bool) -> bool:
+    """Whether ``value`` is true in any process. All must ask: each waits for the others."""
+    if rank_and_processes()[1] == 1:
+        return value
+    import torch
+
+    total = torch.tensor([float(value)])
+    sum_over_processes(total)
+    return bool(total)

@@ -1,0 +1,101 @@
+"""Which sentences does a teacher label for its student, that nobody has labelled before?
+
+Variations of the training sentences, each with one edit: two words swapped, a word dropped, a word
+of the corpus inserted, or a word replaced by one of like form, with the same three letters at its
+beginning or the same two at its end. The capital at the start and the mark at the end stay in their
+places, so that they do not give an edit away.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from data_utils import DEV, OUT_OF_DOMAIN, TRAIN, UNLABELLED, Split, token_ids, tokenize
+from support.errors import UserError
+
+EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
+
+
+def with_transfer_set(
+    corpus: dict[str, Split], tokenizer: Tokenizer, max_length: int, size: int, sr_no: int
+) -> Split:
+    """The training sentences, and ``size`` unlabelled variations of them that no split has."""
+    known = corpus[TRAIN]
+    taken = {*known.sentences, *corpus[DEV].sentences, *corpus[OUT_OF_DOMAIN].sentences}
+    new, made = variations(known.sentences, sr_no, taken), []
+    with tqdm(desc="transfer set", total=size, unit=" sentences", disable=None) as bar:
+        while len(made) < size:
+            some = list(islice(new, min(size - len(made), 10_000)))
+            if not some:
+                raise UserError(
+                    f"--transfer_size {size}: only {len(made)} variations of the training "
+                    "sentences were found; ask for at most that many"
+                )
+            lengths = map(len, token_ids(tokenizer, some))
+            # One edit can make a long sentence longer than the model takes.
+            fitting = [s for s, n in zip(some, lengths, strict=True) if 0 < n <= max_length]
+            made += fitting
+            bar.update(len(fitting))
+    labels = known.labels.tolist() + [UNLABELLED] * len(made)
+    return tokenize(tokenizer, known.sentences + made, labels, max_length, "the transfer set")
+
+
+def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[str]:
+    """Variations of ``sentences`` that are not ``taken``, each once, the same for the same seed.
+
+    Ends when hardly any is left to be found.
+    """
+    rng = random.Random(f"transfer set {sr_no}")
+    midwords = {word for sentence in sentences for word in sentence.split()[1:]}
+    parts = [part for part in (words_and_mark(s, midwords) for s in sentences) if part[0]]
+    vocabulary = [word for words, _ in parts for word in words]
+    alike: dict[str, list[str]] = {}  # words of like form, by `form`
+    for word in dict.fromkeys(vocabulary):
+        for edit in ("begin", "end"):
+            alike.setdefault(form(word, edit), []).append(word)
+    found: set[str] = set()
+    missed = 0
+    while parts and missed < EXHAUSTED:
+        words, mark = rng.choice(parts)
+        sentence = " ".join(edited(words, vocabulary, alike, rng)) + mark
+        sentence = sentence[:1].upper() + sentence[1:]
+        missed += 1
+        if sentence not in taken and sentence not in found:
+            found.add(sentence)
+            missed = 0
+            yield sentence
+
+
+def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
+    """A sentence's words, the first one as it is written mid-sentence, and its final mark."""
+    bare = sentence.rstrip(" .?!")
+    words = bare.split()
+    if words and words[0] not in midwords and words[0].lower() in midwords:
+        words[0] = words[0].lower()
+    return words, sentence[len(bare) :]
+
+
+def form(word: str, edit: str) -> str:
+    """The key of the words of like form: "sle-" for sleep, sleeps, "-ps" for sleeps, jumps."""
+    return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
+
+
+def edited(
+    words: list[str], vocabulary: list[str], alike: dict[str, list[str]], rng: random.Random
+) -> list[str]:
+    """A copy of ``words`` with one edit; at least one word stays."""
+    words, place = list(words), rng.randrange(len(words))
+    edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
+    if edit == "swap":
+        other = rng.randrange(len(words))
+        words[place], words[other] = words[other], words[place]
+    elif edit == "insert":
+        words.insert(place, rng.choice(vocabulary))
+    elif edit in ("begin", "end"):
+        words[place] = rng.choice(alike[form(words[place], edit)])
+    elif len(words) > 1:
+        del words[place]
+    return words
