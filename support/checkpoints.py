@@ -10,7 +10,7 @@ from torch import nn
 from model import DistilRNN
 from support.bases import Base
 from support.errors import UserError
-from support.files import check_tensors, read_json, read_tensors, write_json, write_tensors
+from support.files import copy_tensors, read_json, read_tensors, write_json, write_tensors
 from support.peft_files import CONFIG as ADAPTER_CONFIG
 from support.run_folder import check_finished, run_folder
 from support.tokens import load_tokenizer, save_tokenizer
@@ -29,20 +29,18 @@ def load_student(folder: Path) -> DistilRNN:
     """Read what `save_student` wrote."""
     path = folder / "model.safetensors"
     tensors, _ = read_tensors(path)
-    try:
-        vocabulary, width = tensors["vocabulary"], tensors["linear.weight"].shape[1]
-        flat = vocabulary.dtype == torch.long and vocabulary.ndim == 1
-        rising = flat and bool((vocabulary.diff() > 0).all())
-        with torch.device("meta"):  # shapes alone: nothing is allocated for a file that lies
-            model = DistilRNN(vocabulary, width)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
-        rising = False
-    if not rising or not len(vocabulary):
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    vocabulary, width = tensors.get("vocabulary"), shapes.get("rnn.weight_hh_l0", (0,))[0]
+    # What the file has bounds what is allocated for it, also for a file that lies.
+    if (
+        shapes.get("rnn.weight_hh_l0") != (width, width)
+        or shapes.get("embedding.weight") != (shapes.get("vocabulary", (0,))[0] + 1, width)
+        or not width * len(vocabulary)
+        or not (vocabulary.dtype == torch.long and vocabulary.diff().gt(0).all())
+    ):
         raise UserError(f"{path}: not the weights of a student; train it again with --overwrite")
-    expected = model.state_dict()
-    check_tensors(path, tensors, expected)
-    typed = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(typed, assign=True)
+    model = DistilRNN(vocabulary, width)
+    copy_tensors(path, tensors, model.state_dict())
     return model.requires_grad_(False).eval()
 
 
