@@ -9,7 +9,6 @@ from itertools import groupby, pairwise, product
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import pandas as pd
 from matplotlib import get_data_path
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
@@ -118,8 +117,15 @@ def differences_from_published(run: Run) -> list[str]:
 
 def comparison_table(runs: list[Run]) -> str:
     """The results as aligned plain text."""
-    headings, *rows = result_rows(runs)
-    return pd.DataFrame(rows, columns=headings).set_index("run").rename_axis(None).to_string()
+    rows = result_rows(runs)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place < 3 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 BODY = ParagraphStyle("body", fontName="STIX", fontSize=10, leading=12.5, spaceAfter=5)
@@ -186,7 +192,7 @@ def run_report(args: Namespace) -> None:
     """Write plots and PDF, and print the table, of the runs of ``args.sr_no``."""
     runs, plots = find_runs(args.out_dir, args.sr_no), Path(args.out_dir, "plots")
     for run in runs:
-        plot_run(run, plots)
+        plot_run(run.folder, plots)
     for name, file in (("STIX", "STIXGeneral.ttf"), ("STIX-Bold", "STIXGeneralBol.ttf")):
         pdfmetrics.registerFont(ttfonts.TTFont(name, Path(get_data_path(), "fonts/ttf", file)))
     pdfmetrics.registerFontFamily("STIX", bold="STIX-Bold")

@@ -188,10 +188,9 @@ def train(mode: str, args: argparse.Namespace) -> None:
 
         folder = run_student(args, mode)
     if is_main():
-        from support.finished_runs import load_run
         from support.plots import plot_run
 
-        plot_run(load_run(folder), args.out_dir / "plots")
+        plot_run(folder, args.out_dir / "plots")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,20 +12,23 @@ Prints what differed, and exits with status 1 if anything did.
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_utils import PROJECT, TRAIN, Split, load_corpus, shuffled
+from data_utils import TRAIN, load_corpus, shuffled
 from distil import distillation
 from lora import LoraConfig, add_lora
-from model import DistilRNN, load_classifier, load_tokenizer, max_length
-from train_utils import Compute, Loss, accumulate_gradients, cross_entropy, keep_freed_memory
+from model import DistilRNN, GPT2Classifier
+from support.bases import find_base, load_backbone
+from support.devices import CPU, keep_freed_memory
+from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
 
-NANO, BATCH_SIZE = PROJECT / "nano", 32
+RECIPE = Recipe(1, 32, 1e-3, 1, 1, "accuracy", None)
 
 
 def main() -> int:
@@ -51,30 +54,32 @@ def main() -> int:
 def differing() -> list[str]:
     """What the first and the second step of this process do not agree on."""
     keep_freed_memory()
-    split = load_corpus(NANO / "corpus", load_tokenizer(NANO), max_length(NANO))[TRAIN]
-    split.teacher_logits = torch.linspace(-4, 4, 2 * len(split)).view(-1, 2)
+    base = find_base("nano")
+    corpus = load_corpus(base.folder / "corpus", base.tokenizer, base.max_length)
+    logits = torch.linspace(-4, 4, 2 * len(corpus[TRAIN])).view(-1, 2)
+    corpus[TRAIN] = replace(corpus[TRAIN], teacher_logits=logits)
     torch.manual_seed(1)
-    student = DistilRNN(split.input_ids.unique())
-    teacher = load_classifier(NANO)
+    student = DistilRNN(corpus[TRAIN].input_ids.unique())
+    teacher = GPT2Classifier(load_backbone(base.folder))
     add_lora(teacher, LoraConfig(lora_dropout=0.1))
     lines = []
     for model, loss in ((student, distillation(2.0, 0.5)), (teacher, cross_entropy)):
-        first, second = (step(model.train(), split, loss) for _ in range(2))
+        training = Training(model.train(), corpus, loss, RECIPE, CPU)
+        first, second = (step(training) for _ in range(2))
         names = [name for name, value in first.items() if not value.equal(second[name])]
         if names:
             lines.append(f"{type(model).__name__}: {', '.join(names)}")
     return lines
 
 
-def step(model: nn.Module, split: Split, loss: Loss) -> dict[str, Tensor]:
+def step(training: Training) -> dict[str, Tensor]:
     """Loss and gradients of the first batch."""
     torch.manual_seed(1)
-    model.zero_grad()
-    indices = shuffled(len(split), 1, 0)[:BATCH_SIZE]
-    compute = Compute(torch.device("cpu"), "fp32")
-    result = accumulate_gradients(model, split, indices, loss, compute)
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {"loss": result.loss, **gradients}
+    training.model.zero_grad()
+    indices = shuffled(len(training.corpus[TRAIN]), RECIPE.sr_no, 0)[: RECIPE.batch_size]
+    (loss, _), _ = accumulate_gradients(training, indices)
+    named = training.model.named_parameters()
+    return {"loss": loss, **{n: p.grad.clone() for n, p in named if p.grad is not None}}
 
 
 if __name__ == "__main__":

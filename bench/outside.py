@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,18 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_utils import DEV, TRAIN, Split, UserError, load_corpus
-from distil import onnx_session, save_onnx
-from lora import load_adapter, save_adapter, save_merged
-from model import DistilRNN, load_tokenizer, max_length, variant_folder
-from train_utils import Compute, predict_logits
+from data_utils import DEV, TRAIN, Split, load_corpus
+from lora import lora_tensors
+from model import DistilRNN
+from support.adapters import load_adapter
+from support.bases import Base, find_base
+from support.checkpoints import load_merged
+from support.devices import CPU
+from support.errors import UserError
+from support.export import onnx_session, save_merged, save_onnx
+from support.peft_files import write_adapter
+from train_utils import predict_logits
 
-CPU = Compute(torch.device("cpu"), "fp32")
 PUBLISHED = {
     "r": 4, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj", "c_fc"], "bias": "lora_only",
     "modules_to_save": ["score", "ln_f"], "fan_in_fan_out": True, "task_type": "SEQ_CLS",
@@ -61,8 +67,8 @@ def main() -> None:
     parser.add_argument("base", help="nano, or a folder in Hugging Face format")
     parser.add_argument("corpus", type=Path)
     args = parser.parse_args()
-    base = variant_folder(args.base)
-    corpus = load_corpus(args.corpus, load_tokenizer(base), max_length(base))
+    base = find_base(args.base)
+    corpus = load_corpus(args.corpus, base.tokenizer, base.max_length)
     print(f"{args.base}, {len(corpus[DEV])} sentences of {args.corpus.name}")
     print(f"{'logits':<52} {'difference':>10} {'rounding':>10} {'std':>6}")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +82,7 @@ def main() -> None:
 
 
 def compare_all(
-    base: Path, corpus: dict[str, Split], folder: Path
+    base: Base, corpus: dict[str, Split], folder: Path
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """Each comparison's name, our logits, the others' and the others' in float64.
 
@@ -84,20 +90,23 @@ def compare_all(
     """
     dev = corpus[DEV]
     for name, changes in CONFIGURATIONS.items():
-        theirs = peft.get_peft_model(reference(base), peft.LoraConfig(**{**PUBLISHED, **changes}))
+        theirs = peft.get_peft_model(
+            reference(base.folder), peft.LoraConfig(**{**PUBLISHED, **changes})
+        )
         add_noise(theirs)
         theirs.save_pretrained(folder / name)
         yield f"PEFT's adapter read here, {name}", *compared(folder / name, theirs, dev)
     adapter = load_adapter(folder / "the published set")
     saved = folder / "ours"
-    save_adapter(adapter.model, saved, adapter.config, adapter.base, adapter.base_print)
-    theirs = peft.PeftModel.from_pretrained(reference(base), saved)
+    tensors, settings = lora_tensors(adapter.model), asdict(adapter.config)
+    write_adapter(saved, settings, tensors, adapter.base_name, adapter.base_print)
+    theirs = peft.PeftModel.from_pretrained(reference(base.folder), saved)
     yield "our adapter read by PEFT", *compared(saved, theirs, dev)
-    save_merged(load_adapter(saved), folder / "merged")
+    save_merged(saved, None, folder / "merged")
     theirs = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
     yield "our adapter merged, read by transformers", *compared(saved, theirs, dev)
     student = DistilRNN(corpus[TRAIN].input_ids.unique())
-    save_onnx(student, len(load_tokenizer(base)), path := folder / "student.onnx")
+    save_onnx(student, base.tokenizer.get_vocab_size(), path := folder / "student.onnx")
     ours = predict_logits(student, dev, CPU)
     exact = predict_logits(student.double(), dev, CPU)
     for size in BATCH_SIZES:
@@ -107,7 +116,7 @@ def compare_all(
 
 def compared(adapter: Path, theirs: nn.Module, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """The logits of an adapter read here, and those of another's model in fp32 and float64."""
-    ours = predict_logits(load_adapter(adapter).merged(), split, CPU)
+    ours = predict_logits(load_merged(adapter, None)[0], split, CPU)
     return ours, padded_logits(theirs, split), padded_logits(theirs.double(), split)
 
 

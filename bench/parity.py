@@ -20,11 +20,13 @@ from transformers import GPT2ForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import TRAIN, Split, load_corpus, shuffled
-from lora import PEFT_PREFIX, LoraConfig, add_lora
-from model import load_classifier, load_tokenizer, max_length, variant_folder
-from train_utils import Compute, accumulate_gradients, cross_entropy
+from lora import LoraConfig, add_lora
+from model import GPT2Classifier
+from support.bases import find_base, load_backbone
+from support.devices import CPU
+from support.peft_files import PREFIX
+from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
 
-CPU = Compute(torch.device("cpu"), "fp32")
 BATCH_SIZE, LR = 128, 1e-3
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
-    losses, tensors = compare_trajectories(variant_folder(args.base), args.corpus, args.steps)
+    losses, tensors = compare_trajectories(args.base, args.corpus, args.steps)
     worst = max(tensors, key=tensors.get)
     print(f"{args.base}, {args.steps} steps of {BATCH_SIZE} sentences")
     print(f"largest relative difference of a loss: {max(losses):.2e}")
@@ -43,13 +45,13 @@ def main() -> None:
 
 
 def compare_trajectories(
-    base: Path, corpus: Path, steps: int, lr_factor: float = 1.0
+    name: str, corpus_folder: Path, steps: int, lr_factor: float = 1.0
 ) -> tuple[list[float], dict[str, float]]:
     """Train both for ``steps`` steps.
 
     Args:
-        base: a folder with GPT-2.
-        corpus: a folder in CoLA's layout.
+        name: nano, or a folder with GPT-2.
+        corpus_folder: a folder in CoLA's layout.
         steps: optimiser steps.
         lr_factor: what PEFT's learning rate is multiplied by, to see that a difference is seen.
 
@@ -57,13 +59,16 @@ def compare_trajectories(
         The relative difference of each step's loss, and for each final tensor the norm of the
         difference over the norm of PEFT's.
     """
-    tokenizer = load_tokenizer(base)
-    split = load_corpus(corpus, tokenizer, max_length(base))[TRAIN]
+    base = find_base(name)
+    corpus = load_corpus(corpus_folder, base.tokenizer, base.max_length)
+    split = corpus[TRAIN]
     torch.manual_seed(0)
-    ours = load_classifier(base)
+    ours = GPT2Classifier(load_backbone(base.folder))
     add_lora(ours, LoraConfig())
-    theirs = peft_model(base)
-    mine = {PEFT_PREFIX + n: p for n, p in ours.named_parameters() if p.requires_grad}
+    recipe = Recipe(0, BATCH_SIZE, LR, 1, 1, "accuracy", None)
+    training = Training(ours, corpus, cross_entropy, recipe, CPU)
+    theirs = peft_model(base.folder)
+    mine = {PREFIX + n: p for n, p in ours.named_parameters() if p.requires_grad}
     other = {plain_name(n): p for n, p in theirs.named_parameters() if p.requires_grad}
     assert mine.keys() == other.keys()
     with torch.no_grad():
@@ -78,7 +83,7 @@ def compare_trajectories(
     order, losses = shuffled(len(split), 0, 0), []
     for step in tqdm(range(steps), disable=None):
         indices = order[BATCH_SIZE * step : BATCH_SIZE * (step + 1)]
-        loss = accumulate_gradients(ours, split, indices, cross_entropy, CPU).loss.item()
+        loss = accumulate_gradients(training, indices)[0][0].item()
         expected = padded_loss(theirs, split, indices.tolist())
         expected.backward()
         losses.append(abs(loss - expected.item()) / expected.item())

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,10 +67,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
-    from model import variant_folder
+    from support.bases import base_folder
 
-    args.gpt2 = variant_folder(args.gpt2)
-    args.gpt2_medium = None if args.quick or args.worker else variant_folder(args.gpt2_medium)
+    args.gpt2 = base_folder(args.gpt2)
+    args.gpt2_medium = None if args.quick or args.worker else base_folder(args.gpt2_medium)
     if args.worker:
         name, *rest = args.worker
         print(json.dumps(globals()[name](args, *rest)))
@@ -99,9 +100,9 @@ def machine() -> str:
     import torch
     import transformers
 
-    from train_utils import choose_compute, hardware
+    from support.devices import CPU
 
-    found = hardware(choose_compute("cpu", None))
+    found = CPU.description()
     return (
         f"{found['name']}, {found['threads']} threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}"
@@ -132,12 +133,29 @@ def worker(args: argparse.Namespace, *command: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def compute_on_cpu():
+def cpu():
     """What the project computes with here."""
-    from train_utils import choose_compute, keep_freed_memory
+    from support.devices import CPU, keep_freed_memory
 
     keep_freed_memory()  # as run.py does; where both sides share a process, the peer gains by it
-    return choose_compute("cpu", None)
+    return CPU
+
+
+def classifier(base: Path):
+    """A teacher of ours, untrained."""
+    from model import GPT2Classifier
+    from support.bases import load_backbone
+
+    return GPT2Classifier(load_backbone(base))
+
+
+def training_of(model, split, epochs: int = 1, loss=None, **other):
+    """Ours at work on one split, and on others beside it; with cross-entropy unless told."""
+    from data_utils import TRAIN
+    from train_utils import Recipe, Training, cross_entropy
+
+    recipe = Recipe(SR_NO, BATCH_SIZE, LR, epochs, epochs, "accuracy", None)
+    return Training(model, {**other, TRAIN: split}, loss or cross_entropy, recipe, cpu())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -150,11 +168,10 @@ def lora_sides(base: Path, data_dir: Path) -> tuple:
 
     from data_utils import TRAIN, load_corpus, shuffled
     from lora import LoraConfig, add_lora
-    from model import load_classifier, load_tokenizer
-    from train_utils import accumulate_gradients, cross_entropy
+    from support.tokens import load_tokenizer
+    from train_utils import accumulate_gradients
 
     split = load_corpus(data_dir, load_tokenizer(base), 1024)[TRAIN]
-    compute = compute_on_cpu()
     order = shuffled(len(split), SR_NO, 0)
 
     def side(model: torch.nn.Module, backward: Callable) -> Callable[[int], None]:
@@ -170,9 +187,10 @@ def lora_sides(base: Path, data_dir: Path) -> tuple:
         return step
 
     def ours() -> Callable[[int], None]:
-        model = load_classifier(base)
+        model = classifier(base)
         add_lora(model, LoraConfig())
-        return side(model, lambda m, i: accumulate_gradients(m, split, i, cross_entropy, compute))
+        training = training_of(model, split)
+        return side(model, lambda _, indices: accumulate_gradients(training, indices))
 
     def theirs() -> Callable[[int], None]:
         from parity import padded_loss, peft_model
@@ -267,7 +285,7 @@ def peak() -> int:
 def corpus_of(args: argparse.Namespace) -> dict:
     """The tokenised corpus."""
     from data_utils import load_corpus
-    from model import load_tokenizer
+    from support.tokens import load_tokenizer
 
     return load_corpus(args.data_dir, load_tokenizer(args.gpt2), 1024)
 
@@ -311,12 +329,11 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch
 
     from data_utils import TRAIN, shuffled
-    from model import load_classifier
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
     split = head_of(split, 512) if args.quick else split
-    ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
+    ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     order = shuffled(len(split), SR_NO, 0).tolist()
 
     def padded_pass(_: int) -> None:
@@ -326,7 +343,7 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
                 theirs(input_ids=ids, attention_mask=mask)
 
     seconds = in_turn(
-        {"ours": lambda _: predict_logits(ours, split, compute_on_cpu()), "padded": padded_pass}, 2
+        {"ours": lambda _: predict_logits(ours, split, cpu()), "padded": padded_pass}, 2
     )
     best = {side: min(values) for side, values in seconds.items()}
     yield Row(
@@ -368,35 +385,24 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from data_utils import DEV, TRAIN, shuffled
-    from distil import add_teacher_logits, distillation
-    from model import DistilRNN, load_classifier
-    from train_utils import Recipe, train
+    from distil import distillation, with_teacher_logits
+    from model import DistilRNN
+    from train_utils import train
 
     corpus = corpus_of(args)
     if args.quick:
         corpus = {name: head_of(split, min(len(split), 512)) for name, split in corpus.items()}
-    split, epochs, compute = corpus[TRAIN], 1 if args.quick else 5, compute_on_cpu()
-    ours, theirs = load_classifier(args.gpt2), hugging_face_classifier(args.gpt2)
+    split, epochs = corpus[TRAIN], 1 if args.quick else 5
+    ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     student = CourseRNN(theirs.config.vocab_size)
 
     def run_ours(_: int) -> None:
         with TemporaryDirectory() as folder:
             cache = Path(folder, "teacher_logits.safetensors")
-            add_teacher_logits(corpus, ours, "random", compute, cache)
-            model = DistilRNN(split.input_ids.unique())
-            recipe = Recipe(SR_NO, BATCH_SIZE, LR, epochs, epochs, "accuracy", None)
-            with open(os.devnull, "w") as nowhere:
-                stdout, sys.stdout = sys.stdout, nowhere
-                train(
-                    model,
-                    corpus,
-                    distillation(2.0, 0.5),
-                    recipe,
-                    compute_on_cpu(),
-                    Path(folder),
-                    {},
-                )
-                sys.stdout = stdout
+            taught = with_teacher_logits(corpus, ours, "random", cpu(), cache)
+            student, loss = DistilRNN(split.input_ids.unique()), distillation(2.0, 0.5)
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                train(training_of(student, taught[TRAIN], epochs, loss, **taught), Path(folder))
 
     def run_theirs(_: int) -> None:
         optimizer = torch.optim.Adam(student.parameters(), lr=LR)
@@ -436,7 +442,7 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     from data_utils import TRAIN, shuffled
     from model import DistilRNN
-    from train_utils import accumulate_gradients, cross_entropy
+    from train_utils import accumulate_gradients
 
     split = corpus_of(args)[TRAIN]
     occurring = split.input_ids.unique()
@@ -450,12 +456,14 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
     steps = 10 if args.quick else len(split) // BATCH_SIZE
 
     def side(name: str, model: DistilRNN, optimizer: torch.optim.Optimizer) -> Callable:
+        training = training_of(model, split)
+
         def step(number: int) -> None:
             indices = order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)]
-            found = accumulate_gradients(model, split, indices, cross_entropy, compute_on_cpu())
+            (loss, _), _ = accumulate_gradients(training, indices)
             optimizer.step()
             optimizer.zero_grad()
-            losses[name].append(found.loss.item())
+            losses[name].append(loss.item())
 
         return step
 
@@ -481,15 +489,15 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Judging the training sentences with the student, against the teacher's own rate."""
     from data_utils import TRAIN
-    from model import DistilRNN, load_classifier
+    from model import DistilRNN
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
     some = head_of(split, 512)
-    teacher, student = load_classifier(args.gpt2), DistilRNN(split.input_ids.unique())
+    teacher, student = classifier(args.gpt2), DistilRNN(split.input_ids.unique())
     sides = {
-        "student": lambda _: predict_logits(student, split, compute_on_cpu()),
-        "teacher": lambda _: predict_logits(teacher, some, compute_on_cpu()),
+        "student": lambda _: predict_logits(student, split, cpu()),
+        "teacher": lambda _: predict_logits(teacher, some, cpu()),
     }
     seconds = {side: statistics.median(s[1:]) for side, s in in_turn(sides, 4).items()}
     rate = {"student": len(split) / seconds["student"], "teacher": len(some) / seconds["teacher"]}
@@ -505,11 +513,10 @@ def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
 def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
     """100 tokens, the likeliest each, against a loop that reads the whole text for each token."""
     import torch
-    from transformers import GPT2LMHeadModel
 
-    from model import load_gpt2
+    from support.bases import load_language_model
 
-    model, prompt = load_gpt2(args.gpt2, GPT2LMHeadModel), torch.tensor([[464, 4701]])
+    model, prompt = load_language_model(args.gpt2), torch.tensor([[464, 4701]])
     found = {}
 
     def cached(_: int) -> None:
@@ -556,17 +563,18 @@ def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
         nonlocal began
         phases[name], began = time.perf_counter() - began, time.perf_counter()
 
-    import report  # noqa: F401  as run.py does
+    import lora  # noqa: F401
+    from support.bases import load_backbone  # noqa: F401
 
     note("imports")
     corpus = corpus_of(args)
     note("reading and tokenising")
     from lora import LoraConfig, add_lora
-    from model import base_fingerprint, load_classifier
+    from support.fingerprints import backbone_fingerprint
 
-    model = load_classifier(args.gpt2)
+    model = classifier(args.gpt2)
     note("weights")
-    base_fingerprint(model.transformer)
+    backbone_fingerprint(model.transformer)
     note("their fingerprint")
     add_lora(model, LoraConfig())
     from data_utils import corpus_fingerprint
@@ -610,22 +618,22 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
 
     from data_utils import TRAIN, load_corpus, shuffled, tokenize
     from lora import LoraConfig, add_lora
-    from model import load_classifier, load_tokenizer
-    from train_utils import accumulate_gradients, cross_entropy
+    from support.tokens import load_tokenizer
+    from train_utils import accumulate_gradients
 
     nano, size = PROJECT / "nano", int(size)
     tokenizer = load_tokenizer(nano)
     once = load_corpus(args.data_dir, tokenizer, 512)[TRAIN]
     labels = once.labels.tolist() * size
     split = tokenize(tokenizer, once.sentences * size, labels, 512, "the corpus, repeated")
-    model = load_classifier(nano)
+    model = classifier(nano)
     add_lora(model, LoraConfig())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
-    order = shuffled(len(split), SR_NO, 0)
+    order, training = shuffled(len(split), SR_NO, 0), training_of(model, split)
     began = time.perf_counter()
     for indices in np.split(order, range(BATCH_SIZE, len(order), BATCH_SIZE)):
-        accumulate_gradients(model, split, indices, cross_entropy, compute_on_cpu())
+        accumulate_gradients(training, indices)
         optimizer.step()
         optimizer.zero_grad()
     return {"seconds": time.perf_counter() - began, "peak": peak()}
@@ -638,16 +646,15 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
 
     from data_utils import Split
     from lora import LoraConfig, add_lora
-    from model import load_classifier
-    from train_utils import accumulate_gradients, cross_entropy
+    from train_utils import accumulate_gradients
 
     lengths = np.linspace(5, int(longest), 32).astype(int)
     bounds = torch.tensor(np.cumsum([0, *lengths]))
     ids = torch.randint(50257, (int(bounds[-1]),))
     split = Split([""] * 32, ids, bounds, torch.arange(32) % 2)
-    model = load_classifier(args.gpt2)
+    model = classifier(args.gpt2)
     add_lora(model, LoraConfig())
-    accumulate_gradients(model, split, np.arange(32), cross_entropy, compute_on_cpu())
+    accumulate_gradients(training_of(model, split), np.arange(32))
     return peak()
 
 

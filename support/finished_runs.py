@@ -1,59 +1,64 @@
 """Which runs are finished, and what did each leave?"""
 
+import csv
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
+import numpy as np
 
 from data_utils import DEV, OUT_OF_DOMAIN
 from support.errors import UserError
+from support.files import read_bytes
 from support.metrics import read_metrics
 from support.run_folder import METRICS, UNFINISHED
 from support.statistics import score
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
 MODES = {"LoRA": "GPT-2, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
-CURVES = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 
 class Run(NamedTuple):
-    """A finished run: metrics.json, history.csv by epoch, and a `score` for each dev set."""
+    """A finished run: metrics.json, and a `score` for each dev set."""
 
     folder: Path
     mode: str
     variant: str
     name: str
     metrics: dict
-    history: pd.DataFrame
     scores: dict[str, dict]
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch whose weights were kept."""
-        return self.metrics["training"]["best_epoch"]
 
 
 def load_run(folder: Path) -> Run:
     """Read a finished run's folder."""
     metrics = read_metrics(folder)
     mode, variant = metrics["mode"], metrics["variant"]
-    try:
-        path = folder / "history.csv"
-        history = pd.read_csv(path, index_col="epoch")[CURVES].astype(float)
-        history.loc[[metrics["training"]["best_epoch"]]]
-        path = folder / "predictions.csv"
-        by_split = pd.read_csv(path).groupby("split")
-        scores = {split: score(by_split.get_group(split)) for split in DEV_SETS}
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
-        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
+    if mode not in MODES:
+        raise UserError(f"{folder / METRICS}: mode = {mode!r}; run it again with --overwrite")
+    path = folder / "predictions.csv"
+    scores = {split: score(*pair) for split, pair in read_predictions(path).items()}
     for split in DEV_SETS:
         if metrics[split]["correct"] != scores[split]["right"].sum():
             raise UserError(
                 f"{path}: not of the run that metrics.json describes; run it again with --overwrite"
             )
-    if mode not in MODES:
-        raise UserError(f"{folder / METRICS}: mode = {mode!r}; run it again with --overwrite")
-    return Run(folder, mode, variant, f"{mode} {variant:.24}", metrics, history, scores)
+    return Run(folder, mode, variant, f"{mode} {variant:.24}", metrics, scores)
+
+
+def read_predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Labels and answers of each dev set, (sentences,) of 0 and 1."""
+    try:
+        rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
+        columns = ("label", "logit_0", "logit_1")
+        found = {}
+        for split in DEV_SETS:
+            cells = [[float(row[c]) for c in columns] for row in rows if row["split"] == split]
+            labels, low, high = np.array(cells).T
+            if not set(labels) <= {0, 1}:
+                raise ValueError("a label that is neither 0 nor 1")
+            found[split] = labels.astype(int), (high > low).astype(int)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
+    return found
 
 
 def find_runs(out_dir: Path, sr_no: int) -> list[Run]:

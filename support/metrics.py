@@ -1,5 +1,6 @@
-"""How good is a model, in numbers, in words and in `metrics.json`?"""
+"""How good is a model, in numbers, in words, in `metrics.json` and in `history.csv`?"""
 
+import csv
 import math
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support.errors import UserError
-from support.files import read_json
+from support.files import read_bytes, read_json
 
 
 def matthews_corrcoef(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -41,13 +42,23 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
 
 def describe(metrics: dict) -> str:
     """One line: accuracy, never without MCC and the majority baseline, and a one-class warning."""
-    n = metrics["sentences"]
-    majority = max(metrics["acceptable"], n - metrics["acceptable"]) / n
     line = (
-        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {n}), "
-        f"MCC {metrics['mcc']:.3f}; majority baseline {majority:.2%}"
+        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), "
+        f"MCC {metrics['mcc']:.3f}; majority baseline {majority(metrics):.2%}"
     )
     return line + one_class_note(metrics)
+
+
+def majority(metrics: dict) -> float:
+    """The accuracy of giving every sentence the more frequent label."""
+    n, acceptable = metrics["sentences"], metrics["acceptable"]
+    return max(acceptable, n - acceptable) / n
+
+
+def summary(metrics: dict) -> str:
+    """Accuracy and MCC in a few words, and whether they are of one answer to everything."""
+    one_class = " (one class only)" if one_class_note(metrics) else ""
+    return f"{metrics['accuracy']:.2%}, MCC {metrics['mcc']:.3f}{one_class}"
 
 
 def one_class_note(metrics: dict) -> str:
@@ -61,6 +72,7 @@ def one_class_note(metrics: dict) -> str:
 # ---------------------------------------------------------------------------------------------
 # metrics.json
 
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 TEXT, COUNT, FRACTION = "text", "a count", "a number from -1 to 1"
 DEV_SET = {
     "sentences": COUNT, "acceptable": COUNT, "predicted_acceptable": COUNT, "correct": COUNT,
@@ -113,3 +125,20 @@ def show_run(folder: Path) -> None:
     print(f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}")
     for name in ("in_domain_dev", "out_of_domain_dev"):
         print(f"  {name:<18} {describe(metrics[name])}")
+
+
+# ---------------------------------------------------------------------------------------------
+# history.csv
+
+
+def read_history(folder: Path, best_epoch: int) -> dict[str, list[float]]:
+    """The curves of a finished run, by column, a value an epoch; the epoch kept is among them."""
+    path = folder / "history.csv"
+    try:
+        rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
+        curves = {name: [float(row[name]) for row in rows] for name in ("epoch", *CURVES)}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
+    if curves["epoch"] != list(range(1, len(rows) + 1)) or not 1 <= best_epoch <= len(rows):
+        raise UserError(f"{path}: epochs are missing; run it again with --overwrite")
+    return curves

@@ -10,29 +10,34 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from data_utils import DEV
 from support.files import write_bytes
 from support.finished_runs import DEV_SETS, MODES, Run
+from support.metrics import majority, read_history, read_metrics, summary
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 
-def plot_run(run: Run, plots_dir: Path) -> None:
-    """Write the loss and the accuracy of one run per epoch, train and validation."""
-    best, dev = run.best_epoch, run.scores[DEV]
+def plot_run(folder: Path, plots_dir: Path) -> None:
+    """Write the loss and the accuracy of a finished run per epoch, train and validation."""
+    metrics = read_metrics(folder)
+    best, dev = metrics["training"]["best_epoch"], metrics[DEV]
+    history = read_history(folder, best)
+    title = f"{metrics['mode']} {metrics['variant']:.24}: {summary(dev)}"
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        train, val = run.history[f"train_{quantity}"], run.history[f"val_{quantity}"]
-        axes.plot(train, "s--", color="#E69F00", markerfacecolor="white", label="train")
-        axes.plot(val, "o-", color="#0072B2", markersize=4, label=DEV)
-        axes.plot(best, val[best], "k*", markersize=9, label="epoch kept")
+        epochs, val = history["epoch"], history[f"val_{quantity}"]
+        train = history[f"train_{quantity}"]
+        axes.plot(epochs, train, "s--", color="#E69F00", markerfacecolor="white", label="train")
+        axes.plot(epochs, val, "o-", color="#0072B2", markersize=4, label=DEV)
+        axes.plot(best, val[best - 1], "k*", markersize=9, label="epoch kept")
         if quantity == "accuracy":
-            axes.axhline(dev["majority"], color="0.35", linestyle=":", label="majority baseline")
+            axes.axhline(majority(dev), color="0.35", linestyle=":", label="majority baseline")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-        axes.set(xlabel="epoch", ylabel=quantity, title=f"{run.name}: {dev['text']}")
+        axes.set(xlabel="epoch", ylabel=quantity, title=title)
         figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
         figure.savefig(png := BytesIO(), dpi=250)
-        write_bytes(plots_dir / f"{run.folder.name}_{quantity}.png", png.getvalue())
+        write_bytes(plots_dir / f"{folder.name}_{quantity}.png", png.getvalue())
 
 
 def plot_comparison(runs: list[Run], plots_dir: Path) -> Path:
@@ -47,7 +52,8 @@ def plot_comparison(runs: list[Run], plots_dir: Path) -> Path:
         for row, shown in enumerate(run.scores[split] for run in runs):
             axes.hlines(row + shift, *shown["interval"], colour, line)
             axes.plot(shown["accuracy"], row + shift, marker, color=colour, markerfacecolor=inside)
-            axes.text(1.02, row + shift, shown["text"], transform=at_right, va="center")
+            text = summary(runs[row].metrics[split])
+            axes.text(1.02, row + shift, text, transform=at_right, va="center")
     baselines = {runs[0].scores[split]["majority"]: split for split in DEV_SETS}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
