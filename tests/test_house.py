@@ -1,0 +1,44 @@
+"""The house itself: imports run one way, and the pages name what is there."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+
+import pytest
+
+from support.bases import PROJECT
+
+STORY = ["run", "report", "predict", "distil", "lora", "train_utils", "model", "data_utils"]
+PAGES = ["README.md", "bench/README.md", "nano/README.md"]
+
+
+def imports() -> dict[str, set[str]]:
+    """Each module of the story and of support, and those of them that it imports anywhere."""
+    files = [PROJECT / f"{name}.py" for name in STORY] + sorted((PROJECT / "support").glob("*.py"))
+    names = {str(f.relative_to(PROJECT).with_suffix("")).replace("/", "."): f for f in files}
+    graph = {}
+    for name, file in names.items():
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        found |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        graph[name] = found & names.keys()
+    return graph
+
+
+def test_imports_run_one_way():
+    graph = imports()
+    assert "lora" in graph["support.adapters"]
+    TopologicalSorter(graph).prepare()  # a circle is a CycleError
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_that_a_page_names_exists(page):
+    code = "\n".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
+    for name in re.findall(r"\btest_\w+", (PROJECT / page).read_text()):
+        assert f"def {name}(" in code or (PROJECT / "tests" / f"{name}.py").exists(), name
+
+
+def test_the_readme_names_every_room():
+    page = (PROJECT / "README.md").read_text()
+    for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").glob("*.py")]:
+        assert path.name == "__init__.py" or re.search(rf"^{path.name}|  {path.name} ", page, re.M)
