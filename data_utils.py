@@ -116,8 +116,8 @@ class Split:
 
 
 def token_ids(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
-    """Each sentence's tokens, without special tokens."""
-    found = tokenizer.encode_batch_fast(list(sentences), add_special_tokens=False)
+    """Each sentence's tokens, with the special ones that the tokenizer adds by itself, if any."""
+    found = tokenizer.encode_batch_fast(list(sentences))
     return [encoding.ids for encoding in found]
 
 

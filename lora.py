@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from data_utils import load_corpus
-from model import GPT2Classifier
+from model import Classifier
 from support.bases import find_base, load_backbone
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
@@ -190,21 +190,45 @@ def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def published_set(model: Classifier) -> dict:
+    """What trains of a classifier, as settings of a `LoraConfig`.
+
+    Every linear layer of every block with its bias, the final norm, and the head. PEFT matches
+    ``modules_to_save`` by the bare end of a name, and blocks have norms too: so the final norm is
+    named from the top, but for GPT-2's, whose name no block has.
+    """
+    named = dict(model.named_modules())
+    depth = model.backbone.config.num_hidden_layers
+    blocks = next(
+        name
+        for name, module in named.items()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+    inside = {name: module for name, module in named.items() if name.startswith(f"{blocks}.")}
+    linear = {n: m for n, m in inside.items() if isinstance(m, nn.Linear | Conv1D)}
+    targets = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    norms = [n for n, m in named.items() if "Norm" in type(m).__name__ and n not in inside]
+    final = [norm.removeprefix("transformer.") for norm in norms[-1:]]
+    conv1d = any(isinstance(module, Conv1D) for module in linear.values())
+    saved = ["score", *final]
+    return {"target_modules": targets, "modules_to_save": saved, "fan_in_fan_out": conv1d}
+
+
 # ---------------------------------------------------------------------------------------------
 # The run
 
 
 def run_lora(args: Namespace) -> Path:
-    """Fine-tune GPT-2 with LoRA, unless that is done; returns the run's folder."""
+    """Fine-tune a base with LoRA, unless that is done; returns the run's folder."""
     base = find_base(args.gpt_variant)
     corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
 
     torch.manual_seed(args.sr_no)
-    model = GPT2Classifier(load_backbone(base.folder))
-    base_print = backbone_fingerprint(model.transformer)
+    model = Classifier(load_backbone(base.folder))
+    base_print = backbone_fingerprint(model.backbone)
     alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-    config = LoraConfig(args.lora_rank, alpha, args.lora_dropout)
+    config = LoraConfig(args.lora_rank, alpha, args.lora_dropout, **published_set(model))
     add_lora(model, config)
     count = count_parameters(model)
     print(f"Number of parameters: {count['total'] / 1e6:.2f}M")

@@ -1,9 +1,9 @@
 """The two models: both turn one packed batch into logits of shape (sentences, 2).
 
-`GPT2Classifier`  Hugging Face's GPT-2 blocks (Radford et al. 2019) under a bias-free head that
-                  reads each sentence's last token, as `GPT2ForSequenceClassification` does, but on
-                  packed sentences: no padding is computed.
-`DistilRNN`       the student: embedding, one Elman RNN layer, linear.
+`Classifier`  a decoder of Hugging Face's, GPT-2 (Radford et al. 2019) or another, under a bias-free
+              head that reads each sentence's last token, as the family's
+              `...ForSequenceClassification` does, but on packed sentences: no padding is computed.
+`DistilRNN`   the student: embedding, one Elman RNN layer, linear.
 """
 
 import torch
@@ -43,7 +43,9 @@ def packed_attention(
 
     Args:
         module: the attention layer; not used.
-        query, key, value: (1, heads, prefixes, head_dim).
+        query: (1, heads, prefixes, head_dim).
+        key, value: the same, or with fewer heads, each for a group of the query's (grouped-query
+            attention, Ainslie et al. 2023).
         attention_mask: None, since a packed batch needs none.
         scaling: what the dot products are multiplied by.
         dropout: probability of dropping an attention weight; 0, as the backbone is loaded.
@@ -55,6 +57,8 @@ def packed_attention(
         (1, prefixes, heads, head_dim), or (1, sentences, heads, head_dim) where ``last_only``; and
         None for the attention weights.
     """
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
     # The kernel for variable lengths wants half precision, and a GPU that has it in hardware.
     half = query.dtype in (torch.bfloat16, torch.float16)
     attend = varlen_blocks if half and has_bf16(query.device) else dense_blocks
@@ -102,38 +106,59 @@ def varlen_blocks(
 # The classifier
 
 
-class GPT2Classifier(nn.Module):
-    """GPT-2 and a bias-free 2-class head; the names are `GPT2ForSequenceClassification`'s."""
+class Classifier(nn.Module):
+    """A decoder and a bias-free 2-class head, named as in its `...ForSequenceClassification`."""
 
     shares_prefixes = True  # sentences that begin alike cost less in one batch
 
-    def __init__(self, transformer: nn.Module):
+    def __init__(self, backbone: nn.Module):
         """Put a new head on a backbone that `support.bases.load_backbone` has loaded."""
         super().__init__()
-        for block in transformer.h:
-            if type(block.mlp.act).__name__ == "NewGELUActivation":
-                block.mlp.act = nn.GELU("tanh")  # the same function in one pass instead of eight
-        self.transformer = transformer
-        self.score = nn.Linear(transformer.config.n_embd, 2, bias=False)
-        nn.init.normal_(self.score.weight, std=transformer.config.initializer_range)
+        config = backbone.config
+        for name, module in list(backbone.named_modules()):
+            if type(module).__name__ == "NewGELUActivation":  # the same in one pass, not in eight
+                backbone.set_submodule(name, nn.GELU("tanh"))
+        self.prefix = backbone.base_model_prefix
+        self.add_module(self.prefix, backbone)
+        width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # the former is OPT's
+        self.score = nn.Linear(width, 2, bias=False)
+        nn.init.normal_(self.score.weight, std=getattr(config, "initializer_range", 0.02))
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The decoder."""
+        return getattr(self, self.prefix)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (sentences, 2) of a packed batch.
+        """Logits (sentences, 2) of a packed batch."""
+        gpt2 = self.backbone.config.model_type == "gpt2"
+        states = gpt2_last_states if gpt2 else last_states
+        return self.score(states(self.backbone, batch))
 
-        The head reads each sentence's last token alone. So the last block needs keys and values for
-        every prefix, and everything after them for the last tokens only.
-        """
-        gpt2, tokens = self.transformer, batch.prefix_tokens
-        last = batch.prefix_ids[batch.cu_seqlens[1:] - 1]  # (sentences,)
-        hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
-        hidden = hidden.unsqueeze(0)  # (1, prefixes, n_embd), as the blocks want it
-        *blocks, block = gpt2.h
-        for earlier in blocks:
-            hidden = earlier(hidden, batch=batch)
-        attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
-        hidden = hidden[:, last] + attended  # (1, sentences, n_embd)
-        hidden = hidden + block.mlp(block.ln_2(hidden))
-        return self.score(gpt2.ln_f(hidden)).squeeze(0)
+
+def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """The final hidden state (sentences, width) at each sentence's last token."""
+    ids, positions = (x[batch.prefix_tokens].unsqueeze(0) for x in batch[:2])  # (1, prefixes)
+    found = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
+    return found.last_hidden_state[0, batch.prefix_ids[batch.cu_seqlens[1:] - 1]]
+
+
+def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
+    """The same with less work: nobody reads the last block's other tokens.
+
+    It needs keys and values for every prefix, and everything after them for the last tokens only.
+    """
+    tokens = batch.prefix_tokens
+    last = batch.prefix_ids[batch.cu_seqlens[1:] - 1]  # (sentences,)
+    hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
+    hidden = hidden.unsqueeze(0)  # (1, prefixes, width), as the blocks want it
+    *blocks, block = gpt2.h
+    for earlier in blocks:
+        hidden = earlier(hidden, batch=batch)
+    attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
+    hidden = hidden[:, last] + attended  # (1, sentences, width)
+    hidden = hidden + block.mlp(block.ln_2(hidden))
+    return gpt2.ln_f(hidden).squeeze(0)
 
 
 # ---------------------------------------------------------------------------------------------

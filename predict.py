@@ -26,7 +26,7 @@ def run_gen(args: Namespace) -> None:
     device = choose_device(args.device, args.precision)
     base = find_base(args.gpt_variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    ids = tokenizer(args.prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(args.prompt, verbose=False)["input_ids"]
     prompt = torch.tensor([ids or [tokenizer.bos_token_id]])  # (1, tokens)
     model = load_language_model(base.folder).to(device.torch)
     room = base.max_length - prompt.shape[1]

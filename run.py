@@ -45,7 +45,7 @@ softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overfl
 OPTIONS = (
     ("every mode", MODES, (
         ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "serial number; seeds all, names the outputs [22915]"),
-        ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], nano, or a folder [gpt2]"),
+        ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf [gpt2]"),
         ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, the report [.]"),
     )),
     ("every mode but export, report", tuple(mode for mode in MODES if mode not in ("export", "report")), (

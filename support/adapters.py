@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora import LoraConfig, add_lora, lora_tensors
-from model import GPT2Classifier
+from model import Classifier
 from support.bases import Base, base_folder, find_base, load_backbone
 from support.errors import UserError
 from support.files import copy_tensors
@@ -16,7 +16,7 @@ from support.run_folder import check_finished
 class Adapter(NamedTuple):
     """A saved LoRA classifier in memory, unmerged, as it was when it was saved."""
 
-    model: GPT2Classifier
+    model: Classifier
     config: LoraConfig
     base: Base
     base_name: str  # as the adapter names it
@@ -37,8 +37,8 @@ def load_adapter(folder: Path, variant: str | None = None) -> Adapter:
     if not (variant or base_name):
         raise UserError(f"{folder / CONFIG} names no base model; give it with --gpt_variant")
     base = find_base(variant or base_name)
-    model = GPT2Classifier(load_backbone(base.folder))
-    base_print = backbone_fingerprint(model.transformer)
+    model = Classifier(load_backbone(base.folder))
+    base_print = backbone_fingerprint(model.backbone)
     if trained_on is None:  # PEFT's own files carry no fingerprint
         trained_on = base_print
         if variant and base_name and variant != base_name:

@@ -1,10 +1,11 @@
 """Where does a base model come from, and how is it loaded?"""
 
-import functools
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -12,15 +13,17 @@ from torch import nn
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from model import packed_attention
+from data_utils import Split, pack
+from model import last_states, packed_attention
 from support.errors import UserError
 from support.files import read_json
+from support.gguf_files import converted, find_smollm2
 from support.tokens import TOKENIZER, check_vocabulary, load_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-VARIANTS = (*HUB_VARIANTS, "nano")
-TOKENIZER_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_TIMEOUT = 5  # seconds until an unreachable hub is reported
 
 
@@ -30,7 +33,7 @@ class Base(NamedTuple):
     name: str  # as the user gave it
     folder: Path
     tokenizer: Tokenizer
-    max_length: int  # of a sentence, in tokens: the model's number of positions
+    max_length: int  # of a sentence, in tokens
 
 
 def find_base(name: str, weights: bool = True) -> Base:
@@ -38,66 +41,94 @@ def find_base(name: str, weights: bool = True) -> Base:
     folder = base_folder(name, weights)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, folder)
-    max_length = read_json(folder / "config.json").get("n_positions", 1024)  # GPT2Config's default
-    if type(max_length) is not int or max_length < 1:
-        raise UserError(f"{folder / 'config.json'}: n_positions = {max_length!r}")
-    return Base(name, folder, tokenizer, max_length)
+    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"))
+
+
+def longest_sentence(path: Path) -> int:
+    """The number of a model's positions, or its sliding window where that is shorter.
+
+    Packed attention has no window: it is right for sentences that do not reach beyond one.
+    """
+    config = read_json(path)
+    default = 1024 if config.get("model_type") == "gpt2" else None  # GPT2Config's own
+    positions = config.get("max_position_embeddings", config.get("n_positions", default))
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    limits = [positions, *([window] if window is not None else [])]
+    if not all(type(limit) is int and limit > 0 for limit in limits):
+        raise UserError(f"{path}: max_position_embeddings or n_positions = {positions!r}")
+    return min(limits)
 
 
 def variant_name(name: str) -> str:
-    """A base as it stands in file names: its name, or a folder's own name."""
+    """A base as it stands in file names: its name, or a folder's or file's own name."""
     return name if name in VARIANTS else Path(name).resolve().name
 
 
 def base_folder(name: str, weights: bool = True) -> Path:
-    """A base's folder in Hugging Face format, fetched from the hub on first use."""
-    name = name.removeprefix("openai-community/")  # where the hub keeps them
-    if name in HUB_VARIANTS:
-        return from_hub(name, (*TOKENIZER_FILES, *(("model.safetensors",) if weights else ())))
+    """A base's folder in Hugging Face format; from the hub, or converted, on first use."""
+    name = name.removeprefix("openai-community/")  # where the hub keeps GPT-2
+    if name == "smollm2":
+        return converted(find_smollm2())
+    if name.endswith(".gguf"):
+        return converted(Path(name))
     folder = PROJECT / "nano" if name == "nano" else Path(name)
     if not folder.is_dir():
+        if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return check_folder(from_hub(name, weights), weights)
         raise UserError(
-            f"base model {name}: neither one of {', '.join(VARIANTS)} nor a folder; give it "
-            "with --gpt_variant"
+            f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
+            "nor a folder or .gguf file here; give it with --gpt_variant"
         )
-    config = folder / "config.json"
-    model_type = read_json(config).get("model_type")
-    if model_type != "gpt2":
-        raise UserError(f"{config}: model_type is {model_type!r}; this project takes 'gpt2'")
-    if not (folder / TOKENIZER).exists():
+    return check_folder(folder, weights)
+
+
+def check_folder(folder: Path, weights: bool) -> Path:
+    """Return a folder that has all that a base needs."""
+    read_json(folder / "config.json")
+    if not (folder / TOKENIZER).exists() and not (folder / "tokenizer.model").exists():
         for file in ("vocab.json", "merges.txt"):
             if not (folder / file).exists():
                 raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    files = ("model.safetensors", "model.safetensors.index.json")
-    if weights and not any((folder / file).exists() for file in files):
+    if weights and not any((folder / file).exists() for file in WEIGHTS):
         raise UserError(
-            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
-            "model with save_pretrained(..., safe_serialization=True)"
+            f"{folder / WEIGHTS[0]}: no such file; only safetensors are read: save the model with "
+            "save_pretrained(..., safe_serialization=True)"
         )
     return folder
 
 
-def from_hub(repo: str, files: tuple[str, ...]) -> Path:
+def from_hub(repo: str, weights: bool) -> Path:
     """Fetch the files that the local cache lacks; asks the hub nothing when it lacks none."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
 
-    download = functools.partial(huggingface_hub.hf_hub_download, repo)
+    # Those of the first level: some repositories keep other formats in folders of their own.
+    wanted = ["config.json", "*token*.json", "vocab.json", "merges.txt", "tokenizer.model"]
+    wanted += ["model*.safetensors", "model.safetensors.index.json"] if weights else []
+    settings = {"allow_patterns": wanted, "ignore_patterns": ["*/*"]}
     try:
         try:
-            paths = [download(name, local_files_only=True) for name in files]
-        except EntryNotFoundError:
-            # Asked once and briefly, since hf_hub_download tries an unreachable hub for a minute.
-            probe = huggingface_hub.hf_hub_url(repo, files[0])
-            huggingface_hub.get_hf_file_metadata(probe, timeout=HUB_TIMEOUT)
-            paths = [download(name) for name in files]
-    except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"--gpt_variant {repo}: not in the local cache, and the Hugging Face hub did not give "
-            f"it ({first_line(error)}); pass a local folder in Hugging Face format, or use "
-            "--gpt_variant nano, which ships with the project"
-        ) from None
-    return Path(paths[0]).parent
+            folder = Path(snapshot_download(repo, local_files_only=True, **settings))
+            return check_folder(folder, weights)
+        except (EntryNotFoundError, UserError):
+            # Asked once and briefly, since a download tries an unreachable hub for a minute.
+            HfApi().model_info(repo, timeout=HUB_TIMEOUT)
+            return Path(snapshot_download(repo, **settings))
+    except GatedRepoError:
+        reason = "its owners ask for an agreement: accept it on the hub, then `hf auth login`"
+    except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError) as error:
+        reason = first_line(error)
+    raise UserError(
+        f"--gpt_variant {repo}: not in the local cache, and the Hugging Face hub did not give "
+        f"it ({reason}); pass a local folder in Hugging Face format, or use --gpt_variant nano, "
+        "which ships with the project"
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -105,46 +136,56 @@ def from_hub(repo: str, files: tuple[str, ...]) -> Path:
 
 
 def load_backbone(folder: Path) -> nn.Module:
-    """A base's blocks for packed batches: `model.packed_attention` in the place of their own."""
-    from transformers.modeling_utils import AttentionInterface
-    from transformers.models.gpt2.modeling_gpt2 import GPT2Model
+    """A base's blocks for packed batches: `model.packed_attention` in the place of their own.
+
+    Refused by its name is what that cannot serve, and at last what a probe shows to go wrong.
+    """
+    from transformers import AttentionInterface, AutoModel
 
     AttentionInterface.register("packed", packed_attention)
-    return load_pretrained(GPT2Model, folder, attn_implementation="packed")
+    backbone = load_pretrained(AutoModel, folder, attn_implementation="packed")
+    check_decoder(backbone, folder)
+    return backbone
 
 
 def load_language_model(folder: Path) -> nn.Module:
     """A base with its own head and attention, for generation."""
-    from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    return load_pretrained(GPT2LMHeadModel, folder)
+    return load_pretrained(AutoModelForCausalLM, folder)
 
 
 def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
     """Load a folder's weights in fp32, with the model's own dropout off, in evaluation mode."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     remedy = "copy or download the folder again"
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if attention := settings.get("attn_implementation"):
+            check_configuration(config, folder)
+            config._attn_implementation = attention
+        for key, value in config.to_dict().items():
+            if "drop" in key and isinstance(value, float):
+                setattr(config, key, 0.0)
+        config.output_attentions = False  # which packed attention has none of
         model, info = architecture.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            output_attentions=False,  # which packed attention has none of
-            **settings,
         )
-        config = model.config
-        if min(config.n_layer, config.n_head) < 1 or not config.initializer_range >= 0:
-            raise ValueError("config.json: n_layer, n_head or initializer_range is out of range")
+        if min(config.num_hidden_layers, config.num_attention_heads) < 1:
+            raise ValueError("config.json: no layers or no heads")
+        if not getattr(config, "initializer_range", 0) >= 0:
+            raise ValueError("config.json: initializer_range is out of range")
     except (
         # What transformers raises for files that are broken or contradict each other.
         OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
@@ -157,6 +198,68 @@ def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
             f"{folder}: {len(info['missing_keys'])} tensors are missing, {some} first; {remedy}"
         )
     return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------
+# Which models packed attention can serve
+
+
+CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
+MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
+
+
+def check_configuration(config, folder: Path) -> None:
+    """Refuse, before any weight is read, a model that is no decoder of the kind that is needed."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind, reason = type(config), ""
+    architecture = auto.MODEL_MAPPING.get(kind, None)
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder with a decoder"
+    elif auto.MODEL_FOR_MASKED_LM_MAPPING.get(kind, None):
+        reason = "it is an encoder"
+    elif not (architecture and auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)):
+        reason = "it is no decoder that transformers knows"
+    elif getattr(architecture, "_is_stateful", False) or MIXERS & set(
+        getattr(config, "layer_types", None) or ()
+    ):
+        reason = "it has recurrent or convolutional layers, which would mix packed sentences"
+    elif not getattr(architecture, "_supports_attention_backend", False):
+        reason = "its attention does not go through transformers' AttentionInterface"
+    elif not auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(kind, None):
+        reason = "transformers has no classifier of its family"
+    elif any(getattr(config, key, None) for key in CAPS):
+        reason = "it caps its attention scores"
+    if reason:
+        raise UserError(f"{folder}: {config.model_type} cannot be used here: {reason}")
+
+
+@torch.no_grad()
+def check_decoder(backbone: nn.Module, folder: Path) -> None:
+    """Prove that packed sentences get the states that each gets alone by the model's attention.
+
+    Whatever differs in the mechanism differs here: attention to later tokens or to sinks, scores
+    that are biased, states that leak from one sentence into the next.
+    """
+    size = backbone.config.vocab_size
+    sentences = [[token % size for token in ids] for ids in ([5, 7, 9, 11, 6], [5, 7, 9, 8], [10])]
+    bounds = torch.tensor(np.cumsum([0, *map(len, sentences)]))
+    tokens = torch.tensor([token for ids in sentences for token in ids])
+    packed = pack(Split([""] * 3, tokens, bounds, torch.zeros(3, dtype=torch.long)), np.arange(3))
+    together = last_states(backbone, packed)
+    backbone.set_attn_implementation("eager")
+    alone = [
+        backbone(input_ids=torch.tensor([ids]), use_cache=False)[0][0, -1] for ids in sentences
+    ]
+    backbone.set_attn_implementation("packed")
+    apart = (together - torch.stack(alone)).norm() / together.norm()
+    if not apart < 1e-3:
+        sinks = any("sink" in name for name, _ in backbone.named_parameters())
+        reason = "it has attention sinks" if sinks else "packed sentences would not be judged alone"
+        raise UserError(
+            f"{folder}: {backbone.config.model_type} cannot be used here: {reason} (hidden states "
+            f"differ by {apart:.0e})"
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -37,20 +37,18 @@ def save_merged(folder: Path, variant: str | None, target: Path) -> None:
 
     ``AutoModelForSequenceClassification`` loads it without PEFT and without this project.
     """
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
-    from transformers.models.gpt2.configuration_gpt2 import GPT2Config
-    from transformers.models.gpt2.modeling_gpt2 import GPT2ForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     merged, base, _ = load_merged(folder, variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    config = GPT2Config.from_pretrained(
+    config = AutoConfig.from_pretrained(
         base.folder,
         num_labels=2,
         id2label={0: "unacceptable", 1: "acceptable"},
         label2id={"unacceptable": 0, "acceptable": 1},
         pad_token_id=tokenizer.eos_token_id,  # needed to find each sentence's last token
     )
-    model = GPT2ForSequenceClassification(config)
+    model = AutoModelForSequenceClassification.from_config(config)
     model.load_state_dict(merged.state_dict())
     write_files(target, model.save_pretrained)
     write_files(target, tokenizer.save_pretrained)

@@ -5,6 +5,13 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+IRRELEVANT = {  # of a configuration: what names, packs or generates, and does not compute
+    "_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "id2label",
+    "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "problem_type",
+    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward",
+    "tie_word_embeddings", "is_encoder_decoder",
+}  # fmt: skip
+
 
 def fingerprint(*parts: Tensor | str | bytes) -> str:
     """SHA-256 over tensors (shape, type and bytes) and strings: the same content, the same name."""
@@ -26,11 +33,15 @@ def tensors_fingerprint(tensors: dict[str, Tensor], settings: str) -> str:
 def backbone_fingerprint(backbone: nn.Module) -> str:
     """Of a pretrained model's weights and of the settings that decide what it computes."""
     config = backbone.config
-    settings = (
-        config.n_head,
-        config.activation_function,
-        config.layer_norm_epsilon,
-        config.scale_attn_weights,
-        config.scale_attn_by_inverse_layer_idx,
-    )
+    if config.model_type == "gpt2":
+        settings = (
+            config.n_head,
+            config.activation_function,
+            config.layer_norm_epsilon,
+            config.scale_attn_weights,
+            config.scale_attn_by_inverse_layer_idx,
+        )
+    else:
+        found = config.to_dict().items()
+        settings = sorted((key, value) for key, value in found if key not in IRRELEVANT)
     return tensors_fingerprint(backbone.state_dict(), repr(settings))

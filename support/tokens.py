@@ -17,13 +17,13 @@ TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load a folder's tokenizer, as transformers' AutoTokenizer does."""
     try:
-        if (folder / TOKENIZER).exists():
+        if (folder / TOKENIZER).exists() and not asks_for_more(folder):
             tokenizer = Tokenizer.from_str(read_bytes(folder / TOKENIZER).decode())
         else:
             from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-            slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            tokenizer = slow.backend_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = tokenizer.backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode("a")  # some of its settings are looked at in use only
@@ -33,6 +33,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from None
     return tokenizer
+
+
+def asks_for_more(folder: Path) -> bool:
+    """Whether transformers adds special tokens that tokenizer.json may not know of."""
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    return bool(settings.get("add_bos_token") or settings.get("add_eos_token"))
 
 
 def check_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:

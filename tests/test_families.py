@@ -1,0 +1,123 @@
+"""Decoders of many families against their own classifiers and PEFT; and what is refused."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import NANO, padded_logits
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from data_utils import read_split, tokenize
+from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
+from model import Classifier
+from support.bases import find_base, load_backbone
+from support.devices import CPU
+from support.errors import UserError
+from support.peft_files import write_adapter
+from train_utils import count_parameters, predict_logits
+
+SIZE = dict(
+    vocab_size=1000, hidden_size=48, num_hidden_layers=3, num_attention_heads=6,
+    intermediate_size=80, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    pad_token_id=999,
+)  # fmt: skip
+OPT = {**SIZE, "ffn_dim": 80, "word_embed_proj_dim": 24}
+GROUPED = {**SIZE, "num_key_value_heads": 2}
+FAMILIES = {
+    "Llama": GROUPED,
+    "Qwen2": GROUPED,
+    "Qwen3": {**GROUPED, "head_dim": 16},
+    "Mistral": {**GROUPED, "sliding_window": 40},
+    "GPTNeoX": SIZE,
+    "OPT": OPT,
+    "Phi": SIZE,
+    "Phi3": GROUPED,
+    "Gemma": {**GROUPED, "head_dim": 8},
+    "Olmo2": SIZE,
+    "Starcoder2": GROUPED,
+    "GPT2": SIZE,
+}
+REFUSED = {
+    "Mamba": (SIZE, "recurrent or convolutional"),
+    "Lfm2": ({**GROUPED, "layer_types": ["conv", "conv", "full_attention"]}, "recurrent or conv"),
+    "Gemma2": ({**GROUPED, "head_dim": 8}, "caps its attention scores"),
+    "Bert": (SIZE, "it is an encoder$"),
+    "T5": (dict(vocab_size=1000, d_model=48, num_layers=2, num_heads=6), "an encoder with"),
+    "Bloom": (SIZE, "AttentionInterface"),
+    "GPTNeo": ({**SIZE, "attention_types": [[["global"], 3]]}, "AttentionInterface"),
+    "GptOss": ({**GROUPED, "head_dim": 8, "num_local_experts": 4}, "attention sinks"),
+}
+
+
+def make_base(family: str, settings: dict, folder):
+    """A folder with a small random model of a family, under nano's tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(getattr(transformers, f"{family}Config")(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(NANO / name, folder / name)
+    return folder
+
+
+def reference(folder) -> torch.nn.Module:
+    """The family's own classifier."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
+    model.config.pad_token_id = 999
+    return model
+
+
+@torch.no_grad()
+def add_noise(model: torch.nn.Module) -> None:
+    """As if trained, B included."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.05 * torch.randn_like(parameter)
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    return read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")[0][:200]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tmp_path, sentences):
+    """With a trained adapter, and merged; the same parameters train, by the same names."""
+    folder = make_base(family, FAMILIES[family], tmp_path / "base")
+    base = find_base(str(folder))
+    ours = Classifier(load_backbone(folder))
+    assert ours.state_dict().keys() == reference(folder).state_dict().keys()
+    config = LoraConfig(**published_set(ours))
+    add_lora(ours, config)
+    add_noise(ours)
+    write_adapter(tmp_path / "adapter", asdict(config), lora_tensors(ours), str(folder), "")
+    theirs = peft.PeftModel.from_pretrained(
+        reference(folder), tmp_path / "adapter", is_trainable=True
+    ).eval()
+    assert count_parameters(ours)["trainable"] == theirs.get_nb_trainable_parameters()[0]
+    split = tokenize(base.tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
+    expected = padded_logits(theirs, base.tokenizer, sentences)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
+    merge_lora(ours)
+    torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_sliding_window_limits_the_sentences(tmp_path):
+    folder = make_base("Mistral", FAMILIES["Mistral"], tmp_path)
+    assert find_base(str(folder)).max_length == 40
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_packing_cannot_serve_is_refused_by_its_name(family, tmp_path):
+    settings, words = REFUSED[family]
+    folder = make_base(family, settings, tmp_path)
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    with pytest.raises(UserError, match=f"{model_type} cannot be used here: .*{words}"):
+        load_backbone(folder)
