@@ -148,7 +148,7 @@ def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
     except (
         # What transformers raises for files that are broken or contradict each other.
         OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
-        SafetensorError, StrictDataclassError,
+        AttributeError, SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); {remedy}") from None
     if info["missing_keys"]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model
+from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
-import data_utils
-from data_utils import PROJECT, load_corpus
-from model import GPT2Classifier, load_tokenizer
+from data_utils import load_corpus, token_ids
+from model import GPT2Classifier, packed_attention
+from support.bases import PROJECT, load_backbone
+from support.cola import COLA_DIR
+from support.tokens import load_tokenizer
 
 # `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_` is the long run of the fuzzers.
 hypothesis.settings.register_profile("default", deadline=None)
@@ -26,7 +28,7 @@ SHARED = PROJECT.parent / "shared"
 @pytest.fixture(scope="session")
 def cola() -> Path:
     """The real corpus' folder; the tests that want it are skipped where there is none."""
-    for folder in (data_utils.COLA_DIR, SHARED / "cola_public"):
+    for folder in (COLA_DIR, SHARED / "cola_public"):
         if (folder / "raw" / "in_domain_train.tsv").exists():
             return folder
     pytest.skip("the real corpus is neither in cola_public/ nor in ../shared/cola_public")
@@ -43,6 +45,18 @@ def nano_corpus() -> dict:
     return load_corpus(NANO / "corpus", load_tokenizer(NANO), 512)
 
 
+@pytest.fixture(scope="session")
+def random_base() -> GPT2ForSequenceClassification:
+    """Hugging Face's classifier of GPT-2 base's own size; no test may change it."""
+    return random_gpt2()
+
+
+def classifier(folder: Path = NANO) -> GPT2Classifier:
+    """Our classifier on a base, its head the same in every call."""
+    torch.manual_seed(0)
+    return GPT2Classifier(load_backbone(folder))
+
+
 def random_gpt2(**settings) -> GPT2ForSequenceClassification:
     """Hugging Face's classifier, GPT-2 base's size unless told otherwise, with random weights."""
     torch.manual_seed(0)
@@ -52,17 +66,20 @@ def random_gpt2(**settings) -> GPT2ForSequenceClassification:
 
 def packed_copy(reference: GPT2ForSequenceClassification) -> GPT2Classifier:
     """Our classifier with the reference's weights."""
+    AttentionInterface.register("packed", packed_attention)
     config = GPT2Config(**reference.config.to_dict())
     config._attn_implementation = "packed"
     config.embd_pdrop = config.attn_pdrop = config.resid_pdrop = 0.0
-    ours = GPT2Classifier(GPT2Model(config))
-    ours.load_state_dict(reference.state_dict())
+    with torch.device("meta"):  # nothing to initialise
+        ours = GPT2Classifier(GPT2Model(config))
+    weights = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    ours.load_state_dict(weights, assign=True)
     return ours.eval()
 
 
 def padded_logits(reference: GPT2ForSequenceClassification, tokenizer, sentences) -> torch.Tensor:
     """The usual way: pad to the longest, mask, (sentences, 2)."""
-    ids = tokenizer(list(sentences), add_special_tokens=False)["input_ids"]
+    ids = token_ids(tokenizer, sentences)
     longest = max(map(len, ids))
     pad = reference.config.pad_token_id
     input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in ids])
