@@ -14,7 +14,7 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # The averages of README.md, about a quarter of an hour on two cores.
 seeds: $(VENV)/demo

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import TRAIN, load_corpus, shuffled
 from distil import distillation
 from lora import LoraConfig, add_lora
-from model import DistilRNN, GPT2Classifier
+from model import Classifier, DistilRNN
 from support.bases import find_base, load_backbone
 from support.devices import CPU, keep_freed_memory
 from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
@@ -60,7 +60,7 @@ def differing() -> list[str]:
     corpus[TRAIN] = replace(corpus[TRAIN], teacher_logits=logits)
     torch.manual_seed(1)
     student = DistilRNN(corpus[TRAIN].input_ids.unique())
-    teacher = GPT2Classifier(load_backbone(base.folder))
+    teacher = Classifier(load_backbone(base.folder))
     add_lora(teacher, LoraConfig(lora_dropout=0.1))
     lines = []
     for model, loss in ((student, distillation(2.0, 0.5)), (teacher, cross_entropy)):

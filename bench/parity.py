@@ -21,7 +21,7 @@ from transformers import GPT2ForSequenceClassification
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import TRAIN, Split, load_corpus, shuffled
 from lora import LoraConfig, add_lora
-from model import GPT2Classifier
+from model import Classifier
 from support.bases import find_base, load_backbone
 from support.devices import CPU
 from support.peft_files import PREFIX
@@ -63,7 +63,7 @@ def compare_trajectories(
     corpus = load_corpus(corpus_folder, base.tokenizer, base.max_length)
     split = corpus[TRAIN]
     torch.manual_seed(0)
-    ours = GPT2Classifier(load_backbone(base.folder))
+    ours = Classifier(load_backbone(base.folder))
     add_lora(ours, LoraConfig())
     recipe = Recipe(0, BATCH_SIZE, LR, 1, 1, "accuracy", None)
     training = Training(ours, corpus, cross_entropy, recipe, CPU)

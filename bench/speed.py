@@ -143,10 +143,10 @@ def cpu():
 
 def classifier(base: Path):
     """A teacher of ours, untrained."""
-    from model import GPT2Classifier
+    from model import Classifier
     from support.bases import load_backbone
 
-    return GPT2Classifier(load_backbone(base))
+    return Classifier(load_backbone(base))
 
 
 def training_of(model, split, epochs: int = 1, loss=None, **other):

@@ -1,7 +1,9 @@
 """Where does a base model come from, and how is it loaded?"""
 
+import functools
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +20,12 @@ from model import last_states, packed_attention
 from support.errors import UserError
 from support.files import read_json
 from support.gguf_files import converted, find_smollm2
-from support.tokens import TOKENIZER, check_vocabulary, load_tokenizer
+from support.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_TIMEOUT = 5  # seconds until an unreachable hub is reported
 
@@ -98,8 +101,8 @@ def check_folder(folder: Path, weights: bool) -> Path:
 
 
 def from_hub(repo: str, weights: bool) -> Path:
-    """Fetch the files that the local cache lacks; asks the hub nothing when it lacks none."""
-    from huggingface_hub import HfApi, snapshot_download
+    """Fetch a base from the hub; asks it nothing when the local cache has all that is needed."""
+    import huggingface_hub
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -108,22 +111,27 @@ def from_hub(repo: str, weights: bool) -> Path:
         OfflineModeIsEnabled,
     )
 
-    # Those of the first level: some repositories keep other formats in folders of their own.
-    wanted = ["config.json", "*token*.json", "vocab.json", "merges.txt", "tokenizer.model"]
-    wanted += ["model*.safetensors", "model.safetensors.index.json"] if weights else []
-    settings = {"allow_patterns": wanted, "ignore_patterns": ["*/*"]}
+    download = functools.partial(huggingface_hub.hf_hub_download, repo)
     try:
-        try:
-            folder = Path(snapshot_download(repo, local_files_only=True, **settings))
+        with suppress(EntryNotFoundError, UserError):
+            folder = Path(download("config.json", local_files_only=True)).parent
             return check_folder(folder, weights)
-        except (EntryNotFoundError, UserError):
-            # Asked once and briefly, since a download tries an unreachable hub for a minute.
-            HfApi().model_info(repo, timeout=HUB_TIMEOUT)
-            return Path(snapshot_download(repo, **settings))
+        # Asked once and briefly, since a download tries an unreachable hub for a minute.
+        probe = huggingface_hub.hf_hub_url(repo, "config.json")
+        huggingface_hub.get_hf_file_metadata(probe, timeout=HUB_TIMEOUT)
+        folder = Path(download("config.json")).parent
+        for name in (*TOKENIZER_FILES, *(WEIGHTS if weights else ())):
+            with suppress(EntryNotFoundError):  # nobody has all of them
+                download(name)
+        if weights and not (folder / WEIGHTS[0]).exists() and (folder / WEIGHTS[1]).exists():
+            for name in sorted(set(read_json(folder / WEIGHTS[1]).get("weight_map", {}).values())):
+                download(name)
     except GatedRepoError:
         reason = "its owners ask for an agreement: accept it on the hub, then `hf auth login`"
     except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError) as error:
         reason = first_line(error)
+    else:
+        return check_folder(folder, weights)
     raise UserError(
         f"--gpt_variant {repo}: not in the local cache, and the Hugging Face hub did not give "
         f"it ({reason}); pass a local folder in Hugging Face format, or use --gpt_variant nano, "
@@ -189,7 +197,7 @@ def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
     except (
         # What transformers raises for files that are broken or contradict each other.
         OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
-        SafetensorError, StrictDataclassError,
+        AttributeError, SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
         raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); {remedy}") from None
     if info["missing_keys"]:

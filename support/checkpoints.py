@@ -29,15 +29,16 @@ def load_student(folder: Path) -> DistilRNN:
     """Read what `save_student` wrote."""
     path = folder / "model.safetensors"
     tensors, _ = read_tensors(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    vocabulary, width = tensors.get("vocabulary"), shapes.get("rnn.weight_hh_l0", (0,))[0]
     # What the file has bounds what is allocated for it, also for a file that lies.
-    if (
-        shapes.get("rnn.weight_hh_l0") != (width, width)
-        or shapes.get("embedding.weight") != (shapes.get("vocabulary", (0,))[0] + 1, width)
-        or not width * len(vocabulary)
-        or not (vocabulary.dtype == torch.long and vocabulary.diff().gt(0).all())
-    ):
+    sizes = ("vocabulary", "rnn.weight_hh_l0", "embedding.weight")
+    match [tuple(tensors[name].shape) for name in sizes if name in tensors]:
+        case [(rows,), (width, height), embedding] if rows * width and width == height:
+            vocabulary = tensors["vocabulary"]
+            rising = vocabulary.dtype == torch.long and bool(vocabulary.diff().gt(0).all())
+            whole = rising and embedding == (rows + 1, width)
+        case _:
+            whole = False
+    if not whole:
         raise UserError(f"{path}: not the weights of a student; train it again with --overwrite")
     model = DistilRNN(vocabulary, width)
     copy_tensors(path, tensors, model.state_dict())

@@ -98,9 +98,13 @@ def is_number(value: object, low: float, high: float) -> bool:
 
 
 def is_pattern(value: object) -> bool:
-    """Whether a JSON value is a regular expression."""
+    """Whether a JSON value is a regular expression that is not made to exhaust the machine."""
+    if not isinstance(value, str) or len(value) > 1000:
+        return False
+    if math.prod(max(int(count), 1) for count in regex.findall(r"\d+(?=[,}])", value)) > 1000:
+        return False  # counted repeats within each other are written out when they are compiled
     try:
-        return isinstance(value, str) and bool(regex.compile(value))
+        return bool(regex.compile(value))
     except (regex.error, RecursionError):
         return False
 

@@ -1,7 +1,7 @@
 """Distillation: the loss, the transfer set, the teacher's logits, the student's folder."""
 
-import json
-from argparse import Namespace
+from dataclasses import FrozenInstanceError
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,24 +10,30 @@ import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
-from conftest import NANO
+from conftest import NANO, classifier
 
 import distil
-from data_utils import UNLABELLED, UserError, load_corpus, tokenize
-from distil import (
-    add_teacher_logits,
-    distillation,
-    load_checkpoint,
-    onnx_session,
-    save_onnx,
-    save_student,
-    transfer_set,
-    with_transfer_set,
-)
-from model import DistilRNN, load_classifier, load_tokenizer
-from train_utils import Compute, Totals, predict_logits
+from data_utils import UNLABELLED, load_corpus, token_ids, tokenize
+from distil import distillation, with_teacher_logits
+from model import DistilRNN
+from support.bases import find_base
+from support.checkpoints import load_checkpoint, save_student
+from support.devices import CPU
+from support.errors import UserError
+from support.export import onnx_session, save_onnx
+from support.tokens import load_tokenizer
+from support.transfer_set import variations, with_transfer_set
+from train_utils import Counts, predict_logits
 
-CPU = Compute(torch.device("cpu"), "fp32")
+SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
+TAUGHT = SPLITS[:2]
+
+
+def corpus_of(*sentences, max_length=512) -> dict:
+    """The same sentences, the first acceptable and the others not, in all three splits."""
+    labels = [1] + [0] * (len(sentences) - 1)
+    tokenizer = load_tokenizer(NANO)
+    return {name: tokenize(tokenizer, sentences, labels, max_length, name) for name in SPLITS}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -48,7 +54,7 @@ def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha):
     expected = kd_alpha * temperature**2 * kd + (1 - kd_alpha) * ce
     logits, labels, teacher_logits = (torch.tensor(x) for x in (student, labels, teacher))
     examples = SimpleNamespace(labels=labels, teacher_logits=teacher_logits)
-    loss = distillation(temperature, kd_alpha)(logits, examples, Totals.of(labels))
+    loss = distillation(temperature, kd_alpha)(logits, examples, Counts.of(labels))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -59,7 +65,7 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
 
     def loss_of(rows: list[int]) -> float:
         examples = SimpleNamespace(labels=labels[rows], teacher_logits=teacher_logits[rows])
-        return distillation(2.0, 0.5)(logits[rows], examples, Totals.of(labels)).item()
+        return distillation(2.0, 0.5)(logits[rows], examples, Counts.of(labels)).item()
 
     pieces = [loss_of(rows) for rows in ([0], [1, 2], [3, 4], [5])]
     assert sum(pieces) == pytest.approx(loss_of([0, 1, 2, 3, 4, 5]), rel=1e-6)
@@ -68,7 +74,7 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
 def test_a_batch_without_any_label_has_the_kd_term_alone():
     labels = torch.full((3,), UNLABELLED)
     examples = SimpleNamespace(labels=labels, teacher_logits=torch.randn(3, 2))
-    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, Totals.of(labels))
+    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, Counts.of(labels))
     assert loss.isfinite()
     assert loss > 0
 
@@ -77,16 +83,19 @@ def test_a_batch_without_any_label_has_the_kd_term_alone():
 # The transfer set
 
 
+def first(size: int, sentences, sr_no: int, taken=frozenset()) -> list[str]:
+    """The first ``size`` variations."""
+    return list(islice(variations(sentences, sr_no, taken), size))
+
+
 def test_the_transfer_set_is_new_seeded_and_of_the_training_words(nano_corpus):
     train = nano_corpus["in_domain_train"].sentences
-    dev = set(nano_corpus["in_domain_dev"].sentences) | set(
-        nano_corpus["out_of_domain_dev"].sentences
-    )
-    made = transfer_set(train, 3000, 1, dev)
+    known = {sentence for split in nano_corpus.values() for sentence in split.sentences}
+    made = first(3000, train, 1, known)
     assert len(made) == len(set(made)) == 3000
-    assert not set(made) & (set(train) | dev)
-    assert made == transfer_set(train, 3000, 1, dev)
-    assert made != transfer_set(train, 3000, 2, dev)
+    assert not set(made) & known
+    assert made == first(3000, train, 1, known)
+    assert made != first(3000, train, 2, known)
 
     def words(sentences):
         return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
@@ -97,24 +106,52 @@ def test_the_transfer_set_is_new_seeded_and_of_the_training_words(nano_corpus):
 
 def test_the_transfer_set_keeps_out_what_is_excluded():
     sentences = ["He sat here.", "She sat here."]
-    some = transfer_set(sentences, 20, 1, set())
-    assert not set(transfer_set(sentences, 20, 1, set(some[:5]))) & set(some[:5])
+    some = first(20, sentences, 1)
+    assert not set(first(20, sentences, 1, set(some[:5]))) & set(some[:5])
 
 
-def test_a_transfer_set_that_is_too_large_is_refused():
-    with pytest.raises(UserError, match=r"--transfer_size 100: only [0-9]+ variations"):
-        transfer_set(["Go.", "..."], 100, 1, set())
+@pytest.mark.parametrize("sentences", [["Go.", "..."], ["..."]])
+@pytest.mark.parametrize("size", [100, 10**9])
+def test_a_transfer_set_that_is_too_large_is_refused_with_the_number_there_is(sentences, size):
+    found = list(variations(sentences, 1, set(sentences)))
+    assert len(found) == len(set(found)) < 100
+    with pytest.raises(UserError, match=f"--transfer_size {size}: only {len(found)} variations"):
+        with_transfer_set(corpus_of(*sentences), load_tokenizer(NANO), 512, size, 1)
+
+
+def test_a_variation_that_is_too_long_for_the_model_is_left_out():
+    tokenizer, sentences = load_tokenizer(NANO), ["The teacher sleeps.", "A cat here sees her."]
+    longest = max(map(len, token_ids(tokenizer, sentences)))
+    made = {}
+    for max_length in (longest, 512):
+        corpus = corpus_of(*sentences)
+        both = with_transfer_set(corpus, tokenizer, max_length, 30, 1)
+        made[max_length] = dict(zip(both.sentences, both.seqlens.tolist(), strict=True))
+    assert len(made[longest]) == len(made[512]) == 32
+    assert max(made[512].values()) > longest  # there is something to leave out
+    assert max(made[longest].values()) == longest
+    fitting = [sentence for sentence, n in made[512].items() if n <= longest]
+    assert list(made[longest])[: len(fitting)] == fitting
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
     known = nano_corpus["in_domain_train"]
-    args = Namespace(transfer_size=30, sr_no=3)
-    both = with_transfer_set(nano_corpus, load_tokenizer(NANO), 512, args)
+    both = with_transfer_set(nano_corpus, load_tokenizer(NANO), 512, 30, 3)
     assert both.sentences[: len(known)] == known.sentences
     assert torch.equal(both.input_ids[: len(known.input_ids)], known.input_ids)
     assert torch.equal(both.cu_seqlens[: len(known) + 1], known.cu_seqlens)
     assert torch.equal(both.labels[: len(known)], known.labels)
     assert both.labels[len(known) :].tolist() == [UNLABELLED] * 30
+    assert not set(both.sentences[len(known) :]) & {
+        sentence for split in nano_corpus.values() for sentence in split.sentences
+    }
+
+
+def test_real_transfer_set_contains_no_dev_sentence(cola, tokenizer):
+    corpus = load_corpus(cola, tokenizer, 1024)
+    known = {sentence for split in corpus.values() for sentence in split.sentences}
+    both = with_transfer_set(corpus, tokenizer, 1024, 5000, 22915)
+    assert len(set(both.sentences[-5000:]) - known) == 5000
 
 
 # ---------------------------------------------------------------------------------------------
@@ -122,8 +159,7 @@ def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_c
 
 
 def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_path, monkeypatch):
-    teacher = load_classifier(NANO).requires_grad_(False)
-    tokenizer = load_tokenizer(NANO)
+    teacher = classifier(NANO).requires_grad_(False)
     path = tmp_path / "teacher_logits.safetensors"
     passes = []
 
@@ -132,29 +168,34 @@ def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_
         return predict_logits(model, split, *rest)
 
     monkeypatch.setattr(distil, "predict_logits", counted)
-
-    def corpus(sentence="She sat."):
-        sentences = ["He sat.", sentence]
-        return {
-            name: tokenize(tokenizer, sentences, [1, 0], 512, name)
-            for name in ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
-        }
-
-    first = corpus()
-    add_teacher_logits(first, teacher, "one teacher", CPU, path)
+    one, other = corpus_of("He sat.", "She sat."), corpus_of("He sat.", "They sat.")
+    first = with_teacher_logits(one, teacher, "one teacher", CPU, path)
     assert len(passes) == 2
-    kept = corpus()
-    add_teacher_logits(kept, teacher, "one teacher", CPU, path)
+    kept = with_teacher_logits(one, teacher, "one teacher", CPU, path)
     assert len(passes) == 2
-    for name in ("in_domain_train", "in_domain_dev"):
+    for name in TAUGHT:
         assert torch.equal(kept[name].teacher_logits, first[name].teacher_logits)
-    add_teacher_logits(corpus(), teacher, "another teacher", CPU, path)
+        alone = predict_logits(teacher, one[name], CPU)
+        assert torch.equal(first[name].teacher_logits, alone)
+    with_teacher_logits(one, teacher, "another teacher", CPU, path)
     assert len(passes) == 4
-    add_teacher_logits(corpus("They sat."), teacher, "another teacher", CPU, path)
+    with_teacher_logits(other, teacher, "another teacher", CPU, path)
     assert len(passes) == 6
     path.write_bytes(path.read_bytes()[:50])  # broken: computed again, not an error
-    add_teacher_logits(corpus("They sat."), teacher, "another teacher", CPU, path)
+    with_teacher_logits(other, teacher, "another teacher", CPU, path)
     assert len(passes) == 8
+
+
+def test_teacher_logits_leave_the_corpus_as_it_was(tmp_path):
+    corpus = corpus_of("He sat.", "She sat.")
+    before = dict(corpus)
+    taught = with_teacher_logits(corpus, classifier(NANO), "its print", CPU, tmp_path / "logits")
+    assert list(taught) == list(corpus) == list(SPLITS)
+    assert all(corpus[name] is before[name] for name in SPLITS)
+    assert all(split.teacher_logits is None for split in corpus.values())
+    assert [taught[name].teacher_logits is None for name in SPLITS] == [False, False, True]
+    with pytest.raises(FrozenInstanceError):
+        corpus["in_domain_dev"].teacher_logits = taught["in_domain_dev"].teacher_logits
 
 
 # ---------------------------------------------------------------------------------------------
@@ -165,7 +206,7 @@ def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_
 def saved(tmp_path, nano_corpus):
     torch.manual_seed(0)
     model = DistilRNN(nano_corpus["in_domain_train"].input_ids.unique()).eval()
-    save_student(model, load_tokenizer(NANO), 512, tmp_path)
+    save_student(model, find_base("nano"), tmp_path)
     return model, tmp_path
 
 
@@ -193,6 +234,17 @@ def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano
             safetensors.torch.save(
                 {"vocabulary": torch.arange(5), "linear.weight": torch.zeros(2, 10**6)}
             ),
+            "not the weights of a student",
+        ),
+        (
+            "model.safetensors",
+            safetensors.torch.save(
+                {
+                    "vocabulary": torch.arange(5),
+                    "embedding.weight": torch.zeros(6, 2),
+                    "rnn.weight_hh_l0": torch.zeros(2, 2),
+                }
+            ),
             "tensor .* is missing",
         ),
     ],
@@ -213,18 +265,10 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "nothing")
 
 
-def test_real_transfer_set_contains_no_dev_sentence(cola, tokenizer):
-    corpus = load_corpus(cola, tokenizer, 1024)
-    dev = set(corpus["in_domain_dev"].sentences) | set(corpus["out_of_domain_dev"].sentences)
-    made = transfer_set(corpus["in_domain_train"].sentences, 5000, 22915, dev)
-    assert len(set(made) - dev - set(corpus["in_domain_train"].sentences)) == 5000
-    json.dumps(made)
-
-
 def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
     model, folder = saved
     tokenizer = load_tokenizer(folder)
-    save_onnx(model, len(tokenizer), folder / "student.onnx")
+    save_onnx(model, tokenizer.get_vocab_size(), folder / "student.onnx")
     session = onnx_session(folder / "student.onnx")
     split = nano_corpus["out_of_domain_dev"]
     expected = predict_logits(model, split, CPU).numpy()
@@ -232,7 +276,8 @@ def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(sav
     for size in (1, 2, 100, len(split)):
         chosen = rng.choice(len(split), size, replace=False)
         lengths = split.seqlens[chosen].astype(np.int32)
-        ids = rng.integers(0, len(tokenizer), (size, lengths.max() + 3))  # padded with anything
+        padded = (size, lengths.max() + 3)
+        ids = rng.integers(0, tokenizer.get_vocab_size(), padded)  # with anything
         for row, index in enumerate(chosen):
             start, end = split.cu_seqlens[index : index + 2].tolist()
             ids[row, : end - start] = split.input_ids[start:end]

@@ -1,11 +1,17 @@
-"""Every mode as a user runs it: real processes, on nano."""
+"""Every mode as a user runs it, on nano: in processes of its own where that matters."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pandas as pd
 import peft
@@ -14,8 +20,12 @@ import torch
 from conftest import NANO, padded_logits, refusal
 from transformers import GPT2ForSequenceClassification
 
-from data_utils import PROJECT, read_split
-from model import load_tokenizer
+import lora
+import run as front_door
+from data_utils import SPLITS, read_split
+from support.bases import PROJECT
+from support.finished_runs import find_runs
+from support.tokens import load_tokenizer
 
 sys.path.insert(0, str(PROJECT / "bench"))
 from kills import compare_killed
@@ -25,15 +35,54 @@ QUICK = (*NANO_RUN, "--max_steps", 6, "--epochs", 2, "--batch_size", 32)
 SENTENCES = ["The teacher sleeps.", "The teacher sleep."]
 
 
+COMMAND = [sys.executable, str(PROJECT / "run.py")]
+
+
+class Demo(NamedTuple):
+    folder: Path
+    options: tuple  # but for --mode and --out_dir
+    result: subprocess.CompletedProcess
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A folder in which ``--mode all`` has run, quickly; and what it printed."""
+def data(tmp_path_factory):
+    """A folder with the beginnings of nano's corpus, for runs that take no time."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "raw").mkdir()
+    for split, size in zip(SPLITS, (1000, 300, 300), strict=True):
+        lines = (NANO / "corpus" / "raw" / f"{split}.tsv").read_bytes().splitlines(True)
+        (folder / "raw" / f"{split}.tsv").write_bytes(b"".join(lines[:size]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, data):
+    """A folder in which ``--mode all`` has run, quickly; with what options, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    options = (*QUICK, "--transfer_size", 200, "--out_dir", folder)
-    command = [sys.executable, PROJECT / "run.py", "--mode", "all", *map(str, options)]
+    options = (*QUICK, "--data_dir", data)
+    more = ("--transfer_size", 200, "--out_dir", folder)
+    command = [*COMMAND, "--mode", "all", *map(str, (*options, *more))]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == 0, result.stderr
-    return folder, result
+    return Demo(folder, options, result)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run ``run.py`` as the fixture ``run`` does, but in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def in_process(*arguments, input="") -> SimpleNamespace:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
+        try:
+            status = front_door.main([*map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return in_process
 
 
 def checkpoint(folder, mode):
@@ -55,7 +104,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_all_leaves_every_file_of_the_design(demo):
-    folder, result = demo
+    folder, _, result = demo
     for mode, weights in (
         ("LoRA", ["adapter_config.json", "adapter_model.safetensors"]),
         ("rnn", ["model.safetensors", "config.json", "tokenizer.json"]),
@@ -76,41 +125,41 @@ def test_all_leaves_every_file_of_the_design(demo):
 
 def test_the_history_and_the_metrics_are_of_the_design(demo):
     for mode in ("LoRA", "rnn", "distil"):
-        history = pd.read_csv(checkpoint(demo[0], mode) / "history.csv")
+        history = pd.read_csv(checkpoint(demo.folder, mode) / "history.csv")
         assert list(history) == [
             "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc",
             "seconds", "sentences_per_second",
         ]  # fmt: skip
-        metrics = json.loads((checkpoint(demo[0], mode) / "metrics.json").read_text())
+        metrics = json.loads((checkpoint(demo.folder, mode) / "metrics.json").read_text())
         assert metrics["training"]["steps"] == 6
         best = history.iloc[metrics["training"]["best_epoch"] - 1]
         assert metrics["in_domain_dev"]["accuracy"] == best.val_accuracy
         assert metrics["in_domain_dev"]["mcc"] == best.val_mcc
 
 
-def test_a_finished_run_is_shown_and_not_trained_again(demo, run):
-    weights = checkpoint(demo[0], "LoRA") / "adapter_model.safetensors"
+def test_a_finished_run_is_shown_and_not_trained_again(demo, call):
+    weights = checkpoint(demo.folder, "LoRA") / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
-    result = run("--mode", "LoRA", *QUICK, "--out_dir", demo[0])
+    result = call("--mode", "LoRA", *demo.options, "--out_dir", demo.folder)
     assert result.returncode == 0
     assert "accuracy" in result.stdout
     assert "epoch 1/" not in result.stdout
     assert weights.stat().st_mtime_ns == before
 
 
-def test_the_same_run_folder_with_other_options_is_refused(demo, run):
-    line = refusal(run("--mode", "LoRA", *QUICK, "--lr", 0.01, "--out_dir", demo[0]))
+def test_the_same_run_folder_with_other_options_is_refused(demo, call):
+    line = refusal(call("--mode", "LoRA", *demo.options, "--lr", 0.01, "--out_dir", demo.folder))
     assert "lr is 0.001 there, 0.01 here" in line
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "distil"])
-def test_predict_reads_any_checkpoint_and_every_source_alike(demo, run, mode, tmp_path):
-    options = ("--mode", "predict", "--json", "--checkpoint", checkpoint(demo[0], mode))
+def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, tmp_path):
+    options = ("--mode", "predict", "--json", "--checkpoint", checkpoint(demo.folder, mode))
     (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
     outputs = {
-        run(*options, *SENTENCES).stdout,
-        run(*options, "--input", "sentences.txt").stdout,
-        run(*options, input="\n".join(SENTENCES) + "\n").stdout,
+        call(*options, *SENTENCES).stdout,
+        call(*options, "--input", "sentences.txt").stdout,
+        call(*options, input="\n".join(SENTENCES) + "\n").stdout,
     }
     assert len(outputs) == 1
     for line, sentence in zip(outputs.pop().splitlines(), SENTENCES, strict=True):
@@ -121,8 +170,28 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, run, mode, tm
         assert found["p_acceptable"] == pytest.approx(probabilities[1].item(), abs=1e-6)
 
 
-def test_predict_prints_a_table(demo, run):
-    result = run("--mode", "predict", "--checkpoint", checkpoint(demo[0], "rnn"), *SENTENCES)
+def test_a_student_judges_in_a_process_without_the_libraries_that_take_seconds(demo, call):
+    code = (
+        "import sys, run\n"
+        "status = run.main(sys.argv[1:])\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+        "sys.exit(status)"
+    )
+    options = ("--mode", "predict", "--json", "--checkpoint", str(checkpoint(demo.folder, "rnn")))
+    command = [sys.executable, "-c", code, *options, *SENTENCES]
+    result = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, encoding="utf-8", check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == call(*options, *SENTENCES).stdout
+    modules = set(result.stderr.split())
+    assert {"torch", "tokenizers"} <= modules
+    slow = {"transformers", "huggingface_hub", "pandas", "scipy", "matplotlib", "reportlab"}
+    assert not (slow | {"onnx", "onnxruntime", "torch._dynamo"}) & modules
+
+
+def test_predict_prints_a_table(demo, call):
+    result = call("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"), *SENTENCES)
     header, *rows = result.stdout.splitlines()
     assert header.split() == ["p(acceptable)", "judgement", "sentence"]
     for row, sentence in zip(rows, SENTENCES, strict=True):
@@ -130,10 +199,10 @@ def test_predict_prints_a_table(demo, run):
         assert row.split()[1] in ("acceptable", "unacceptable")
 
 
-def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, run):
-    folder = checkpoint(demo[0], "LoRA")
+def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, call):
+    folder = checkpoint(demo.folder, "LoRA")
     sentences = read_split(NANO / "corpus" / "raw" / "out_of_domain_dev.tsv")[0][:50]
-    result = run("--mode", "predict", "--json", "--checkpoint", folder, *sentences)
+    result = call("--mode", "predict", "--json", "--checkpoint", folder, *sentences)
     ours = torch.tensor([json.loads(line)["logits"] for line in result.stdout.splitlines()])
     base = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2)
     base.config.pad_token_id = 0
@@ -142,93 +211,128 @@ def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, run):
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gen_gives_the_same_text_for_the_same_sr_no(run):
+def test_gen_gives_the_same_text_for_the_same_sr_no(run, call):
     options = ("--mode", "gen", "--gpt_variant", "nano", "--max_new_tokens", 20)
     first = run(*options, "--sr_no", 1)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("The teacher")
     assert first.stderr == ""
-    assert run(*options, "--sr_no", 1).stdout == first.stdout
-    assert run(*options, "--sr_no", 2).stdout != first.stdout
-    greedy = run(*options, "--temperature", 0, "--num_samples", 2).stdout.split("---")
+    assert call(*options, "--sr_no", 1).stdout == first.stdout
+    assert call(*options, "--sr_no", 2).stdout != first.stdout
+    greedy = call(*options, "--temperature", 0, "--num_samples", 2).stdout.split("---")
     assert greedy[1].partition("\n")[2].strip() == greedy[2].partition("\n")[2].strip()
-    tiny = run(*options, "--temperature", 1e-39).stdout
+    tiny = call(*options, "--temperature", 1e-39).stdout
     assert tiny.strip() == greedy[1].partition("\n")[2].strip()
 
 
-def test_report_alone_gives_the_same_table(demo, run):
-    result = run("--mode", "report", "--sr_no", 7, "--out_dir", demo[0])
+def test_report_alone_gives_the_same_table(demo, call):
+    result = call("--mode", "report", "--sr_no", 7, "--out_dir", demo.folder)
     assert result.returncode == 0, result.stderr
-    rows = [line for line in demo[1].stdout.splitlines() if line.startswith(("LoRA ", "distil "))]
+    rows = [
+        line for line in demo.result.stdout.splitlines() if line.startswith(("LoRA ", "distil "))
+    ]
     assert rows
     assert all(row in result.stdout for row in rows)
+
+
+def test_export_writes_both_kinds_and_leaves_nothing_where_there_is_no_checkpoint(
+    call, demo, tmp_path
+):
+    assert "no such checkpoint" in refusal(call("--mode", "export", "--checkpoint", "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+    for mode, file in (("LoRA", "model.safetensors"), ("distil", "student.onnx")):
+        result = call("--mode", "export", "--checkpoint", checkpoint(demo.folder, mode))
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "exports" / f"{mode}_nano_7" / file).stat().st_size > 0
 
 
 # ---------------------------------------------------------------------------------------------
 # Interrupting
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_goes_on_with_the_same_command(run, tmp_path, number):
-    options = ("--mode", "rnn", *NANO_RUN, "--batch_size", 8, "--epochs", 1)
-    command = [sys.executable, PROJECT / "run.py", *map(str, options)]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_keeps_its_folder_until_a_signal_ends_it_and_the_same_one_goes_on(
+    call, tmp_path, data, number
+):
+    options = ("--mode", "rnn", *NANO_RUN, "--data_dir", data, "--epochs", 3, "--batch_size", 16)
     folder = checkpoint(tmp_path, "rnn")
-    while not (folder / ".lock").exists():
-        time.sleep(0.05)
-    time.sleep(2)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    first = subprocess.Popen(
+        [*COMMAND, *map(str, options)], cwd=tmp_path, encoding="utf-8",
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        while not (folder / "state.safetensors").exists():  # the first epoch's end
+            assert first.poll() is None
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # alive, but not done before the second asks
+        assert f"{folder.name}: another command is at work here" in refusal(call(*options))
+        first.send_signal(number)
+        first.send_signal(signal.SIGCONT)
+        _, error = first.communicate(timeout=60)
+    finally:
+        first.kill()
+        first.wait()
     if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "the same command goes on" in error
-        assert "Traceback" not in error
-    result = run(*options)
+        assert first.returncode == 130
+        assert error == "\nrun.py: interrupted; the same command goes on from the last save\n"
+    result = call(*options)
     assert result.returncode == 0, result.stderr
+    assert "resuming after step" in result.stdout
     assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
 
 
-def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(run, tmp_path):
-    options = ("--mode", "rnn", *NANO_RUN, "--epochs", 2, "--overwrite")
-    command = [sys.executable, PROJECT / "run.py", *map(str, options)]
+def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(call, tmp_path, data):
+    few = ("--data_dir", data, "--epochs", 2, "--batch_size", 32)
+    options = ("--mode", "rnn", *NANO_RUN, *few, "--overwrite")
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+        [*COMMAND, *map(str, options)], cwd=tmp_path, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 130
     assert "the same command without --overwrite goes on" in error
     assert "Traceback" not in error
-    result = run(*options)
+    result = call(*options)
     assert result.returncode == 0, result.stderr
     assert "resuming after step 32, in epoch 2" in result.stdout
 
 
-def test_three_kills_change_nothing(tmp_path):
-    options = ["--mode", "rnn", "--gpt_variant", "nano", "--epochs", "2", "--batch_size", "32"]
-    assert compare_killed(tmp_path, kills=3, seed=1, options=options) == []
+def test_three_kills_change_nothing(tmp_path, data):
+    few = ("--data_dir", data, "--epochs", 2, "--batch_size", 8)
+    options = ["--mode", "rnn", *map(str, (*NANO_RUN, *few))]
+    # This seed's first kills come after 2.8, 4.1 and 3.4 seconds: in training.
+    assert compare_killed(tmp_path, kills=3, seed=2759, options=options) == []
 
 
-def test_a_second_command_is_refused_until_the_first_is_dead_and_then_goes_on(run, tmp_path):
-    options = ("--mode", "rnn", *NANO_RUN, "--epochs", 3)
-    command = [sys.executable, PROJECT / "run.py", *map(str, options)]
-    folder = checkpoint(tmp_path, "rnn")
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    try:
-        while not (folder / "state.safetensors").exists():  # the first epoch's end
-            assert first.poll() is None
-            time.sleep(0.05)
-        first.send_signal(signal.SIGSTOP)  # alive, but not done before the second asks
-        assert f"{folder.name}: another command is at work here" in refusal(run(*options))
-    finally:
-        first.kill()
-        first.wait()
-    result = run(*options)
+def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
+    demo, call, tmp_path, monkeypatch
+):
+    shutil.copytree(demo.folder / "checkpoints", tmp_path / "checkpoints")
+    steps = []
+
+    def interrupted(*examples):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return cross_entropy(*examples)
+
+    cross_entropy = lora.cross_entropy
+    monkeypatch.setattr(lora, "cross_entropy", interrupted)
+    again = ("--mode", "LoRA", *demo.options, "--lr", "3e-3")
+    result = call(*again, "--overwrite")
+    assert result.returncode == 130
+    assert result.stderr.endswith(
+        "the same command without --overwrite goes on from the last save\n"
+    )
+    for mode in (["predict", *SENTENCES], ["export"], ["distil"]):
+        line = refusal(call("--mode", *mode, *NANO_RUN))
+        assert "LoRA_nano_7: this run is not finished; finish it with: python run.py" in line
+        assert "--lr 3e-3 --overwrite" in line
+    assert [run.mode for run in find_runs(tmp_path, 7)] == ["distil", "rnn"]
+    result = call(*again)
     assert result.returncode == 0, result.stderr
-    assert "resuming after step" in result.stdout
-    assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
+    assert call("--mode", "predict", *NANO_RUN, *SENTENCES).returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -239,7 +343,7 @@ def torchrun(*arguments) -> subprocess.CompletedProcess:
     """The command in two processes, over Gloo, on a thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*launcher, PROJECT / "run.py", *map(str, arguments)],
+        [*launcher, *COMMAND[1:], *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
@@ -263,24 +367,42 @@ def read_predictions(folder, split):
 
 
 def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path):
-    result = torchrun("--mode", "all", *QUICK, "--transfer_size", 200, "--out_dir", tmp_path)
+    """LoRA and distil; the third run is finished already."""
+    finished = checkpoint(tmp_path, "rnn")
+    shutil.copytree(checkpoint(demo.folder, "rnn"), finished)
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    options = (*demo.options, "--transfer_size", 200, "--out_dir", tmp_path)
+    result = torchrun("--mode", "all", *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Number of parameters: ") == 1
+    assert result.stdout.count("kept epoch") == 3
     assert result.stdout.count("report: ") == 1
-    for mode in ("LoRA", "rnn", "distil"):
-        assert_same_training(checkpoint(demo[0], mode), checkpoint(tmp_path, mode))
-    again = torchrun("--mode", "rnn", *QUICK, "--out_dir", tmp_path)
-    assert again.returncode == 0
-    assert again.stdout.count("kept epoch") == 1
+    for mode in ("LoRA", "distil"):
+        assert_same_training(checkpoint(demo.folder, mode), checkpoint(tmp_path, mode))
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
 @pytest.mark.parametrize(("local_rank", "lines"), [(0, 1), (1, 0)])
-def test_what_a_machine_lacks_is_said_there_once(run, local_rank, lines):
+def test_what_a_machine_lacks_is_said_there_once(call, monkeypatch, local_rank, lines):
     """As on the second machine of several: its processes are not the main one."""
-    environment = {"RANK": str(2 + local_rank), "LOCAL_RANK": str(local_rank)}
-    result = run("--mode", "rnn", *QUICK, "--data_dir", "nowhere", env=environment)
+    environment = {"WORLD_SIZE": 4, "RANK": 2 + local_rank, "LOCAL_RANK": local_rank}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(front_door, "process_group", nullcontext)  # the others are not there
+    result = call("--mode", "rnn", *QUICK, "--data_dir", "nowhere")
     assert result.returncode == 2
     assert result.stderr.count("run.py: error: --data_dir nowhere") == lines
+
+
+def test_a_rank_without_other_processes_silences_nothing(demo, call, monkeypatch):
+    """As left over in a shell or set by another launcher."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "--mode" in refusal(call("--mode", "dance"))
+    assert "--data_dir nowhere" in refusal(call("--mode", "rnn", *QUICK, "--data_dir", "nowhere"))
+    result = call("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"), *SENTENCES)
+    assert result.returncode == 0
+    assert SENTENCES[0] in result.stdout
 
 
 def test_an_error_that_every_process_meets_is_said_once(tmp_path):
@@ -290,9 +412,10 @@ def test_an_error_that_every_process_meets_is_said_once(tmp_path):
     assert result.stderr.count("run.py: error: --data_dir") == 1
 
 
-def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
-    options = ("--mode", "rnn", *NANO_RUN, "--max_steps", 3, "--batch_size", 1, "--out_dir")
-    assert run(*options, tmp_path / "one").returncode == 0
+def test_a_process_without_a_sentence_of_the_batch_does_no_harm(call, tmp_path, data):
+    few = ("--max_steps", 3, "--batch_size", 1, "--data_dir", data)
+    options = ("--mode", "rnn", *NANO_RUN, *few, "--out_dir")
+    assert call(*options, tmp_path / "one").returncode == 0
     result = torchrun(*options, tmp_path / "two")
     assert result.returncode == 0, result.stderr
     assert_same_training(*(checkpoint(tmp_path / name, "rnn") for name in ("one", "two")))
@@ -333,43 +456,51 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(run, tmp_path):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_status_2(run, arguments, words, tmp_path):
-    assert words in refusal(run(*arguments))
+def test_bad_input_is_one_line_and_status_2(call, arguments, words, tmp_path):
+    assert words in refusal(call(*arguments))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_export_writes_both_kinds_and_leaves_nothing_where_there_is_no_checkpoint(
-    run, demo, tmp_path
-):
-    assert "no such checkpoint" in refusal(run("--mode", "export", "--checkpoint", "nowhere"))
-    assert list(tmp_path.iterdir()) == []
-    for mode, file in (("LoRA", "model.safetensors"), ("distil", "student.onnx")):
-        result = run("--mode", "export", "--checkpoint", checkpoint(demo[0], mode))
-        assert result.returncode == 0, result.stderr
-        assert (tmp_path / "exports" / f"{mode}_nano_7" / file).stat().st_size > 0
+def test_bad_input_is_one_line_and_status_2_in_a_process_of_its_own(run):
+    assert "--lora_rank means nothing" in refusal(run("--mode", "gen", "--lora_rank", 3))
+    assert "nowhere.txt: no such file" in refusal(
+        run("--mode", "predict", "--input", "nowhere.txt")
+    )
 
 
-def test_a_data_folder_that_lacks_a_file_is_named(run, tmp_path):
+def test_a_data_folder_that_lacks_a_file_is_named(call, tmp_path):
     (tmp_path / "data" / "raw").mkdir(parents=True)
-    line = refusal(run("--mode", "rnn", *NANO_RUN, "--data_dir", "data"))
+    line = refusal(call("--mode", "rnn", *NANO_RUN, "--data_dir", "data"))
     assert "data/raw/in_domain_train.tsv: no such file" in line
 
 
-def test_empty_and_broken_sentences_are_refused(run, demo):
-    options = ("--mode", "predict", "--checkpoint", checkpoint(demo[0], "rnn"))
-    assert "line 2: the sentence is empty" in refusal(run(*options, input="Fine.\n\nFine.\n"))
-    assert "no sentences" in refusal(run(*options, input=""))
-    assert "no such file" in refusal(run(*options, "--input", "nowhere.txt"))
-    assert "the model takes 1 to" in refusal(run(*options, "word " * 3000))
+@pytest.mark.parametrize("options", [("--mode", "export"), ("--mode", "rnn", *NANO_RUN)])
+def test_an_out_dir_that_is_a_file_is_refused(demo, call, tmp_path, options):
+    (tmp_path / "file").touch()
+    student = ("--checkpoint", checkpoint(demo.folder, "rnn")) if "export" in options else ()
+    line = refusal(call(*options, *student, "--out_dir", "file"))
+    assert "cannot be written (Not a directory)" in line
+
+
+def test_empty_and_broken_sentences_are_refused(call, demo):
+    options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"))
+    assert "line 2: the sentence is empty" in refusal(call(*options, input="Fine.\n\nFine.\n"))
+    assert "no sentences" in refusal(call(*options, input=""))
+    assert "no such file" in refusal(call(*options, "--input", "nowhere.txt"))
+    assert "the model takes 1 to" in refusal(call(*options, "word " * 3000))
+    control = "standard input, line 2: a control character, '\\x07'"
+    assert control in refusal(call(*options, input="Fine.\nRing\x07.\n"))
+    control = "the command line, line 2: a control character, '\\x1b'"
+    assert control in refusal(call(*options, "Fine.", "\x1b[31mRed."))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_while_printing_is_one_line(demo):
-    command = [sys.executable, PROJECT / "run.py", "--mode", "predict", "--checkpoint"]
+    command = [*COMMAND, "--mode", "predict", "--checkpoint"]
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [*command, checkpoint(demo[0], "rnn"), "Fine."],
+            [*command, checkpoint(demo.folder, "rnn"), "Fine."],
             stdout=full, stderr=subprocess.PIPE, encoding="utf-8", check=False,
         )  # fmt: skip
-    assert result.returncode != 0
-    assert "No space left" in result.stderr
+    assert result.stderr.startswith("run.py: error: output: No space left on device")
+    assert result.stderr.count("\n") == 1

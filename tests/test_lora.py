@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, packed_copy, padded_logits, random_gpt2
+from conftest import NANO, classifier, packed_copy, padded_logits
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,23 +20,21 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import UserError, pack
-from lora import (
-    LoraConfig,
-    LoRALinear,
-    add_lora,
-    load_adapter,
-    lora_tensors,
-    merge_lora,
-    read_config,
-    save_adapter,
-    save_merged,
-    unmerge_lora,
-)
-from model import GPT2Classifier, base_fingerprint, load_classifier, load_tokenizer
-from train_utils import Compute, count_parameters, predict_logits, read_tensors, write_tensors
+from data_utils import Split, load_corpus, pack, tokenize
+from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora
+from model import Classifier
+from support.adapters import load_adapter
+from support.bases import load_backbone
+from support.checkpoints import load_merged
+from support.devices import CPU
+from support.errors import UserError
+from support.export import save_merged
+from support.files import read_tensors, write_tensors
+from support.fingerprints import backbone_fingerprint
+from support.peft_files import PREFIX, read_settings, write_adapter
+from support.tokens import load_tokenizer
+from train_utils import count_parameters, predict_logits
 
-CPU = Compute(torch.device("cpu"), "fp32")
 PUBLISHED = dict(
     r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
     bias="lora_only", modules_to_save=["score", "ln_f"], task_type="SEQ_CLS",
@@ -55,11 +56,42 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def nano_lora(config: LoraConfig | None = None) -> GPT2Classifier:
-    torch.manual_seed(0)
-    model = load_classifier(NANO)
+def nano_lora(config: LoraConfig | None = None) -> Classifier:
+    model = classifier()
     add_lora(model, config or LoraConfig())
     return model
+
+
+def save(model: Classifier, folder: Path, base_print: str, base: str = str(NANO)) -> None:
+    """As `run_lora` does, with the published settings."""
+    write_adapter(folder, asdict(LoraConfig()), lora_tensors(model), base, base_print)
+
+
+def save_again(source: Path, folder: Path) -> None:
+    found = load_adapter(source)
+    tensors = lora_tensors(found.model)
+    write_adapter(folder, asdict(found.config), tensors, found.base_name, found.base_print)
+
+
+def tensors_of(folder):
+    return read_tensors(folder / "adapter_model.safetensors")[0]
+
+
+def assert_same_bits(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def nano_print() -> str:
+    return backbone_fingerprint(load_backbone(NANO))
+
+
+@pytest.fixture(scope="module")
+def split(nano_corpus) -> Split:
+    """Two hundred sentences of nano's."""
+    sentences = nano_corpus["in_domain_dev"].sentences[:200]
+    return tokenize(load_tokenizer(NANO), sentences, [0] * 200, 512, "nano")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -87,18 +119,15 @@ def test_the_layer_starts_as_the_layer_it_wraps_bit_for_bit(kind):
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-def test_merging_changes_no_output_and_unmerging_gives_the_bits_back(kind):
-    layer = LoRALinear(layer_of(kind), LoraConfig(r=2))
+def test_merging_changes_no_output_and_gives_the_plain_layer_back(kind):
+    base = layer_of(kind)
+    layer = LoRALinear(base, LoraConfig(r=2))
     nn.init.normal_(layer.lora_B.weight)
-    before, x = layer.base_layer.weight.clone(), torch.randn(3, 5)
+    before, x = base.weight.clone(), torch.randn(3, 5)
     unmerged = layer(x)
-    layer.merge()
-    layer.merge()  # a second time does nothing
-    assert not torch.equal(layer.base_layer.weight, before)
-    torch.testing.assert_close(layer(x), unmerged)
-    layer.unmerge()
-    assert torch.equal(layer.base_layer.weight, before)
-    assert torch.equal(layer(x), unmerged)
+    assert layer.merged() is base
+    assert not torch.equal(base.weight, before)
+    torch.testing.assert_close(base(x), unmerged)
 
 
 def test_dropout_acts_while_training_only():
@@ -151,23 +180,32 @@ def test_a_rank_that_does_not_fit_is_refused(rank):
 # The model
 
 
-def test_lora_at_step_0_is_the_base_model(nano_corpus):
-    batch = pack(nano_corpus["in_domain_dev"], np.arange(50))
-    torch.manual_seed(0)
-    base = load_classifier(NANO)
+def test_lora_at_step_0_is_the_base_model(split):
+    batch = pack(split, np.arange(50))
     with torch.no_grad():
-        assert torch.equal(nano_lora()(batch), base(batch))
+        assert torch.equal(nano_lora()(batch), classifier()(batch))
 
 
-def test_merged_weights_give_the_same_logits(nano_corpus):
-    batch = pack(nano_corpus["in_domain_dev"], np.arange(50))
+def test_merged_weights_give_the_same_logits(split):
+    batch = pack(split, np.arange(50))
     model = trained(nano_lora())
     with torch.no_grad():
         unmerged = model(batch)
         merge_lora(model)
         torch.testing.assert_close(model(batch), unmerged, atol=1e-5, rtol=1e-5)
-        unmerge_lora(model)
-        assert torch.equal(model(batch), unmerged)
+
+
+def test_a_merged_model_is_the_plain_classifier_without_a_second_copy_of_a_weight():
+    model, plain = trained(nano_lora()), classifier()
+    base_weights = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    merge_lora(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    merged, expected = model.state_dict(), plain.state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(merged[name].shape == tensor.shape for name, tensor in expected.items())
+    assert {tensor.data_ptr() for tensor in merged.values()} <= base_weights
+    kept = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    assert kept == []
 
 
 def test_frozen_weights_do_not_move_and_trained_ones_do(nano_corpus):
@@ -184,36 +222,27 @@ def test_frozen_weights_do_not_move_and_trained_ones_do(nano_corpus):
 
 
 @pytest.mark.parametrize(
-    ("size", "trainable", "total", "lines"),
+    ("size", "trainable", "total", "reduction"),
     [
-        (dict(), 675_840, 125_034_240, ("125.03M", "0.68M", "99.46%")),
-        (
-            dict(n_embd=1024, n_layer=24, n_head=16),
-            1_798_144,
-            356_402_176,
-            ("356.40M", "1.80M", "99.50%"),
-        ),
+        (dict(), 675_840, 125_034_240, "99.46%"),
+        (dict(n_embd=1024, n_layer=24, n_head=16), 1_798_144, 356_402_176, "99.50%"),
     ],
     ids=["gpt2", "gpt2-medium"],
 )
-def test_the_counts_are_the_published_ones(size, trainable, total, lines, capsys):
-    from lora import show_parameters
-
+def test_the_counts_are_the_published_ones(size, trainable, total, reduction):
     with torch.device("meta"):
-        model = GPT2Classifier(GPT2Model(GPT2Config(**size)))
+        model = Classifier(GPT2Model(GPT2Config(**size)))
         add_lora(model, LoraConfig())
         theirs = peft.get_peft_model(
             GPT2ForSequenceClassification(GPT2Config(num_labels=2, **size)),
             peft.LoraConfig(**PUBLISHED),
         )
-    assert count_parameters(model)["trainable"] == trainable
+    count = count_parameters(model)
     # PEFT keeps the untrained originals of `modules_to_save`, score and ln_f, beside its copies.
     originals = 4 * model.transformer.config.n_embd
-    assert count_parameters(model)["total"] + originals == total
+    assert (count["trainable"], count["total"] + originals) == (trainable, total)
     assert theirs.get_nb_trainable_parameters() == (trainable, total)
-    show_parameters(model)
-    printed = capsys.readouterr().out
-    assert all(line in printed for line in lines)
+    assert f"{1 - count['trainable'] / count['total']:.2%}" == reduction
 
 
 def test_a_model_without_the_targeted_layers_is_refused():
@@ -221,33 +250,36 @@ def test_a_model_without_the_targeted_layers_is_refused():
         add_lora(nn.Sequential(nn.Linear(3, 3)), LoraConfig())
 
 
+def test_a_pattern_that_would_be_tried_forever_is_refused():
+    with pytest.raises(UserError, match=r"target_modules, .*, takes too long to match"):
+        add_lora(classifier(), LoraConfig(target_modules=r"(.|\w)+m"))
+
+
 # ---------------------------------------------------------------------------------------------
 # PEFT's format
 
 
-def reference_on(base: str) -> GPT2ForSequenceClassification:
+def reference_on(base: Path) -> GPT2ForSequenceClassification:
     model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2)
     model.config.pad_token_id = 0
     return model
 
 
-def test_peft_loads_our_adapter_and_gives_the_same_logits(tmp_path, nano_corpus):
+def test_peft_loads_our_adapter_and_gives_the_same_logits(tmp_path, split):
     model = trained(nano_lora())
-    save_adapter(
-        model, tmp_path, LoraConfig(), "nano", base_fingerprint(load_classifier(NANO).transformer)
-    )
-    theirs = peft.PeftModel.from_pretrained(reference_on(str(NANO)), tmp_path).eval()
-    split = nano_corpus["in_domain_dev"]
+    save(model, tmp_path, nano_print())
+    theirs = peft.PeftModel.from_pretrained(reference_on(NANO), tmp_path).eval()
     expected = padded_logits(theirs, load_tokenizer(NANO), split.sentences)
     torch.testing.assert_close(predict_logits(model, split, CPU), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_our_file_has_the_keys_of_pefts_own(tmp_path):
-    theirs = peft.get_peft_model(reference_on(str(NANO)), peft.LoraConfig(**PUBLISHED))
+    theirs = peft.get_peft_model(reference_on(NANO), peft.LoraConfig(**PUBLISHED))
     expected = {
         name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(theirs).items()
     }
-    assert {n: tuple(t.shape) for n, t in lora_tensors(nano_lora()).items()} == expected
+    save(nano_lora(), tmp_path, "")
+    assert {name: tuple(t.shape) for name, t in tensors_of(tmp_path).items()} == expected
 
 
 CONFIGURATIONS = {
@@ -260,16 +292,30 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_we_load_pefts_adapter_and_give_the_same_logits(name, tmp_path, nano_corpus):
-    config = peft.LoraConfig(**CONFIGURATIONS[name])
-    theirs = trained(peft.get_peft_model(reference_on(str(NANO)), config)).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = load_adapter(tmp_path).merged()
-    split = nano_corpus["in_domain_dev"]
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def pefts_own(request, tmp_path_factory) -> tuple[peft.PeftModel, Path]:
+    """PEFT's model with an adapter as if trained, and the folder that PEFT saved it in."""
+    config = peft.LoraConfig(**CONFIGURATIONS[request.param])
+    model = trained(peft.get_peft_model(reference_on(NANO), config)).eval()
+    model.save_pretrained(folder := tmp_path_factory.mktemp("peft"))
+    return model, folder
+
+
+def test_we_load_pefts_adapter_and_give_the_same_logits(pefts_own, split):
+    theirs, folder = pefts_own
+    ours, _, _ = load_merged(folder, None)
     expected = padded_logits(theirs, load_tokenizer(NANO), split.sentences)
     assert expected.std() > 0.01
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_peft_to_ours_to_peft_keeps_every_bit(pefts_own, tmp_path):
+    _, folder = pefts_own
+    save_again(folder, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(reference_on(NANO), tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    for later in ("ours", "theirs"):
+        assert_same_bits(tensors_of(folder), tensors_of(tmp_path / later))
 
 
 @pytest.mark.parametrize(
@@ -291,25 +337,31 @@ def test_a_setting_that_is_not_supported_is_refused_by_name(settings, tmp_path):
     config = peft.LoraConfig(**{**PUBLISHED, **settings})
     config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"{next(iter(settings))} = .* is not supported"):
-        read_config(tmp_path)
+        read_settings(tmp_path / "adapter_config.json")
 
 
 # ---------------------------------------------------------------------------------------------
 # Adapters that cannot be used
 
 
-@pytest.fixture
-def adapter(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A trained adapter of ours on nano; no test may change it."""
     model = nano_lora()
-    base_print = base_fingerprint(load_classifier(NANO).transformer)
-    save_adapter(trained(model), tmp_path, LoraConfig(), str(NANO), base_print)
-    return tmp_path
+    save(trained(model), folder := tmp_path_factory.mktemp("saved"), nano_print())
+    return folder
+
+
+@pytest.fixture
+def adapter(saved, tmp_path) -> Path:
+    """A copy of it that a test may break."""
+    return shutil.copytree(saved, tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path):
-    save_adapter(nano_lora(), adapter := tmp_path, LoraConfig(), str(NANO), "of another")
+    save(nano_lora(), tmp_path, "of another")
     with pytest.raises(UserError, match="was trained on another base"):
-        load_adapter(adapter)
+        load_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +377,9 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         (lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}, "lora_alpha is missing"),
         (lambda c: {**c, "peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
         (lambda c: {k: v for k, v in c.items() if k != "task_type"}, "task_type is missing"),
-        (lambda c: {**c, "target_modules": "all"}, "target_modules, all$"),
+        (lambda c: {**c, "target_modules": "all"}, "no layer of this model is one of all$"),
+        (lambda c: {**c, "target_modules": "(c_attn"}, r"target_modules = '\(c_attn'"),
+        (lambda c: {**c, "target_modules": r"(.|\w)+m"}, "takes too long to match"),
         (lambda c: {**c, "base_model_name_or_path": None}, "names no base model"),
         (lambda c: {**c, "base_model_name_or_path": "gone"}, "base model gone: neither one of"),
     ],
@@ -339,12 +393,12 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(adapter, chang
 
 def test_an_adapter_of_pefts_is_used_on_the_base_that_it_names_alone(tmp_path):
     """PEFT's files carry no fingerprint: the base that they name is looked at."""
-    other = reference_on(str(NANO))
-    torch.nn.init.normal_(other.transformer.wpe.weight)
+    other = reference_on(NANO)
+    nn.init.normal_(other.transformer.wpe.weight)
     other.save_pretrained(tmp_path / "other")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(NANO / name, tmp_path / "other" / name)
-    base = reference_on(str(tmp_path / "other"))
+    base = reference_on(tmp_path / "other")
     peft.get_peft_model(base, peft.LoraConfig(**PUBLISHED)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match="was trained on another base"):
         load_adapter(tmp_path / "adapter", "nano")
@@ -371,20 +425,16 @@ def test_a_truncated_adapter_is_refused(adapter, keep):
         load_adapter(adapter)
 
 
-def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer):
+def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer, random_base):
     """GPT-2 base's size, 50 real sentences: ours -> PEFT."""
-    reference = random_gpt2()
-    ours = packed_copy(reference)
+    ours = packed_copy(random_base)
     add_lora(ours, LoraConfig())
-    trained(ours)
-    save_adapter(ours, tmp_path, LoraConfig(), "gpt2", "")
-    theirs = peft.PeftModel.from_pretrained(reference, tmp_path).eval()
-    from data_utils import load_corpus
-
+    save(trained(ours).eval(), tmp_path, "", "gpt2")
+    theirs = peft.PeftModel.from_pretrained(deepcopy(random_base), tmp_path).eval()
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
     batch = pack(split, np.arange(50))
     with torch.no_grad():
-        logits = ours.eval()(batch)
+        logits = ours(batch)
     expected = padded_logits(theirs, tokenizer, split.sentences[:50])[batch.indices]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -393,42 +443,40 @@ def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer):
 # Round trips, and the merged model
 
 
-def tensors_of(folder):
-    return read_tensors(folder / "adapter_model.safetensors")[0]
-
-
-def assert_same_bits(one: dict, other: dict) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
-
-
-def test_ours_to_peft_to_ours_keeps_every_bit(adapter, tmp_path):
-    theirs = peft.PeftModel.from_pretrained(reference_on(str(NANO)), adapter)
+def test_ours_to_peft_to_ours_keeps_every_bit(saved, tmp_path):
+    theirs = peft.PeftModel.from_pretrained(reference_on(NANO), saved)
     theirs.save_pretrained(tmp_path / "theirs")
-    assert_same_bits(tensors_of(tmp_path / "theirs"), tensors_of(adapter))
-    found = load_adapter(tmp_path / "theirs", str(NANO))
-    save_adapter(found.model, tmp_path / "again", found.config, found.base, found.base_print)
-    assert_same_bits(tensors_of(tmp_path / "again"), tensors_of(adapter))
+    save_again(tmp_path / "theirs", tmp_path / "ours")
+    for later in ("theirs", "ours"):
+        assert_same_bits(tensors_of(saved), tensors_of(tmp_path / later))
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_peft_to_ours_to_peft_keeps_every_bit(name, tmp_path):
-    config = peft.LoraConfig(**CONFIGURATIONS[name])
-    trained(peft.get_peft_model(reference_on(str(NANO)), config)).save_pretrained(tmp_path / "1")
-    found = load_adapter(tmp_path / "1")
-    save_adapter(found.model, tmp_path / "2", found.config, found.base, found.base_print)
-    theirs = peft.PeftModel.from_pretrained(reference_on(str(NANO)), tmp_path / "2")
-    theirs.save_pretrained(tmp_path / "3")
-    for later in ("2", "3"):
-        assert_same_bits(tensors_of(tmp_path / "1"), tensors_of(tmp_path / later))
-
-
-def test_the_merged_folder_is_a_plain_hugging_face_model(adapter, tmp_path, nano_corpus):
-    save_merged(load_adapter(adapter), tmp_path / "merged")
+def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split):
+    save_merged(saved, None, tmp_path / "merged")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    split = nano_corpus["in_domain_dev"]
-    expected = predict_logits(load_adapter(adapter).merged(), split, CPU)
+    expected = predict_logits(load_adapter(saved).model, split, CPU)
     found = padded_logits(plain, load_tokenizer(tmp_path / "merged"), split.sentences)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert plain.config.id2label[1] == "acceptable"
+
+
+def test_a_loaded_adapter_is_what_was_saved(saved):
+    found, expected = load_adapter(saved), trained(nano_lora())
+    assert_same_bits(found.model.state_dict(), expected.state_dict())
+    assert (found.config, found.base_name) == (LoraConfig(), str(NANO))
+    assert (found.base.folder, found.base_print) == (NANO, nano_print())
+
+
+def test_the_fingerprint_tells_base_scaling_and_weights(saved, adapter, tmp_path):
+    original = load_adapter(saved).fingerprint
+    assert load_adapter(adapter).fingerprint == original
+    assert load_adapter(adapter, "nano").fingerprint == original
+    config = adapter / "adapter_config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "lora_alpha": 8}))
+    scaled = load_adapter(adapter).fingerprint
+    config.write_text(before)
+    tensors = tensors_of(adapter)
+    tensors[PREFIX + "score.weight"][0, 0] += 1
+    write_tensors(adapter / "adapter_model.safetensors", tensors, {})
+    assert len({original, scaled, load_adapter(adapter).fingerprint}) == 3

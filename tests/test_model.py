@@ -11,34 +11,43 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NANO, packed_copy, padded_logits, random_gpt2, refusal
-from transformers import GPT2ForSequenceClassification
+from conftest import NANO, classifier, packed_copy, padded_logits, random_gpt2, refusal
+from torch import nn
+from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from data_utils import PROJECT, UserError, load_corpus, pack, tokenize
-from model import DistilRNN, base_fingerprint, load_classifier, load_gpt2, variant_folder
-from train_utils import Compute, predict_logits
+from data_utils import load_corpus, pack, token_ids, tokenize
+from model import DistilRNN, packed_attention, varlen_blocks
+from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
+from support.devices import CPU, choose_device, has_bf16
+from support.errors import UserError
+from support.fingerprints import backbone_fingerprint
+from support.tokens import load_tokenizer
+from train_utils import predict_logits
 
-CPU = Compute(torch.device("cpu"), "fp32")
 RECORD = """
+import json
 import torch
 with torch.profiler.profile(record_shapes=True) as profile:
     import model
-print([event.input_shapes for event in profile.events() if event.name == "aten::{name}"])
+calls = {}
+for event in profile.events():
+    if event.name in ("aten::tanh", "aten::exp"):
+        calls.setdefault(event.name, []).append(event.input_shapes)
+print(json.dumps(calls))
 """
 
 
 # ---------------------------------------------------------------------------------------------
-# GPT2Classifier
+# Classifier
 
 
-def test_packed_logits_equal_hugging_faces_on_the_padded_batch(cola, tokenizer):
+def test_packed_logits_equal_hugging_faces_on_the_padded_batch(cola, tokenizer, random_base):
     """GPT-2 base's own size and 64 real sentences."""
-    reference = random_gpt2()
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
     batch = pack(split, np.arange(64))
     with torch.no_grad():
-        logits = packed_copy(reference)(batch)
-    expected = padded_logits(reference, tokenizer, split.sentences[:64])[batch.indices]
+        logits = packed_copy(random_base)(batch)
+    expected = padded_logits(random_base, tokenizer, split.sentences[:64])[batch.indices]
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -46,11 +55,9 @@ def test_packed_logits_equal_hugging_faces_on_the_padded_batch(cola, tokenizer):
 def test_packed_logits_equal_hugging_faces_on_nano(nano_corpus):
     reference = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2).eval()
     reference.config.pad_token_id = 0
-    ours = load_classifier(NANO)
+    ours = classifier()
     ours.score.load_state_dict(reference.score.state_dict())
     split = nano_corpus["out_of_domain_dev"]
-    from model import load_tokenizer
-
     expected = padded_logits(reference, load_tokenizer(NANO), split.sentences)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-5)
 
@@ -62,7 +69,7 @@ def test_packed_gradients_equal_hugging_faces(tokenizer):
     sentences = ["She sat.", "The dog that I saw sat down on the mat.", "He sat.", "We saw them."]
     split = tokenize(tokenizer, sentences, [0] * 4, 1024, "here")
     ours(pack(split, np.arange(4)))[:, 1].sum().backward()
-    ids = tokenizer(sentences)["input_ids"]
+    ids = token_ids(tokenizer, sentences)
     longest = max(map(len, ids))
     padded = torch.tensor([row + [50256] * (longest - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
@@ -71,7 +78,7 @@ def test_packed_gradients_equal_hugging_faces(tokenizer):
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("make", [lambda: load_classifier(NANO), lambda: student()])
+@pytest.mark.parametrize("make", [classifier, lambda: student()])
 def test_a_sentences_logits_do_not_depend_on_its_neighbours(make, nano_corpus):
     model, split = make().eval(), nano_corpus["in_domain_dev"]
     with torch.no_grad():
@@ -97,12 +104,37 @@ def test_the_kernel_for_variable_lengths_is_asked_for_the_same(nano_corpus, monk
             outputs.append(out.transpose(0, 1))
         return torch.cat(outputs)
 
-    classifier, batch = load_classifier(NANO), pack(nano_corpus["in_domain_dev"], np.arange(60))
+    model, batch = classifier(), pack(nano_corpus["in_domain_dev"], np.arange(60))
     with torch.no_grad():
-        expected = classifier(batch)
-        monkeypatch.setattr("model.has_varlen", lambda query: True)
-        monkeypatch.setattr("model.varlen_attn", reference)
-        torch.testing.assert_close(classifier(batch), expected, atol=1e-5, rtol=1e-5)
+        expected = model(batch)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference)
+        monkeypatch.setattr("model.dense_blocks", varlen_blocks)
+        torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16_in_hardware", "kernel"),
+    [
+        (torch.bfloat16, True, "varlen"),
+        (torch.float16, True, "varlen"),
+        (torch.float32, True, "dense"),
+        (torch.bfloat16, False, "dense"),
+    ],
+)
+def test_the_kernel_for_variable_lengths_is_for_half_precision_on_a_gpu_that_has_it(
+    nano_corpus, monkeypatch, dtype, bf16_in_hardware, kernel
+):
+    asked = []
+    for name in ("varlen", "dense"):
+        monkeypatch.setattr(
+            f"model.{name}_blocks", lambda q, *_, name=name: asked.append(name) or q
+        )
+    monkeypatch.setattr("model.has_bf16", lambda device: bf16_in_hardware)
+    batch = pack(nano_corpus["in_domain_dev"], np.arange(3))
+    query = torch.randn(1, 2, len(batch.prefix_tokens), 4, dtype=dtype)
+    out, _ = packed_attention(nn.Identity(), query, query, query, None, 0.5, batch=batch)
+    assert asked == [kernel]
+    assert torch.equal(out, query.transpose(1, 2))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,7 +172,7 @@ def test_training_the_rows_that_occur_is_training_the_full_embedding(nano_corpus
         losses[model] = []
         for step in range(3):
             batch = pack(split, np.arange(64) + 64 * step)
-            loss = torch.nn.functional.cross_entropy(model(batch), batch.labels)
+            loss = F.cross_entropy(model(batch), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -171,16 +203,19 @@ def folder(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder):
-    original = base_fingerprint(load_gpt2(NANO))
-    assert base_fingerprint(load_gpt2(folder)) == original
+    original = backbone_fingerprint(load_backbone(NANO))
+    assert backbone_fingerprint(load_backbone(folder)) == original
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_head": config["n_head"] // 2}))
-    assert base_fingerprint(load_gpt2(folder)) != original
+    assert backbone_fingerprint(load_backbone(folder)) != original
 
 
 def test_an_unknown_variant_names_the_known_ones():
-    with pytest.raises(UserError, match=r"gpt3: neither one of gpt2, .*nano nor a folder"):
-        variant_folder("gpt3")
+    with pytest.raises(
+        UserError,
+        match=r"gpt3: neither one of gpt2, .*nano, nor OWNER/NAME on the hub, nor a folder",
+    ):
+        base_folder("gpt3")
 
 
 NEGATIVE_RANGE = json.dumps(
@@ -192,35 +227,98 @@ NEGATIVE_RANGE = json.dumps(
     ("name", "content", "words"),
     [
         ("config.json", None, "config.json: no such file"),
-        ("config.json", b"{", "config.json: not a Hugging Face configuration"),
-        ("config.json", b'{"model_type": "bert"}', "model_type is 'bert'"),
-        ("config.json", b"[" * 100_000, "config.json: not a Hugging Face configuration"),
+        ("config.json", b"{", "config.json: broken JSON"),
+        ("config.json", b'{"model_type": "bert"}', "bert cannot be used here: it is an encoder$"),
+        ("config.json", b'{"model_type": "of another kind"}', "cannot be loaded"),
+        ("config.json", b"[" * 100_000, "config.json: broken JSON"),
         ("config.json", NEGATIVE_RANGE, "initializer_range is out of range"),
         ("model.safetensors", None, "model.safetensors: no such file"),
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", "tensors are missing"),
         ("model.safetensors", b"broken", "cannot be loaded"),
     ],
 )
-def test_a_folder_that_is_not_gpt2_is_refused(folder, name, content, words):
+def test_a_folder_that_is_no_decoder_is_refused(folder, name, content, words):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        load_gpt2(variant_folder(str(folder)))
+        load_backbone(base_folder(str(folder)))
 
 
 def test_a_folder_without_its_tokenizer_is_refused(folder):
     for name in ("tokenizer.json", "vocab.json"):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="lacks its tokenizer"):
-        variant_folder(str(folder))
+        base_folder(str(folder))
 
 
-def test_truncated_weights_are_refused(folder):
+@pytest.mark.parametrize("load", [load_backbone, load_language_model])
+def test_truncated_weights_are_refused(folder, load):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_gpt2(folder)
+        load(folder)
+
+
+def test_the_language_model_is_hugging_faces(nano_corpus):
+    ids = nano_corpus["in_domain_dev"].input_ids[:9].unsqueeze(0)
+    expected = GPT2LMHeadModel.from_pretrained(NANO).eval()
+    with torch.no_grad():
+        assert torch.equal(load_language_model(NANO)(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize("positions", [0, "many", True])
+def test_a_number_of_positions_that_is_none_is_refused(folder, positions):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_positions": positions}))
+    with pytest.raises(UserError, match=f"n_positions = {positions!r}"):
+        find_base(str(folder))
+
+
+def test_a_base_is_found_with_its_tokenizer_and_its_number_of_positions(folder):
+    base = find_base(str(folder))
+    assert (base.name, base.folder, base.max_length) == (str(folder), folder, 512)
+    assert base.tokenizer.get_vocab() == load_tokenizer(NANO).get_vocab()
+
+
+def test_the_tokenizer_is_hugging_faces(nano_corpus):
+    sentences = nano_corpus["in_domain_dev"].sentences
+    expected = AutoTokenizer.from_pretrained(NANO)(sentences)["input_ids"]
+    assert token_ids(load_tokenizer(NANO), sentences) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# The device
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((10, 0), "bf16")]
+)
+def test_bf16_is_chosen_for_a_gpu_that_multiplies_it_in_hardware(
+    monkeypatch, index, capability, precision
+):
+    """Of the GPU that computes, whatever the others can do."""
+    name, others = f"cuda:{index}", {(7, 5): (8, 0)}.get(capability, (7, 5))
+    capabilities = {torch.device(name): capability}
+    monkeypatch.setattr("torch.empty", lambda *size, device: None)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_capability", lambda device=None: capabilities.get(device, others)
+    )
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)  # by emulation
+    assert choose_device(name) == (torch.device(name), precision)
+    assert has_bf16(torch.device(name)) == (precision == "bf16")
+    assert choose_device(name, "fp32").precision == "fp32"
+
+
+def test_a_processor_computes_in_fp32():
+    assert choose_device("cpu") == CPU
+    assert not has_bf16(torch.device("cpu"))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"--device cuda:99: not usable here .*; use cpu"):
+        choose_device("cuda:99")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,7 +327,10 @@ def test_truncated_weights_are_refused(folder):
 
 @pytest.fixture
 def hub():
-    """Answers as the Hugging Face hub does, with nano behind the name gpt2."""
+    """Answers as the Hugging Face hub does, with nano behind the name gpt2.
+
+    Behind some/decoder stands nano without weights, and gated/decoder asks for an agreement.
+    """
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -245,12 +346,16 @@ def hub():
             asked.append((self.command, self.path))
             repo, _, name = self.path.lstrip("/").partition("/resolve/main/")
             path = NANO / name
-            known = repo == "gpt2" and name and path.is_file()
+            known = repo in ("gpt2", "some/decoder") and path.is_file()
+            known = known and not (repo == "some/decoder" and "safetensors" in name)
             content = path.read_bytes() if known else b""
-            self.send_response(200 if known else 404)
+            self.send_response(200 if known else 403 if "gated" in repo else 404)
             if known:
                 self.send_header("ETag", f'"{len(content)}-{name}"')
                 self.send_header("X-Repo-Commit", "0" * 40)
+            else:
+                missing = "EntryNotFound" if repo in ("gpt2", "some/decoder") else "RepoNotFound"
+                self.send_header("X-Error-Code", "GatedRepo" if "gated" in repo else missing)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if body:
@@ -260,7 +365,7 @@ def hub():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}", asked
     server.shutdown()
     server.server_close()
@@ -286,18 +391,25 @@ def test_an_unreachable_hub_is_one_clear_line(run, tmp_path):
     assert "--gpt_variant nano" in line
 
 
-def test_a_hub_without_the_model_is_one_clear_line(run, hub, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpt2-xl", "404"),
+        ("gated/decoder", "ask for an agreement"),
+        ("some/decoder", "only safetensors are read"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_clear_line(run, hub, tmp_path, name, words):
     env = {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "cache")}
-    assert "404" in refusal(run("--mode", "gen", "--gpt_variant", "gpt2-xl", env=env))
+    assert words in refusal(run("--mode", "gen", "--gpt_variant", name, env=env))
 
 
 def test_the_projects_folder_does_not_depend_on_the_working_folder():
-    assert variant_folder("nano") == PROJECT / "nano"
+    assert base_folder("nano") == PROJECT / "nano"
 
 
-@pytest.mark.parametrize("name", ["tanh", "exp"])
-def test_a_process_first_call_is_of_one_element(name):
+def test_a_process_first_calls_of_tanh_and_exp_are_of_one_element():
     """Which is one thread's; bench/first_calls.py shows what two can do."""
-    command = [sys.executable, "-c", RECORD.format(name=name)]
+    command = [sys.executable, "-c", RECORD]
     output = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-    assert output.strip() == "[[[1]]]"
+    assert json.loads(output) == {"aten::tanh": [[[1]]], "aten::exp": [[[1]]]}

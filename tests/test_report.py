@@ -1,23 +1,32 @@
 """Tests of report.py on run folders made here, in the layout that training writes."""
 
 import json
+import math
+import re
 from argparse import Namespace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pypdf import PdfReader
-from scipy.stats import binomtest
-from sklearn.metrics import matthews_corrcoef
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 import report
-from data_utils import DEV, PROJECT, UserError
-from distil import save_student
-from model import DistilRNN, load_tokenizer
+from data_utils import DEV
+from model import DistilRNN
+from support.bases import find_base
+from support.checkpoints import save_student
+from support.errors import UserError
+from support.finished_runs import DEV_SETS, Run, find_runs, read_predictions
+from support.inference_speed import measure_inference
+from support.metrics import read_history
+from support.statistics import mcnemar, score, wilson_interval
 
 SIZES = {"in_domain_train": (8551, 6023), DEV: (527, 365), "out_of_domain_dev": (516, 354)}
+CURVES = "epoch,train_loss,val_loss,train_accuracy,val_accuracy"
 
 
 def make_run(out_dir: Path, mode: str, variant: str = "gpt2", bias: float = 0.0) -> Path:
@@ -25,13 +34,18 @@ def make_run(out_dir: Path, mode: str, variant: str = "gpt2", bias: float = 0.0)
     folder = out_dir / "checkpoints" / f"{mode}_{variant}_7"
     folder.mkdir(parents=True)
     rng, tables, scores = np.random.default_rng(len(mode)), [], {}
-    for split in report.DEV_SETS:
+    for split in DEV_SETS:
         sentences, acceptable = SIZES[split]
         label = (np.arange(sentences) < acceptable).astype(int)
         logit = 2 * label - 1 + bias + rng.normal(size=sentences)
         table = {"split": split, "label": label, "logit_0": 0, "logit_1": logit}
         tables.append(pd.DataFrame(table))
-        scores[split] = {"correct": int(((logit > 0) == label).sum())}
+        correct = int(((logit > 0) == label).sum())
+        scores[split] = {
+            "sentences": sentences, "acceptable": acceptable, "correct": correct,
+            "predicted_acceptable": int((logit > 0).sum()), "accuracy": correct / sentences,
+            "mcc": matthews_corrcoef(label, logit > 0),
+        }  # fmt: skip
     pd.concat(tables).to_csv(folder / "predictions.csv", index=False)
     curves = {"train_loss": [0.7, 0.5], "val_loss": [0.6, 0.5]}
     curves |= {"train_accuracy": [0.6, 0.9], "val_accuracy": [0.6, 0.7]}
@@ -39,8 +53,9 @@ def make_run(out_dir: Path, mode: str, variant: str = "gpt2", bias: float = 0.0)
     counts = {s: {"sentences": n, "tokens": 9 * n, "acceptable": a} for s, (n, a) in SIZES.items()}
     metrics = {
         "mode": mode, "variant": variant, "sr_no": 7, "command": f"python run.py --mode {mode}",
-        "arguments": {"lr": 0.001, "max_steps": None}, "versions": {"torch": "2.13.0"},
-        "hardware": {"device": "cpu"}, "base": {"name": variant}, "training": {"best_epoch": 2},
+        "arguments": report.PUBLISHED_RECIPES[mode], "versions": {"torch": "2.13.0"},
+        "hardware": {"device": "cpu"}, "base": {"name": variant},
+        "training": {"best_epoch": 2, "epochs": 2},
         "data": {"name": "cola_public", "folder": "gone", "sha256": "ab", **counts},
         "parameters": {"total": 125_034_240, "trainable": 675_840}, **scores,
     }  # fmt: skip
@@ -61,30 +76,58 @@ def report_text(out_dir: Path) -> str:
     return " ".join(" ".join(page.extract_text() for page in pages).split())
 
 
-def test_wilson_interval_agrees_with_scipy_and_with_the_published_rows():
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The closed formula of Wilson (1927)."""
+    z, p = NormalDist().inv_cdf(0.975), correct / total
+    centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return centre - half, centre + half
+
+
+def test_wilson_interval_is_the_closed_formula_and_agrees_with_the_published_rows():
     for correct, total in ((420, 527), (437, 527), (366, 527), (0, 10), (10, 10)):
-        expected = binomtest(correct, total).proportion_ci(method="wilson")
-        assert report.wilson_interval(correct, total) == pytest.approx(tuple(expected), abs=1e-6)
+        expected = wilson(correct, total)
+        assert wilson_interval(correct, total) == pytest.approx(expected, abs=1e-9)
     for row, correct in zip((0, 1, 4), (420, 437, 366), strict=True):
-        low, high = binomtest(correct, 527).proportion_ci(method="wilson")
+        low, high = wilson(correct, 527)
         expected = f"{correct / 527:.2%}", f"{100 * low:.1f} to {100 * high:.1f}"
         assert report.PUBLISHED[row][3:5] == expected
 
 
-@pytest.mark.parametrize("counts", [(30, 11), (2, 90), (7, 7), (0, 1)])
-def test_mcnemar_agrees_with_scipys_binomial_test(counts):
-    assert report.mcnemar(*counts) == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
-    assert report.mcnemar(0, 0) == 1.0
+@pytest.mark.parametrize(("one", "other"), [(30, 11), (2, 90), (7, 7), (0, 1), (4, 3)])
+def test_mcnemars_p_is_the_sum_of_the_splits_that_are_no_likelier(one, other):
+    n = one + other
+    ways = [math.comb(n, k) for k in range(n + 1)]
+    expected = sum(way for way in ways if way <= ways[one]) / 2**n
+    assert mcnemar(one, other) == pytest.approx(expected)
+
+
+def test_models_that_err_alike_are_not_told_apart():
+    assert mcnemar(0, 0) == 1.0
 
 
 def test_score_agrees_with_scikit_learn_and_another_bootstrap(tmp_path):
-    table = pd.read_csv(make_run(tmp_path, "LoRA") / "predictions.csv").iloc[:527]
-    label, answer, shown = table["label"], table["logit_1"] > 0, report.score(table)
+    label, answer = read_predictions(make_run(tmp_path, "LoRA") / "predictions.csv")[DEV]
+    shown = score(label, answer)
     assert shown["mcc"] == pytest.approx(matthews_corrcoef(label, answer))
+    assert shown["accuracy"] == pytest.approx(accuracy_score(label, answer))
+    assert shown["interval"] == wilson_interval(int((label == answer).sum()), 527)
     assert shown["majority"] == pytest.approx(365 / 527)
     draws = np.random.default_rng(1).integers(527, size=(1000, 527))
     expected = np.quantile([matthews_corrcoef(label[d], answer[d]) for d in draws], (0.025, 0.975))
     assert shown["mcc_interval"] == pytest.approx(expected, abs=0.008)
+
+
+def test_curves_and_predictions_are_read_as_pandas_reads_them(tmp_path):
+    folder = make_run(tmp_path, "LoRA")
+    curves = pd.read_csv(folder / "history.csv")
+    assert read_history(folder, 2) == {name: curves[name].tolist() for name in curves}
+    found = read_predictions(folder / "predictions.csv")
+    for split, table in pd.read_csv(folder / "predictions.csv").groupby("split"):
+        label, answer = found.pop(split)
+        assert label.tolist() == table["label"].tolist()
+        assert answer.tolist() == (table["logit_1"] > table["logit_0"]).astype(int).tolist()
+    assert found == {}
 
 
 def test_a_model_of_one_class_is_named_in_table_and_report(tmp_path, capsys):
@@ -92,7 +135,7 @@ def test_a_model_of_one_class_is_named_in_table_and_report(tmp_path, capsys):
     make_run(tmp_path, "rnn", bias=99)
     text, printed = report_text(tmp_path), capsys.readouterr().out.splitlines()
     assert text.count("one class only") == 4  # in the table of results and in that of pairs
-    for split in report.DEV_SETS:
+    for split in DEV_SETS:
         named = [line.split()[0] for line in printed if split in line and "one class only" in line]
         assert named == ["rnn"]
 
@@ -101,10 +144,11 @@ def test_runs_come_by_variant_then_mode_and_only_finished_ones(tmp_path):
     for mode, variant in (("rnn", "gpt2"), ("LoRA", "nano"), ("distil", "gpt2"), ("LoRA", "gpt2")):
         make_run(tmp_path, mode, variant)
     (make_run(tmp_path, "rnn", "nano") / "metrics.json").unlink()
-    names = [run.name for run in report.find_runs(tmp_path, 7)]
+    (make_run(tmp_path, "distil", "nano") / "unfinished.json").write_text("{}")
+    names = [run.name for run in find_runs(tmp_path, 7)]
     assert names == ["LoRA gpt2", "distil gpt2", "rnn gpt2", "LoRA nano"]
     with pytest.raises(UserError, match=r"python run.py --mode all --sr_no 8"):
-        report.find_runs(tmp_path, 8)
+        find_runs(tmp_path, 8)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +158,9 @@ def test_runs_come_by_variant_then_mode_and_only_finished_ones(tmp_path):
         ("metrics.json", '{"mode": "LoRA"}'),
         ("history.csv", ""),
         ("history.csv", "epoch,train_loss\n1,0.5\n"),
+        ("history.csv", f"{CURVES}\n1,1,1,1,1\n"),  # the epoch kept is the second
+        ("history.csv", f"{CURVES}\n2,1,1,1,1\n3,1,1,1,1\n"),
+        ("history.csv", f"{CURVES}\n1,1,1,1,1\n2,1,1\n"),
         ("predictions.csv", "split,label\n1,1\n"),
         ("predictions.csv", "split,label,logit_0,logit_1\nin_domain_dev,1,0.0,1.0\n"),
     ],
@@ -130,16 +177,72 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content):
 
 def test_predictions_that_metrics_json_contradicts_are_an_error(tmp_path):
     change_metrics(make_run(tmp_path, "LoRA"), DEV, correct=1)
-    with pytest.raises(UserError, match=r"metrics.json: broken.*predictions.csv"):
-        report.find_runs(tmp_path, 7)
+    with pytest.raises(UserError, match=r"predictions.csv: not of the run that metrics.json"):
+        find_runs(tmp_path, 7)
 
 
-def test_only_the_published_setting_is_called_comparable(tmp_path):
+@pytest.mark.parametrize(
+    ("part", "changes", "fault"),
+    [
+        ("training", dict(epochs=-1), "training.epochs is not a count: -1"),
+        ("training", dict(best_epoch=True), "training.best_epoch is not a count: True"),
+        (DEV, dict(sentences=0), "in_domain_dev.sentences is not a count: 0"),
+        (DEV, dict(accuracy=1.5), "in_domain_dev.accuracy is not a number from -1 to 1: 1.5"),
+        (DEV, dict(mcc=math.nan), "in_domain_dev.mcc is not a number from -1 to 1: nan"),
+        ("data", dict(folder="a\0b"), "data.folder is not text: "),
+        ("data", dict(in_domain_train=[]), "data.in_domain_train is no object"),
+    ],
+)
+def test_metrics_json_with_an_impossible_value_is_an_error_that_names_it(
+    tmp_path, part, changes, fault
+):
+    change_metrics(make_run(tmp_path, "LoRA"), part, **changes)
+    with pytest.raises(UserError, match=rf"metrics\.json: broken \({re.escape(fault)}"):
+        find_runs(tmp_path, 7)
+
+
+def test_a_label_that_is_neither_0_nor_1_is_an_error(tmp_path):
+    path = make_run(tmp_path, "LoRA") / "predictions.csv"
+    path.write_text(path.read_text().replace(f"{DEV},1,", f"{DEV},2,", 1))
+    with pytest.raises(UserError, match=r"predictions.csv: broken .*neither 0 nor 1"):
+        read_predictions(path)
+
+
+def changed(run: Run, part: str, **changes) -> Run:
+    return run._replace(metrics=run.metrics | {part: run.metrics[part] | changes})
+
+
+@pytest.mark.parametrize(
+    ("mode", "part", "changes", "reasons"),
+    [
+        ("LoRA", "base", dict(name="gpt2-medium"), []),
+        ("distil", "arguments", dict(sr_no=1, patience=3), []),
+        ("LoRA", "arguments", dict(lora_rank=64, lr=0.01), ["lr 0.01", "lora_rank 64"]),
+        ("LoRA", "base", dict(name="models/gpt2"), ["base models/gpt2"]),
+        ("rnn", "data", dict(in_domain_train={"sentences": 8550}), ["corpus cola_public"]),
+        ("distil", "arguments", dict(max_steps=9), ["max_steps 9"]),
+        ("distil", "arguments", dict(kd_alpha=0.9, epochs=6), ["epochs 6", "kd_alpha 0.9"]),
+    ],
+)
+def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, changes, reasons):
+    make_run(tmp_path, mode)
+    (run,) = find_runs(tmp_path, 7)
+    assert report.differences_from_published(run) == []
+    assert report.differences_from_published(changed(run, part, **changes)) == reasons
+
+
+def test_a_setting_that_metrics_json_does_not_tell_is_not_taken_for_the_published(tmp_path):
+    make_run(tmp_path, "rnn")
+    (run,) = find_runs(tmp_path, 7)
+    del run.metrics["arguments"]["lr"]
+    assert report.differences_from_published(run) == ["lr not known"]
+
+
+def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
     make_run(tmp_path, "LoRA")
-    change_metrics(make_run(tmp_path, "LoRA", "a"), "base", name="models/gpt2")
-    change_metrics(make_run(tmp_path, "rnn"), "data", in_domain_train={"sentences": 8550})
-    change_metrics(make_run(tmp_path, "distil"), "arguments", max_steps=9)
-    assert "Comparable here: LoRA gpt2." in report_text(tmp_path)
+    change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01, batch_size=8)
+    text = report_text(tmp_path)
+    assert "Comparable here: LoRA gpt2. Not comparable: rnn gpt2 (batch_size 8, lr 0.01)." in text
 
 
 def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
@@ -155,14 +258,47 @@ def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "plots", "Report_7.pdf"}
 
 
-def test_inference_is_measured_for_what_is_there_and_left_out_where_not(tmp_path):
-    folder = make_run(tmp_path, "distil")
-    change_metrics(folder, "data", folder=str(PROJECT / "nano" / "corpus"))
+def add_student(folder: Path) -> DistilRNN:
+    """A small student in a run's folder, and two sentences to time it on."""
+    sentences = folder / "corpus" / "raw" / f"{DEV}.tsv"
+    sentences.parent.mkdir(parents=True)
+    sentences.write_text("a\t1\t\tShe sat.\na\t0\t*\tSat the dog she.\n")
+    change_metrics(folder, "data", folder=str(folder / "corpus"))
     model = DistilRNN(torch.arange(10), width=8)
-    save_student(model, load_tokenizer(PROJECT / "nano"), 512, folder)
-    make_run(tmp_path, "rnn")
-    measured = report.measure_inference(report.find_runs(tmp_path, 7))
-    assert list(measured) == ["distil", "distil as ONNX"]
+    save_student(model, find_base("nano"), folder)
+    return model
+
+
+def test_what_can_be_timed_is_and_for_the_rest_the_reason_is_told(tmp_path):
+    model = add_student(make_run(tmp_path, "distil"))
+    rnn = make_run(tmp_path, "rnn")
+    measured = measure_inference(find_runs(tmp_path, 7))
+    assert list(measured) == ["distil", "distil as ONNX", "rnn"]
     parameters = sum(p.numel() for p in model.parameters())
     assert measured["distil"]["bytes"] == 4 * parameters + 8 * 10  # fp32, and its token ids
-    assert all(row["sentences_per_second"] > 0 for row in measured.values())
+    assert measured["distil"]["sentences_per_second"] > 0
+    assert measured["distil as ONNX"]["sentences_per_second"] > 0
+    assert list(measured["rnn"]) == ["reason"]
+    assert measured["rnn"]["reason"].startswith(f"{rnn}: neither a LoRA adapter")
+
+
+@pytest.mark.parametrize(("there", "ratio"), [("LoRA", " (1.00×)"), ("rnn", "")])
+def test_the_size_table_tells_why_a_model_could_not_be_timed(tmp_path, there, ratio):
+    """Ratios are to the first, LoRA, where that is there."""
+    gone = {"LoRA": "rnn", "rnn": "LoRA"}[there]
+    add_student(make_run(tmp_path, there))
+    folder = make_run(tmp_path, gone)
+    cells = {name: row for name, *row in report.size_rows(find_runs(tmp_path, 7))}
+    assert all(re.fullmatch(rf"[\d,.]+{re.escape(ratio)}", cell) for cell in cells[there])
+    reason, _ = cells[gone]
+    assert "".join(reason.split()).startswith(f"notmeasured:{folder}:neither")
+
+
+@pytest.mark.parametrize("name", ["load_checkpoint", "exported", "predict_logits"])
+def test_a_fault_of_the_programs_own_is_not_taken_for_a_model_that_cannot_be_timed(
+    tmp_path, monkeypatch, name
+):
+    add_student(make_run(tmp_path, "distil"))
+    monkeypatch.setattr(f"support.inference_speed.{name}", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.size_rows(find_runs(tmp_path, 7))

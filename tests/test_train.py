@@ -1,48 +1,50 @@
-"""The loop, metrics, files replaced whole, and resuming."""
+"""The loop, metrics, files replaced whole, resuming, and whose a run's folder is."""
 
-import copy
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.metrics
 import torch
-from conftest import NANO
+from conftest import NANO, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
+import distil
 import run
 import train_utils
-from data_utils import PROJECT, Split, UserError
+from data_utils import Split
 from distil import distillation
-from model import DistilRNN, load_classifier
-from train_utils import (
-    Compute,
-    Progress,
-    Recipe,
-    accumulate_gradients,
-    cross_entropy,
-    describe,
-    is_finished,
-    locked,
-    matthews_corrcoef,
-    measure,
+from model import DistilRNN
+from support import devices, processes
+from support.adapters import load_adapter
+from support.checkpoints import load_checkpoint, load_teacher
+from support.devices import CPU
+from support.errors import UserError, explain
+from support.files import (
     read_json,
     read_tensors,
-    train,
     write_bytes,
+    write_files,
     write_json,
+    write_tensors,
 )
+from support.finished_runs import find_runs
+from support.metrics import describe, matthews_corrcoef, measure
+from support.resumption import Progress, TrainState
+from support.run_folder import check_finished, claim
+from train_utils import Recipe, Training, accumulate_gradients, cross_entropy, predict_logits, train
 
-CPU = Compute(torch.device("cpu"), "fp32")
 RECIPE = Recipe(
     sr_no=1, batch_size=32, lr=1e-3, epochs=2, patience=3, monitor="accuracy", max_steps=None
 )
@@ -68,6 +70,12 @@ def new_student(corpus, dropout: float = 0.0) -> torch.nn.Module:
     if dropout:
         student.linear = torch.nn.Sequential(torch.nn.Dropout(dropout), student.linear)
     return student
+
+
+def training_of(corpus, model=None, loss=cross_entropy, **changes) -> Training:
+    """A training of a new student by ``RECIPE``, with changes."""
+    model = model or new_student(corpus)
+    return Training(model, corpus, loss, RECIPE._replace(**changes), CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -106,24 +114,26 @@ def test_a_model_that_answers_one_class_only_is_called_that():
 
 
 def test_a_device_that_another_process_lacks_is_refused_in_all(monkeypatch):
-    monkeypatch.setattr(train_utils, "any_process", lambda value: True)
+    monkeypatch.setattr(devices, "any_process", lambda value: True)
     with pytest.raises(UserError, match=r"--device cpu: .*another process has none"):
-        train_utils.choose_compute("cpu", None)
+        devices.choose_device("cpu", None)
 
 
-@pytest.mark.parametrize("loss_of", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
-def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, monkeypatch):
-    split = copy.copy(small["in_domain_train"])
-    split.teacher_logits = torch.randn(len(split), 2)
-    model = load_classifier(NANO)
-    steps, gradients = [], []
+@pytest.mark.parametrize("loss", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
+def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss, monkeypatch):
+    split = small["in_domain_train"]
+    taught = {"in_domain_train": replace(split, teacher_logits=torch.randn(len(split), 2))}
+    training = training_of(taught, classifier(NANO), loss)
+    results, gradients = [], []
     for max_tokens in (10**6, 50):
         monkeypatch.setattr(train_utils, "MAX_TOKENS", max_tokens)
-        model.zero_grad()
-        steps.append(accumulate_gradients(model, split, np.arange(64), loss_of, CPU))
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    assert steps[0].loss.item() == pytest.approx(steps[1].loss.item(), rel=1e-5)
-    assert steps[0].correct == steps[1].correct
+        training.model.zero_grad()
+        result, counts = accumulate_gradients(training, np.arange(64))
+        assert counts == (64, 64)
+        results.append(result.tolist())
+        gradients.append([p.grad.clone() for p in training.model.parameters()])
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][1] == results[1][1]
     for whole, pieces in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=1e-4)
 
@@ -131,12 +141,12 @@ def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss_of, mo
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_path):
     calls = []
 
-    def loss_of(logits, examples, totals):
+    def loss(logits, examples, counts):
         calls.append(1)
-        return cross_entropy(logits, examples, totals) * (math.nan if len(calls) == 8 else 1.0)
+        return cross_entropy(logits, examples, counts) * (math.nan if len(calls) == 8 else 1.0)
 
     with pytest.raises(UserError, match="the loss is nan at step 7; lower --lr"):
-        train(new_student(small), small, loss_of, RECIPE, CPU, tmp_path, {})
+        train(training_of(small, loss=loss), tmp_path)
     kept, metadata = read_tensors(tmp_path / "state.safetensors")
     assert json.loads(metadata["progress"])["steps"] == 5
     assert all(tensor.isfinite().all() for tensor in kept.values())
@@ -151,49 +161,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(small, tmp_p
 )
 def test_a_last_step_that_ruins_the_weights_is_not_taken_for_an_epoch(small, tmp_path, lr, words):
     """No training step follows whose loss could say so."""
-    recipe = RECIPE._replace(lr=lr, max_steps=1)
     with pytest.raises(UserError, match=words):
-        train(new_student(small), small, cross_entropy, recipe, CPU, tmp_path, {})
+        train(training_of(small, lr=lr, max_steps=1), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_not_finite_do_not_replace_the_saved_ones(tmp_path):
-    parameter, path = torch.nn.Parameter(torch.ones(3)), tmp_path / "state.safetensors"
-    state = train_utils.TrainState(path, {"w": parameter}, torch.optim.Adam([parameter]), {})
-    state.save(Progress(steps=1))
-    parameter.data[1] = math.nan
-    with pytest.raises(UserError, match="weights are not finite after step 2"):
-        state.save(Progress(steps=2))
-    tensors, progress, _ = train_utils.read_state(path)
-    assert progress.steps == 1
-    assert tensors["weight.w"].isfinite().all()
-
-
 def test_an_epoch_that_answers_one_class_only_is_called_that(small, tmp_path, capsys):
-    def loss_of(logits, examples, totals):
-        return -logits[:, 1].sum() / totals.sentences  # "acceptable", whatever the sentence
+    def loss(logits, examples, counts):
+        return -logits[:, 1].sum() / counts.sentences  # "acceptable", whatever the sentence
 
-    recipe = RECIPE._replace(epochs=1, lr=0.1)
-    train(new_student(small), small, loss_of, recipe, CPU, tmp_path, {})
+    train(training_of(small, loss=loss, epochs=1, lr=0.1), tmp_path)
     assert 'MCC 0.000  <- answers "acceptable" to everything  |' in capsys.readouterr().out
 
 
 def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(small, tmp_path):
-    recipe = RECIPE._replace(epochs=30, patience=2, lr=1e-2)
-    model = new_student(small)
-    progress = train(model, small, cross_entropy, recipe, CPU, tmp_path, {})
+    training = training_of(small, epochs=30, patience=2, lr=1e-2)
+    progress = train(training, tmp_path)
     assert progress.stopped == "patience"
     assert progress.epoch == progress.best_epoch + 2
     watched = [row["val_accuracy"] for row in progress.history]
     assert watched.index(max(watched)) == progress.best_epoch - 1
     dev = small["in_domain_dev"]
-    kept = measure(train_utils.predict_logits(model, dev, CPU), dev.labels)
+    kept = measure(predict_logits(training.model, dev, CPU), dev.labels)
     assert kept["accuracy"] == max(watched)
 
 
 def test_max_steps_stops_in_the_middle_of_an_epoch(small, tmp_path):
-    recipe = RECIPE._replace(max_steps=7)
-    progress = train(new_student(small), small, cross_entropy, recipe, CPU, tmp_path, {})
+    progress = train(training_of(small, max_steps=7), tmp_path)
     assert (progress.steps, progress.epoch, progress.stopped) == (7, 2, "max_steps")
 
 
@@ -201,35 +195,39 @@ def test_max_steps_stops_in_the_middle_of_an_epoch(small, tmp_path):
 # Resuming
 
 
-def final(model, progress):
+def final(training, progress):
     timed = ("seconds", "sentences_per_second")
     rows = [{k: v for k, v in row.items() if k not in timed} for row in progress.history]
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}, rows
+    return {name: tensor.clone() for name, tensor in training.model.state_dict().items()}, rows
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after", [1, 5, 8])
-def test_an_interrupted_run_ends_bit_for_bit_as_the_one_that_was_not(small, tmp_path, after):
-    """SIGINT in the middle of step ``after``; with dropout, which depends on the step alone."""
-    recipe = RECIPE._replace(epochs=3)
-    whole = new_student(small, dropout=0.3)
-    weights, rows = final(
-        whole, train(whole, small, cross_entropy, recipe, CPU, tmp_path / "whole", {})
-    )
+def test_an_interrupted_run_ends_bit_for_bit_as_the_one_that_was_not(
+    small, tmp_path, after, number
+):
+    """The signal falls in step ``after``; with dropout, which depends on the step alone."""
+
+    def new_training(loss=cross_entropy):
+        return training_of(small, new_student(small, dropout=0.3), loss, epochs=3)
+
+    whole = new_training()
+    weights, rows = final(whole, train(whole, tmp_path / "whole"))
     calls = []
 
     def interrupting(*examples):
         calls.append(1)
         if len(calls) == after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return cross_entropy(*examples)
 
-    args = (recipe, CPU, tmp_path / "cut", {})
     with pytest.raises(KeyboardInterrupt):
-        train(new_student(small, dropout=0.3), small, interrupting, *args)
-    again = new_student(small, dropout=0.3)
-    progress = train(again, small, cross_entropy, *args)
-    assert final(again, progress)[1] == rows
-    for name, tensor in final(again, progress)[0].items():
+        train(new_training(interrupting), tmp_path / "cut")
+    assert len(calls) <= after + 1  # the epoch's evaluation, after its last step
+    again = new_training()
+    found, found_rows = final(again, train(again, tmp_path / "cut"))
+    assert found_rows == rows
+    for name, tensor in found.items():
         assert torch.equal(tensor, weights[name]), name
 
 
@@ -238,8 +236,45 @@ def test_progress_survives_json_bit_for_bit():
     assert Progress(**json.loads(json.dumps(vars(progress)))) == progress
 
 
+def new_state(path, value: float) -> TrainState:
+    """A state after one step of Adam."""
+    parameter = torch.nn.Parameter(torch.full((3,), value))
+    optimizer = torch.optim.Adam([parameter], lr=0.1)
+    parameter.grad = torch.full((3,), value)
+    optimizer.step()
+    return TrainState(path, {"w": parameter}, optimizer)
+
+
+def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
+    path = tmp_path / "state.safetensors"
+    saved, loaded = new_state(path, 1.0), new_state(path, 7.0)
+    assert loaded.load() == Progress()  # there is no file yet
+    saved.keep_best()
+    saved.parameters["w"].data += 1
+    saved.save(Progress(steps=5, best_epoch=1))
+    assert loaded.load() == Progress(steps=5, best_epoch=1)
+    assert torch.equal(loaded.parameters["w"], saved.parameters["w"])
+    assert torch.equal(loaded.best["w"], saved.best["w"])
+    assert not torch.equal(loaded.best["w"], loaded.parameters["w"])
+    assert set(saved.tensors) == {
+        f"{kind}.w" for kind in ("weight", "best", "step", "exp_avg", "exp_avg_sq")
+    }
+    for name, tensor in saved.tensors.items():
+        assert torch.equal(tensor, loaded.tensors[name]), name
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_saved_ones(tmp_path):
+    state = new_state(tmp_path / "state.safetensors", 1.0)
+    state.save(Progress(steps=1))
+    state.parameters["w"].data[1] = math.nan
+    with pytest.raises(UserError, match="weights are not finite after step 2"):
+        state.save(Progress(steps=2))
+    assert state.load() == Progress(steps=1)
+    assert state.parameters["w"].isfinite().all()
+
+
 # ---------------------------------------------------------------------------------------------
-# Files and folders
+# Files
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -250,10 +285,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*some\.json"):
+    words = r"some\.json: cannot be written \(No space left on device\); what was saved before is"
+    with pytest.raises(UserError, match=words):
         write_json(path, {"new": 2})
     assert read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["file/some.json", "file/deep/some.json", "folder", "n" * 250])
+def test_a_place_where_nothing_can_be_written_is_refused_by_name(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"{name}: cannot be written"):
+        write_bytes(tmp_path / name, b"")
+    with pytest.raises(UserError, match="file/folder: cannot be written"):
+        write_files(tmp_path / "file" / "folder", lambda folder: None)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
@@ -278,54 +325,199 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert seen == {(500_000, 1)}
 
 
-def test_another_identity_is_refused_and_says_what_differs(tmp_path):
-    write_json(tmp_path / "metrics.json", {"identity": {"lr": 0.1, "base": "a" * 64}})
-    assert is_finished(tmp_path, {"lr": 0.1, "base": "a" * 64}, overwrite=False)
-    with pytest.raises(UserError, match=r"lr is 0.1 there, 0.2 here.*--overwrite.*--sr_no.*--out"):
-        is_finished(tmp_path, {"lr": 0.2, "base": "a" * 64}, overwrite=False)
-    assert not is_finished(tmp_path, {"lr": 0.2}, overwrite=True)
-    assert not (tmp_path / "metrics.json").exists()
-
-
-def test_overwrite_goes_on_with_this_run_where_it_was_interrupted_and_clears_any_other(tmp_path):
-    state, parameter = tmp_path / "state.safetensors", torch.nn.Parameter(torch.ones(3))
-
-    def interrupted(lr: float) -> None:
-        optimizer = torch.optim.Adam([parameter])
-        train_utils.TrainState(state, {"w": parameter}, optimizer, {"lr": lr}).save(Progress())
-
-    interrupted(0.1)
-    assert not is_finished(tmp_path, {"lr": 0.1}, overwrite=True)
-    assert state.exists()
-    assert not is_finished(tmp_path, {"lr": 0.2}, overwrite=True)
-    assert not state.exists()
-    state.write_bytes(b"cut")
-    assert not is_finished(tmp_path, {"lr": 0.1}, overwrite=True)
-    assert not state.exists()
-    interrupted(0.1)  # and killed between writing metrics.json and deleting the state
-    write_json(tmp_path / "metrics.json", {"identity": {"lr": 0.1}})
-    assert is_finished(tmp_path, {"lr": 0.1}, overwrite=False)
-    assert not state.exists()
-
-
 def test_files_that_a_library_writes_are_moved_in_whole(tmp_path):
     def fails(folder):
         (folder / "a.txt").write_text("half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OSError, match="No space left"):
-        train_utils.write_files(tmp_path, fails)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        write_files(tmp_path, fails)
     assert (tmp_path / "a.txt").read_text() == "old"
-    train_utils.write_files(tmp_path, lambda folder: (folder / "b.txt").write_text("new"))
+    write_files(tmp_path, lambda folder: (folder / "b.txt").write_text("new"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    written = set()
+    for _ in range(20):
+        write_tensors(tmp_path / "some", {"w": torch.ones(2)}, {"base": "of nano"})
+        written.add((tmp_path / "some").read_bytes())
+    assert len(written) == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# A run's folder
+
+MARK, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
+WEIGHTS = "model.safetensors"
+
+
+def asked(lr: float, folder, overwrite=False, finish=True) -> bool:
+    """Whether the run of this learning rate is found finished; else trained, and maybe finished."""
+    description = {"identity": {"lr": lr, "base": "a" * 64}, "command": f"python run.py --lr {lr}"}
+    with claim(folder, description, overwrite) as claimed:
+        if not claimed.finished:
+            assert (folder / MARK).exists()
+            (folder / STATE).write_text(f"state of {lr}")
+            (folder / WEIGHTS).write_text(f"weights of {lr}")
+            if finish:
+                claimed.finish({}, {}, {}, [{"split": "in_domain_dev"}])
+        return claimed.finished
+
+
+def files(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+DONE = {METRICS, "predictions.csv", WEIGHTS}
+
+
+def test_a_finished_run_is_found_finished_and_holds_no_state(tmp_path):
+    assert not asked(0.1, tmp_path)
+    assert files(tmp_path) == DONE
+    assert read_json(tmp_path / METRICS)["identity"] == {"lr": 0.1, "base": "a" * 64}
+    check_finished(tmp_path)
+    assert asked(0.1, tmp_path)
+    assert files(tmp_path) == DONE
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_another_identity_is_refused_and_says_what_differs(tmp_path, finish):
+    asked(0.1, tmp_path, finish=finish)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    words = r"lr is 0.1 there, 0.2 here\).*--overwrite.*--sr_no.*--out"
+    with pytest.raises(UserError, match=words):
+        asked(0.2, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+@pytest.mark.parametrize("content", [b"cut", b'{"old": "metrics"}', b'{"identity": []}'])
+@pytest.mark.parametrize("name", [MARK, METRICS])
+def test_a_folder_without_an_identity_is_refused_and_overwritten(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / WEIGHTS).write_text("whose?")
+    with pytest.raises(UserError, match=r"broken JSON|not a run of this project; add --overwrite"):
+        asked(0.1, tmp_path)
+    assert not asked(0.1, tmp_path, overwrite=True)
+    assert files(tmp_path) == DONE
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json", STATE])
+def test_files_of_a_model_without_a_run_are_not_overwritten_unasked(tmp_path, name):
+    (tmp_path / name).write_text("of somebody")
+    with pytest.raises(UserError, match="not a run of this project; add --overwrite to replace it"):
+        asked(0.1, tmp_path)
+    assert files(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.2])
+def test_overwrite_clears_a_finished_run_before_the_first_step(tmp_path, lr):
+    asked(0.1, tmp_path)
+    with claim(tmp_path, {"identity": {"lr": lr}, "command": ""}, overwrite=True) as claimed:
+        assert not claimed.finished
+        assert files(tmp_path) == {MARK}
+
+
+def test_overwrite_goes_on_with_this_run_where_it_was_interrupted_and_clears_any_other(tmp_path):
+    def state_found(lr: float, overwrite: bool) -> str | None:
+        description = {"identity": {"lr": lr}, "command": ""}
+        with claim(tmp_path, description, overwrite) as claimed:
+            assert not claimed.finished
+            state = tmp_path / STATE
+            found = state.read_text() if state.exists() else None
+            state.write_text(str(lr))
+        return found
+
+    assert state_found(0.1, overwrite=True) is None
+    assert state_found(0.1, overwrite=False) == "0.1"
+    assert state_found(0.1, overwrite=True) == "0.1"
+    assert state_found(0.2, overwrite=True) is None
+    assert state_found(0.2, overwrite=True) == "0.2"
+    (tmp_path / MARK).write_bytes(b"cut")
+    assert state_found(0.2, overwrite=True) is None
+
+
+def test_a_kill_while_a_run_is_finished_is_gone_on_from(tmp_path):
+    asked(0.1, tmp_path, finish=False)
+    mark, state = ((tmp_path / name).read_bytes() for name in (MARK, STATE))
+    asked(0.1, tmp_path)
+    (tmp_path / STATE).write_bytes(state)  # killed between the removal of the mark and of the state
+    assert asked(0.1, tmp_path)
+    assert files(tmp_path) == DONE
+    (tmp_path / STATE).write_bytes(state)  # killed between metrics.json and the mark's removal
+    (tmp_path / MARK).write_bytes(mark)
+    with pytest.raises(UserError, match="not finished"):
+        check_finished(tmp_path)
+    before = files(tmp_path)
+    with claim(tmp_path, json.loads(mark), overwrite=False) as claimed:
+        assert not claimed.finished
+        assert files(tmp_path) == before >= {STATE, WEIGHTS}
+    assert not asked(0.1, tmp_path)
+    assert files(tmp_path) == DONE
+
+
+def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_path, monkeypatch):
+    moment, done = 0, False
+    while not done:
+        folder, changes_left = tmp_path / str(moment), list(range(moment))
+        asked(0.1, folder)
+
+        def dying(change, changes_left=changes_left):
+            def changing(*arguments, **settings):
+                if not changes_left:
+                    raise KeyboardInterrupt
+                changes_left.pop()
+                return change(*arguments, **settings)
+
+            return changing
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", dying(os.replace))
+            patch.setattr(Path, "unlink", dying(Path.unlink))
+            done = not asked(0.2, folder, overwrite=True)
+        if MARK not in files(folder):
+            lr = read_json(folder / METRICS)["identity"]["lr"]
+            assert files(folder) - {STATE, f"{MARK}.partial"} == DONE
+            assert (folder / WEIGHTS).read_text() == f"weights of {lr}"
+        assert not asked(0.2, folder, overwrite=True)
+        assert files(folder) == DONE
+        moment += 1
+    assert moment > len(DONE)
+
+
+def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
+    folder = tmp_path / "checkpoints" / "LoRA_nano_7"
+    asked(0.1, folder, finish=False)
+    args = Namespace(teacher=folder, gpt_variant="nano", sr_no=7, out_dir=tmp_path)
+    words = r"not finished; finish it with: python run\.py --lr 0\.1$"
+    for read in (check_finished, load_checkpoint, load_adapter, lambda _: load_teacher(args)):
+        with pytest.raises(UserError, match=words):
+            read(folder)
+    (folder / METRICS).write_text("{}")  # the mark alone counts
+    with pytest.raises(UserError, match="no finished run with sr_no 7"):
+        find_runs(tmp_path, 7)
+
+
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match="another command is at work"):
-        locked(tmp_path).__enter__()
-    with locked(tmp_path):  # free again
-        pass
+    first = {"identity": {"lr": 0.1}, "command": ""}
+    with claim(tmp_path, first, False):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another command is at work"):
+                asked(0.1, tmp_path, overwrite)
+        assert files(tmp_path) == {MARK}
+    with claim(tmp_path, first, False) as claimed:  # free again
+        assert not claimed.finished
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*; choose another --out_dir"):
+        asked(0.1, tmp_path / "file" / "run")
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -341,60 +533,68 @@ def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
             "lower --batch_size",
         ),
         (OSError(28, "No space left on device", "x.json"), "x.json: No space left on device"),
+        (PermissionError(13, "Permission denied", "x.json"), "x.json: Permission denied"),
         (UserError("one\nline"), "one line"),
-        (KeyError("a bug"), None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_that_the_user_can_mend_is_one_line_and_a_bug_is_not_hidden(error, words):
-    line = run.explain(error)
-    assert (words is None and line is None) or (words in line and "\n" not in line)
+def test_an_error_that_the_user_can_mend_is_one_line(error, words):
+    line = explain(error)
+    assert words in line
+    assert "\n" not in line
 
 
-def test_out_of_memory_in_a_real_process_names_the_option():
-    code = (
-        "import resource, run, torch, distil, report\n"
-        "used = 4096 * int(open('/proc/self/statm').read().split()[0])\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28,) * 2)\n"
-        "distil.load_corpus = lambda *_: torch.empty(2**40)\n"
-        "raise SystemExit(run.main(['--mode', 'rnn', '--gpt_variant', 'nano']))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT,
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stderr.endswith("lower --batch_size, or choose a smaller --gpt_variant\n")
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a bug"),
+        RuntimeError("a bug"),
+        OSError("a bug"),
+        FileNotFoundError(2, "No such file or directory", "a bug"),
+        NotADirectoryError(20, "Not a directory", "a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_bug_is_not_hidden(error, monkeypatch, tmp_path):
+    assert explain(error) is None
+
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(distil, "load_corpus", fails)
+    with pytest.raises(type(error)) as caught:
+        run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)])
+    assert caught.value is error
 
 
-def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
-    def new_state(value: float) -> train_utils.TrainState:
-        parameter = torch.nn.Parameter(torch.full((3,), value))
-        optimizer = torch.optim.Adam([parameter], lr=0.1)
-        parameter.grad = torch.full((3,), value)
-        optimizer.step()
-        return train_utils.TrainState(
-            tmp_path / "state.safetensors", {"w": parameter}, optimizer, {"lr": 0.1}
-        )
-
-    saved, loaded = new_state(1.0), new_state(7.0)
-    saved.keep_best()
-    saved.parameters["w"].data += 1
-    saved.save(Progress(steps=5, best_epoch=1))
-    assert loaded.load() == Progress(steps=5, best_epoch=1)
-    assert torch.equal(loaded.parameters["w"], saved.parameters["w"])
-    assert torch.equal(loaded.best["w"], saved.best["w"])
-    moments = [state.optimizer.state[state.parameters["w"]] for state in (saved, loaded)]
-    for key, tensor in moments[0].items():
-        assert torch.equal(tensor, moments[1][key]), key
+def test_out_of_memory_names_the_option(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(distil, "load_corpus", lambda *_: torch.empty(2**58))  # 2**60 bytes
+    assert run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)]) == 2
+    line = "out of memory; lower --batch_size, or choose a smaller --gpt_variant\n"
+    assert capsys.readouterr().err == f"run.py: error: {line}"
 
 
-def test_the_same_tensors_give_the_same_bytes(tmp_path):
-    written = set()
-    for _ in range(20):
-        train_utils.write_tensors(tmp_path / "some", {"w": torch.ones(2)}, {"base": "of nano"})
-        written.add((tmp_path / "some").read_bytes())
-    assert len(written) == 1
+# ---------------------------------------------------------------------------------------------
+# Several processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "main", "first_of_machine"),
+    [
+        ({}, True, True),
+        ({"RANK": "1"}, True, True),  # a variable of somebody else's
+        ({"RANK": "1", "LOCAL_RANK": "1"}, True, True),
+        ({"WORLD_SIZE": "1", "RANK": "1", "LOCAL_RANK": "1"}, True, True),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, True, True),
+        ({"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}, False, False),
+        ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}, False, True),
+    ],
+)
+def test_a_process_is_one_of_several_where_torchrun_says_how_many(
+    environment, main, first_of_machine, monkeypatch
+):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (processes.is_main(), processes.is_first_of_machine()) == (main, first_of_machine)
