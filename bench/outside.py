@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV, TRAIN, Split, load_corpus
@@ -120,10 +120,10 @@ def compared(adapter: Path, theirs: nn.Module, split: Split) -> tuple[Tensor, Te
     return ours, padded_logits(theirs, split), padded_logits(theirs.double(), split)
 
 
-def reference(base: Path) -> GPT2ForSequenceClassification:
+def reference(base: Path) -> nn.Module:
     """Hugging Face's classifier, with the same head at every call."""
     torch.manual_seed(0)
-    model = GPT2ForSequenceClassification.from_pretrained(base, num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
     model.config.pad_token_id = model.config.eos_token_id
     return model
 

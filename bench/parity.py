@@ -1,6 +1,7 @@
 """Train with this project and with PEFT, side by side, and compare every loss and every tensor.
 
     python bench/parity.py nano cola_public
+    python bench/parity.py smollm2 cola_public
     python bench/parity.py FOLDER cola_public      # a folder with a full-size GPT-2
 
 The same base weights, the same initial A and B, the same batches of the corpus, Adam, no dropout.
@@ -10,17 +11,18 @@ the same names, and no others.
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import peft
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import GPT2ForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import TRAIN, Split, load_corpus, shuffled
-from lora import LoraConfig, add_lora
+from lora import LoraConfig, add_lora, published_set
 from model import Classifier
 from support.bases import find_base, load_backbone
 from support.devices import CPU
@@ -33,7 +35,7 @@ BATCH_SIZE, LR = 128, 1e-3
 def main() -> None:
     """Print the largest differences."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("base", help="nano, or a folder in Hugging Face format")
+    parser.add_argument("base", help="as --gpt_variant takes it")
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--steps", type=int, default=30)
     args = parser.parse_args()
@@ -50,7 +52,7 @@ def compare_trajectories(
     """Train both for ``steps`` steps.
 
     Args:
-        name: nano, or a folder with GPT-2.
+        name: a base, as `--gpt_variant` takes it.
         corpus_folder: a folder in CoLA's layout.
         steps: optimiser steps.
         lr_factor: what PEFT's learning rate is multiplied by, to see that a difference is seen.
@@ -64,10 +66,11 @@ def compare_trajectories(
     split = corpus[TRAIN]
     torch.manual_seed(0)
     ours = Classifier(load_backbone(base.folder))
-    add_lora(ours, LoraConfig())
+    config = LoraConfig(**published_set(ours))
+    add_lora(ours, config)
     recipe = Recipe(0, BATCH_SIZE, LR, 1, 1, "accuracy", None)
     training = Training(ours, corpus, cross_entropy, recipe, CPU)
-    theirs = peft_model(base.folder)
+    theirs = peft_model(base.folder, config)
     mine = {PREFIX + n: p for n, p in ours.named_parameters() if p.requires_grad}
     other = {plain_name(n): p for n, p in theirs.named_parameters() if p.requires_grad}
     assert mine.keys() == other.keys()
@@ -93,22 +96,15 @@ def compare_trajectories(
     return losses, {name: difference(name, mine[name], other[name]) for name in mine}
 
 
-def peft_model(base: Path) -> peft.PeftModel:
-    """PEFT's model with the published trainable set, the backbone's dropout off."""
-    model = GPT2ForSequenceClassification.from_pretrained(
-        base, num_labels=2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0
-    )
+def peft_model(folder: Path, config: LoraConfig) -> peft.PeftModel:
+    """PEFT's model with the same trainable set, the backbone's dropout off."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     model.config.pad_token_id = model.config.eos_token_id
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=4,
-        target_modules=["c_attn", "c_proj", "c_fc"],
-        fan_in_fan_out=True,
-        bias="lora_only",
-        modules_to_save=["score", "ln_f"],
-        task_type="SEQ_CLS",
-    )
-    return peft.get_peft_model(model, config)
+    settings = {**asdict(config), "task_type": "SEQ_CLS"}
+    return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
 def plain_name(name: str) -> str:
@@ -120,7 +116,7 @@ def padded_loss(model: torch.nn.Module, split: Split, indices: list[int]) -> tor
     """The usual way: the batch padded to its longest, a mask, the mean cross-entropy."""
     bounds = split.cu_seqlens.tolist()
     rows = [split.input_ids[bounds[i] : bounds[i + 1]] for i in indices]
-    # GPT2ForSequenceClassification looks for the last token that is not the pad token, so the pad
+    # Hugging Face's classifiers look for the last token that is not the pad token, so the pad
     # is a token that no sentence ends in; it is masked, and causal attention never looks ahead.
     pad = model.config.pad_token_id
     assert all(row[-1] != pad for row in rows)
@@ -132,7 +128,7 @@ def padded_loss(model: torch.nn.Module, split: Split, indices: list[int]) -> tor
 
 
 def difference(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative difference of two tensors, without the key's third of ``c_attn.bias``.
+    """Relative difference of two tensors, without the key's third of GPT-2's ``c_attn.bias``.
 
     A constant added to every key adds the same to every score of a query, and softmax does not
     see it: the true gradient is zero, both sides compute rounding noise, and Adam, which divides

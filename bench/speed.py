@@ -167,7 +167,7 @@ def lora_sides(base: Path, data_dir: Path) -> tuple:
     import torch
 
     from data_utils import TRAIN, load_corpus, shuffled
-    from lora import LoraConfig, add_lora
+    from lora import LoraConfig, add_lora, published_set
     from support.tokens import load_tokenizer
     from train_utils import accumulate_gradients
 
@@ -188,14 +188,15 @@ def lora_sides(base: Path, data_dir: Path) -> tuple:
 
     def ours() -> Callable[[int], None]:
         model = classifier(base)
-        add_lora(model, LoraConfig())
+        add_lora(model, LoraConfig(**published_set(model)))
         training = training_of(model, split)
         return side(model, lambda _, indices: accumulate_gradients(training, indices))
 
     def theirs() -> Callable[[int], None]:
         from parity import padded_loss, peft_model
 
-        return side(peft_model(base), lambda m, i: padded_loss(m, split, i.tolist()).backward())
+        model = peft_model(base, LoraConfig(**published_set(classifier(base))))
+        return side(model, lambda m, i: padded_loss(m, split, i.tolist()).backward())
 
     return {"ours": ours, "PEFT": theirs}, split, order
 
