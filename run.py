@@ -108,7 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="run.py",
         usage="run.py --mode MODE [options] [SENTENCE ...]",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 26, 80),
-        description="GPT-2 on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
+        description="Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
         epilog="Defaults are in brackets; those of training are the published hyperparameters.",
         allow_abbrev=False,
     )

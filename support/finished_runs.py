@@ -14,7 +14,7 @@ from support.run_folder import METRICS, UNFINISHED
 from support.statistics import score
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
-MODES = {"LoRA": "GPT-2, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
+MODES = {"LoRA": "teacher, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
 
 
 class Run(NamedTuple):
