@@ -132,10 +132,10 @@ BODY = ParagraphStyle("body", fontName="STIX", fontSize=10, leading=12.5, spaceA
 CAPTION = ParagraphStyle("caption", BODY, fontSize=9, leading=11, keepWithNext=1)
 HEADING = ParagraphStyle("heading", BODY, fontName="STIX-Bold", fontSize=12, keepWithNext=1)
 TITLE = ParagraphStyle("title", BODY, fontSize=18, leading=28)
-ABSTRACT = """A pretrained decoder is fine-tuned with LoRA to judge whether a sentence is acceptable English.
-DistilRNN, a one-layer recurrent network, is trained with that model as its teacher (distil) and
-without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
-sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
+ABSTRACT = """A pretrained decoder is fine-tuned with LoRA to judge whether a sentence is acceptable
+English. DistilRNN, a one-layer recurrent network, is trained with that model as its teacher
+(distil) and without (rnn). Beside accuracy stand the majority baseline (the more frequent label for
+every sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
 COMPARABLE = """To be read against the published rows, a run must start from the weights gpt2 or
 gpt2-medium, on CoLA's 8,551, 527 and 516 sentences, with the published settings. """
 LIMITS = """Intervals and p cover the choice of dev sentences, not that of initial weights and batch
