@@ -151,7 +151,7 @@ def load_backbone(folder: Path) -> nn.Module:
     from transformers import AttentionInterface, AutoModel
 
     AttentionInterface.register("packed", packed_attention)
-    backbone = load_pretrained(AutoModel, folder, attn_implementation="packed")
+    backbone = load_pretrained(AutoModel, folder, packed=True)
     check_decoder(backbone, folder)
     return backbone
 
@@ -163,7 +163,7 @@ def load_language_model(folder: Path) -> nn.Module:
     return load_pretrained(AutoModelForCausalLM, folder)
 
 
-def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
+def load_pretrained(architecture: type, folder: Path, packed: bool = False) -> nn.Module:
     """Load a folder's weights in fp32, with the model's own dropout off, in evaluation mode."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -175,9 +175,9 @@ def load_pretrained(architecture: type, folder: Path, **settings) -> nn.Module:
     remedy = "copy or download the folder again"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if attention := settings.get("attn_implementation"):
+        if packed:
             check_configuration(config, folder)
-            config._attn_implementation = attention
+            config._attn_implementation = "packed"
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
