@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint, load_corpus
+from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint
 from model import DistilRNN
-from support.bases import find_base
+from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
@@ -87,15 +87,13 @@ def with_teacher_logits(
     return {**corpus, **taught}
 
 
-def run_student(args: Namespace, mode: str) -> Path:
+def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher ("distil") or without ("rnn"), unless that is done.
 
     Returns:
         The run's folder.
     """
     taught = mode == "distil"
-    base = find_base(args.gpt_variant, weights=taught)
-    corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
     sources, settings = {"base": {"name": args.gpt_variant, "fingerprint": None}}, {}
     if taught:

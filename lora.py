@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import load_corpus
+from data_utils import Split
 from model import Classifier
-from support.bases import find_base, load_backbone
+from support.bases import Base, load_backbone
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.fingerprints import backbone_fingerprint
@@ -218,10 +218,8 @@ def published_set(model: Classifier) -> dict:
 # The run
 
 
-def run_lora(args: Namespace) -> Path:
+def run_lora(args: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Fine-tune a base with LoRA, unless that is done; returns the run's folder."""
-    base = find_base(args.gpt_variant)
-    corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
 
     torch.manual_seed(args.sr_no)

@@ -1,28 +1,35 @@
-"""The tables and `Report_<sr_no>.pdf`, all from the finished runs on disk."""
+"""The tables and `Report_<sr_no>.pdf`, all from the finished runs of one sr_no or several."""
 
 import json
 import textwrap
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import groupby, pairwise, product
 from pathlib import Path
-from xml.sax.saxutils import escape
 
-from matplotlib import get_data_path
-from reportlab.lib.pagesizes import A4
-from reportlab.lib.styles import ParagraphStyle
-from reportlab.pdfbase import pdfmetrics, ttfonts
-from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Table
+import numpy as np
+from reportlab.platypus import Flowable
 
 from data_utils import DEV, SPLITS
-from support.files import write_bytes
-from support.finished_runs import DEV_SETS, Run, find_runs
+from support.bases import variant_name
+from support.errors import UserError
+from support.finished_runs import DEV_SETS, Series, find_runs, read_sources
 from support.inference_speed import measure_inference
-from support.plots import plot_comparison, plot_run
-from support.statistics import mcnemar, wilson_interval
+from support.metrics import summary
+from support.pages import HEADING, TITLE, figure, table, text, write_pdf
+from support.plots import plot_comparison, plot_curves, plot_reliability
+from support.statistics import (
+    Estimate,
+    agreement,
+    calibration_error,
+    difference,
+    mcnemar,
+    score,
+    wilson_interval,
+)
 
-PARTS = ("command", "arguments", "parameters", "training", "data", "base", "hardware", "versions")
+Rows = list[tuple[str, ...]]  # of a table, the headings first
 PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the same recipe
     ("published LoRA gpt2", DEV, "CoLA", "79.70%", "76.1 to 82.9", "69.26%", "–", ""),
     ("published LoRA gpt2-medium", DEV, "CoLA", "82.92%", "79.5 to 85.9", "69.26%", "–", ""),
@@ -30,68 +37,226 @@ PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the 
     ("published distil", DEV, "CoLA", "72.45%", "", "69.26%", "–", ""),
     ("published rnn", DEV, "CoLA", "69.45%", "65.4 to 73.2", "69.26%", "–", ""),
 ]
-
-
 RECIPE = {"batch_size": 128, "lr": 1e-3, "monitor": "accuracy", "max_steps": None}
+OF_LORA = {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0}
+OF_DISTIL = {"kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0}
 PUBLISHED_RECIPES = {
-    "LoRA": {**RECIPE, "epochs": 10, "lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0},
-    "distil": {**RECIPE, "epochs": 5, "kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0},
+    "LoRA": {**RECIPE, "epochs": 10, **OF_LORA},
+    "distil": {**RECIPE, "epochs": 5, **OF_DISTIL},
     "rnn": {**RECIPE, "epochs": 5},
 }
+SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables are rows of strings, the headings first
+# What was run
 
 
-def setup_rows(runs: list[Run]) -> list[tuple[str, ...]]:
-    """What metrics.json says of the runs, once where it says the same of all."""
-    rows = [("part of metrics.json", "")]
-    for part in PARTS:
-        texts = [json.dumps(run.metrics[part], ensure_ascii=False)[1:-1] for run in runs]
-        if len(set(texts)) > 1:
-            texts = [f"{run.name}: {text}" for run, text in zip(runs, texts, strict=True)]
-        lines = (textwrap.fill(text.replace('"', ""), 92) for text in dict.fromkeys(texts))
-        rows.append((part, "\n".join(lines)))
+def trained_rows(found: list[Series]) -> Rows:
+    """What was trained on what."""
+    rows = [("run", "starts from", "parameters", "trained", "corpus", "sentences", "dev sets")]
+    for series in found:
+        m = series.metrics
+        sizes = [f"{m['data'][split]['sentences']:,}" for split in SPLITS]
+        more = m["arguments"].get("transfer_size")
+        train = f"{sizes[0]} + {more} the teacher's" if more else sizes[0]
+        start = m["base"]["name"] if series.mode == "LoRA" else "random weights"
+        total, trained = (m["parameters"][key] for key in ("total", "trainable"))
+        counts = f"{total / 1e6:.2f}M", f"{trained / 1e6:.2f}M"
+        dev = " and ".join(sizes[1:])
+        rows.append((series.name, f"{start:.24}", *counts, f"{m['data']['name']:.20}", train, dev))
     return rows
 
 
-def result_rows(runs: list[Run]) -> list[tuple[str, ...]]:
-    """Accuracy never without majority baseline and MCC."""
+def recipe_rows(found: list[Series]) -> Rows:
+    """How it was trained."""
+    rows = [("run", "batch", "lr", "epoch kept", "watched", "its own settings", "minutes")]
+    for series in found:
+        given = {k: str(v) for k, v in series.metrics["arguments"].items()}
+        kept, done = (
+            span([run.metrics["training"][key] for run in series.runs])
+            for key in ("best_epoch", "epochs")
+        )
+        names = [name for name in PUBLISHED_RECIPES[series.mode] if name in OF_LORA | OF_DISTIL]
+        names += ["max_steps"] if given.get("max_steps", "None") != "None" else []
+        own = ", ".join(f"{name} {given.get(name)}" for name in names)
+        seconds = np.mean([run.metrics["training"]["seconds"] for run in series.runs])
+        recipe = given.get("batch_size"), given.get("lr"), f"{kept} of {done}", given.get("monitor")
+        rows.append((series.name, *map(str, recipe), own or "–", f"{seconds / 60:.1f}"))
+    return rows
+
+
+def span(values: list[int]) -> str:
+    """One number, or the smallest and the largest."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def settings_rows(found: list[Series]) -> Rows:
+    """What metrics.json says of the runs, once where it says the same of several."""
+    rows = [("part", "of", "what metrics.json says")]
+    for part in (
+        "arguments",
+        "training",
+        "base",
+        "teacher",
+        "hardware",
+        "versions",
+        "data",
+        "command",
+    ):
+        told: dict[str, dict[str, list[str]]] = {}  # words -> a series' name -> its sr_no
+        for series in found:
+            for run in series.runs:
+                words = json.dumps(run.metrics.get(part), ensure_ascii=False).strip('{}"')
+                names = told.setdefault(words.replace('"', ""), {})
+                names.setdefault(series.name, []).append(str(run.metrics["sr_no"]))
+        for words, names in told.items():
+            of = "; ".join(f"{name} {', '.join(numbers)}" for name, numbers in names.items())
+            which = "all" if len(told) == 1 else textwrap.fill(of, 24)
+            rows.append((part, which, textwrap.fill(words, 84)))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# Results
+
+
+def result_rows(found: list[Series]) -> Rows:
+    """Accuracy never without majority baseline and MCC; of several runs mean ± deviation."""
     rows = [("run", "dev set", "corpus", "accuracy", "95% int.", "majority", "MCC", "95% int.")]
-    for split, run in product(DEV_SETS, runs):
-        s, corpus = run.scores[split], f"{run.metrics['data']['name']:.20}"
-        (low, high), ends = s["interval"], "{:.2f} to {:.2f}".format(*s["mcc_interval"])
-        accuracy = f"{s['accuracy']:.2%}", f"{100 * low:.1f} to {100 * high:.1f}"
-        mcc = f"{s['mcc']:.3f}", s["one_class"].strip(" ()") or ends
-        rows.append((run.name, split, corpus, *accuracy, f"{s['majority']:.2%}", *mcc))
+    for split, series in product(DEV_SETS, found):
+        s, n = series.scores[split], len(series.runs)
+        corpus = f"{series.metrics['data']['name']:.20}"
+        accuracy = spread(100 * s.accuracies, ".2f", "%"), interval(s.accuracy, ".1f", 100)
+        one_class = "one class only" if n == 1 else f"one class: {s.one_class} of {n}"
+        mcc = spread(s.mccs, ".3f"), one_class if s.one_class else interval(s.mcc, ".2f")
+        rows.append((series.name, split, corpus, *accuracy, f"{s.majority:.2%}", *mcc))
     return rows
 
 
-def paired_rows(runs: list[Run]) -> list[tuple[str, ...]]:
-    """LoRA against distil and distil against rnn, of one variant and on the same sentences."""
-    rows = [("pair", "dev set", "accuracy by", "MCC by", "only 1st right", "only 2nd right", "p")]
-    for (one, two), split in product(pairwise(runs), DEV_SETS):
-        if one.metrics["data"]["sha256"] == two.metrics["data"]["sha256"]:
+def spread(values: np.ndarray, form: str, unit: str = "") -> str:
+    """A value, or the mean and the standard deviation of several."""
+    more = f" ± {values.std(ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{values.mean():{form}}{more}{unit}"
+
+
+def interval(found: Estimate, form: str, factor: float = 1) -> str:
+    """Both ends."""
+    return f"{factor * found.low:{form}} to {factor * found.high:{form}}"
+
+
+def run_rows(same: list[Series]) -> Rows:
+    """Each run's figures."""
+    rows = [("run", "sr_no", *DEV_SETS, "epoch kept")]
+    for run in (run for series in same for run in series.runs):
+        training = run.metrics["training"]
+        kept = f"{training['best_epoch']} of {training['epochs']}"
+        figures = (summary(run.metrics[split]) for split in DEV_SETS)
+        rows.append((run.mode, str(run.metrics["sr_no"]), *figures, kept))
+    return rows
+
+
+def comparable_pairs(same: list[Series]) -> list[tuple[Series, Series]]:
+    """LoRA and distil, distil and rnn, of one variant, where they judged the same sentences."""
+    corpora = {series.mode: series.metrics["data"]["sha256"] for series in same}
+    return [(a, b) for a, b in pairwise(same) if corpora[a.mode] == corpora[b.mode]]
+
+
+def paired_rows(same: list[Series]) -> Rows:
+    """Differences on the same sentences and, of several runs, of the same sr_no."""
+    several = len(same[0].runs) > 1
+    counts = ("95% int.", "p", "MCC by", "95% int.", "p")
+    if not several:
+        counts = ("MCC by", "only 1st right", "only 2nd right", "p")
+    rows = [("pair", "dev set", "accuracy by", *counts)]
+    for (one, two), split in product(comparable_pairs(same), DEV_SETS):
+        names = [
+            f"{s.mode}{' (one class only)' if s.scores[split].one_class else ''}"
+            for s in (one, two)
+        ]
+        if several:
+            accuracy, mcc = difference(one.labels(split), one.answers(split), two.answers(split))
+            cells = [
+                f"{100 * accuracy.value:+.2f}",
+                interval(accuracy, "+.1f", 100),
+                f"{accuracy.p:.2g}",
+            ]
+            cells += [f"{mcc.value:+.3f}", interval(mcc, "+.2f"), f"{mcc.p:.2g}"]
+        else:
             first, second = one.scores[split], two.scores[split]
-            only_first = int((first["right"] & ~second["right"]).sum())
-            only_second = int((second["right"] & ~first["right"]).sum())
-            accuracy, mcc = (first[key] - second[key] for key in ("accuracy", "mcc"))
-            numbers = f"{100 * accuracy:+.2f}", f"{mcc:+.3f}", str(only_first), str(only_second)
-            p = f"{mcnemar(only_first, only_second):.2g}"
-            pair = f"{one.mode}{first['one_class']} against {two.mode}{second['one_class']}"
-            rows.append((pair, split, *numbers, p))
+            only_first = int((first.right & ~second.right).sum())
+            only_second = int((second.right & ~first.right).sum())
+            by = first.accuracy.value - second.accuracy.value, first.mcc.value - second.mcc.value
+            cells = [f"{100 * by[0]:+.2f}", f"{by[1]:+.3f}", str(only_first), str(only_second)]
+            cells.append(f"{mcnemar(only_first, only_second):.2g}")
+        rows.append((" against ".join(names), split, *cells))
     return rows
 
 
-def size_rows(runs: list[Run]) -> list[tuple[str, ...]]:
+def agreement_rows(same: list[Series]) -> Rows:
+    """How often each student answers as its teacher does; the mean of several runs."""
+    rows = [("student", "dev set", "answers as its teacher", "kappa", "correlation of margins")]
+    teacher = same[0]
+    for student, split in product(same[1:], DEV_SETS):
+        if (
+            teacher.mode == "LoRA"
+            and student.metrics["data"]["sha256"] == teacher.metrics["data"]["sha256"]
+        ):
+            pairs = zip(teacher.answers(split), student.answers(split), strict=True)
+            shares, kappas = np.array([agreement(*pair) for pair in pairs]).T
+            margins = zip(teacher.margins(split), student.margins(split), strict=True)
+            r = np.array([np.corrcoef(*pair)[0, 1] for pair in margins])
+            cells = spread(100 * shares, ".1f", "%"), spread(kappas, ".3f"), spread(r, ".3f")
+            rows.append((student.mode, split, *cells))
+    return rows
+
+
+def source_rows(same: list[Series]) -> Rows:
+    """Accuracy and MCC on each source of the dev sentences, the small sources put together."""
+    modes = [series.mode for series in same]
+    rows = [("dev set", "source", "sentences", "majority", *(f"{mode}, MCC" for mode in modes))]
+    try:
+        sources = read_sources(same[0].runs[0])
+    except UserError as error:
+        return [*rows, ("–", textwrap.fill(f"not known: {error}", 90))]
+    for split in DEV_SETS:
+        sizes = Counter(sources[split].tolist())
+        groups = [[name] for name, size in sizes.most_common() if size >= SMALLEST_SOURCE]
+        if small := [name for name, size in sizes.items() if size < SMALLEST_SOURCE]:
+            groups.append(small)
+        for group in groups:
+            inside = np.isin(sources[split], group)
+            shown = [score(s.labels(split)[inside], s.answers(split)[:, inside]) for s in same]
+            name = group[0] if len(group) == 1 else f"{len(group)} others"
+            figures = (f"{s.accuracy.value:.1%}, {s.mcc.value:.2f}" for s in shown)
+            rows.append(
+                (split, f"{name:.12}", str(inside.sum()), f"{shown[0].majority:.1%}", *figures)
+            )
+    return rows
+
+
+def calibration_rows(same: list[Series]) -> Rows:
+    """How far a model's confidence in its answers is from their accuracy."""
+    rows = [("run", "dev set", "accuracy", "mean confidence", "expected calibration error")]
+    for series, split in product(same, DEV_SETS):
+        labels, p = series.labels(split), series.p_acceptable(split)
+        confidence = np.maximum(p, 1 - p).mean(axis=1)
+        errors = np.array([calibration_error(labels, row) for row in p])
+        values = series.scores[split].accuracies, confidence
+        shown = [spread(100 * value, ".1f", "%") for value in values]
+        rows.append((series.mode, split, *shown, spread(errors, ".3f")))
+    return rows
+
+
+def size_rows(same: list[Series]) -> Rows:
     """Size and speed of one variant's models, with ratios to the first: LoRA, the teacher."""
     rows = [("model", "megabytes (ratio)", "sentences/s (ratio)")]
-    measured = measure_inference(runs)
-    first = measured[runs[0].mode]
+    measured = measure_inference([series.runs[0] for series in same])
+    first = measured[same[0].mode]
     for name, found in measured.items():
         if reason := found.get("reason"):
-            rows.append((name, textwrap.fill(f"not measured: {reason}", 90), ""))
+            rows.append((name, textwrap.fill(f"not measured: {reason}", 90)))
             continue
         cells = []
         for key, unit in (("bytes", 1e6), ("sentences_per_second", 1)):
@@ -101,23 +266,23 @@ def size_rows(runs: list[Run]) -> list[tuple[str, ...]]:
     return rows
 
 
-def differences_from_published(run: Run) -> list[str]:
-    """Why a run may not be read against the published ones: its base, corpus or settings."""
-    differing, metrics = [], run.metrics
+def differences_from_published(series: Series) -> list[str]:
+    """Why runs may not be read against the published ones: their base, corpus or settings."""
+    differing, metrics = [], series.metrics
     if metrics["base"]["name"] not in ("gpt2", "gpt2-medium"):
         differing.append(f"base {metrics['base']['name']}")
     if [metrics["data"][split]["sentences"] for split in SPLITS] != [8551, 527, 516]:
         differing.append(f"corpus {metrics['data']['name']}")
-    for key, value in PUBLISHED_RECIPES[run.mode].items():
+    for key, value in PUBLISHED_RECIPES[series.mode].items():
         found = metrics["arguments"].get(key, "not known")
         if found != value:
             differing.append(f"{key} {found}")
     return differing
 
 
-def comparison_table(runs: list[Run]) -> str:
+def comparison_table(found: list[Series]) -> str:
     """The results as aligned plain text."""
-    rows = result_rows(runs)
+    rows = result_rows(found)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -128,77 +293,89 @@ def comparison_table(runs: list[Run]) -> str:
     )
 
 
-BODY = ParagraphStyle("body", fontName="STIX", fontSize=10, leading=12.5, spaceAfter=5)
-CAPTION = ParagraphStyle("caption", BODY, fontSize=9, leading=11, keepWithNext=1)
-HEADING = ParagraphStyle("heading", BODY, fontName="STIX-Bold", fontSize=12, keepWithNext=1)
-TITLE = ParagraphStyle("title", BODY, fontSize=18, leading=28)
+# ---------------------------------------------------------------------------------------------
+# The report
+
 ABSTRACT = """A pretrained decoder is fine-tuned with LoRA to judge whether a sentence is acceptable
 English. DistilRNN, a one-layer recurrent network, is trained with that model as its teacher
 (distil) and without (rnn). Beside accuracy stand the majority baseline (the more frequent label for
 every sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
 COMPARABLE = """To be read against the published rows, a run must start from the weights gpt2 or
 gpt2-medium, on CoLA's 8,551, 527 and 516 sentences, with the published settings. """
-LIMITS = """Intervals and p cover the choice of dev sentences, not that of initial weights and batch
-order: another seed can move a result as much. The p are not corrected for their number. The epoch
+ONE_RUN = """Intervals and p cover the choice of dev sentences, not that of initial weights and
+batch order: another seed can move a result as much. """
+SEVERAL_RUNS = """Intervals and p cover the choice of dev sentences and that of seeds, both taken as
+drawn at random (two crossed random effects, degrees of freedom after Satterthwaite; MCC by its
+jackknife pseudo-values); differences are paired by sr_no and by sentence. ± is the standard
+deviation over the sr_no. """
+LIMITS = """The p are not corrected for their number. The epoch
 was selected on in_domain_dev, which flatters the results there; out_of_domain_dev was looked at
 once, at the end. The published results are single figures without MCC: no paired test with them is
 possible. nano is a demonstration: what it shows of its own grammar is not English."""
 
 
-def numbered(kind: str, caption: str, rows: list, left: int = 1) -> list[Flowable]:
-    """A numbered table with horizontal rules only, ``left`` columns flush left, or a figure."""
-    everything = (0, 0), (-1, -1)
-    rules = [
-        ("LINEABOVE", (0, 0), (-1, 0), 0.9, "black"), ("LINEBELOW", (0, 0), (-1, 0), 0.4, "black"),
-        ("LINEBELOW", (0, -1), (-1, -1), 0.9, "black"), ("FONT", *everything, "STIX", 8.5, 10),
-        ("VALIGN", *everything, "TOP"), ("ALIGN", (left, 0), (-1, -1), "RIGHT"),
-        ("TOPPADDING", *everything, 1), ("BOTTOMPADDING", *everything, 2),
-    ]  # fmt: skip
-    body = Table(rows, style=rules if kind == "Table" else None, spaceAfter=9)
-    return [Paragraph(f"<b>{kind} <seq id='{kind}'/>.</b> {escape(caption)}", CAPTION), body]
-
-
-def story(runs: list[Run], plots: Path) -> Iterator[Flowable]:
+def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
     """The report's parts in order."""
-    yield Paragraph(f"LoRA and a distilled student, sr_no {runs[0].metrics['sr_no']}", TITLE)
-    yield Paragraph(ABSTRACT, BODY)
-    yield Paragraph("What was run", HEADING)
-    yield from numbered("Table", "What metrics.json says of the runs.", setup_rows(runs), left=2)
-    yield Paragraph("Results", HEADING)
-    yield from numbered("Table", "Ours, then the published.", result_rows(runs) + PUBLISHED, left=3)
-    apart = {run.name: differences_from_published(run) for run in runs}
+    several = len(found[0].runs) > 1
+    yield text(f"LoRA and a distilled student, sr_no {serial}", TITLE)
+    yield text(ABSTRACT)
+    yield text("What was run", HEADING)
+    yield from table("What was trained, on what.", trained_rows(found), left=2)
+    yield from table("How; all settings stand at the end.", recipe_rows(found))
+    yield text("Results", HEADING)
+    what = "mean and standard deviation over the sr_no; then" if several else "then"
+    caption = f"The models kept; {what} the published."
+    yield from table(caption, result_rows(found) + PUBLISHED, left=3)
+    apart = {series.name: differences_from_published(series) for series in found}
     comparable = ", ".join(name for name, differing in apart.items() if not differing) or "none"
     others = [f"{name} ({', '.join(differing)})" for name, differing in apart.items() if differing]
-    text = f"Comparable here: {comparable}. Not comparable: {'; '.join(others) or 'none'}."
-    yield Paragraph(COMPARABLE + escape(text), BODY)
-    for variant, group in groupby(runs, lambda run: run.variant):
-        picture = Image(plot_comparison(same := list(group), plots), 450, 400, kind="proportional")
-        yield from numbered("Figure", f"{variant}: the models kept.", [[picture]])
-        if len(pairs := paired_rows(same)) > 1:
-            yield from numbered("Table", f"{variant}: pairs, with McNemar's p.", pairs, left=2)
-        yield from numbered("Table", f"{variant}: size and speed on the CPU.", size_rows(same))
-        for run in same:
-            paths = [plots / f"{run.folder.name}_{part}.png" for part in ("loss", "accuracy")]
-            pictures = [Image(path, 225, 400, kind="proportional") for path in paths]
-            yield from numbered("Figure", f"{run.name}, epoch by epoch.", [pictures])
-    yield Paragraph("What these numbers cannot say", HEADING)
-    n = runs[0].metrics["data"][DEV]["sentences"]
+    words = f"Comparable here: {comparable}. Not comparable: {'; '.join(others) or 'none'}."
+    yield text(COMPARABLE + words)
+    for variant, group in groupby(found, lambda series: series.variant):
+        yield from one_variant(variant, list(group), serial, plots)
+    yield text("What these numbers cannot say", HEADING)
+    n = found[0].metrics["data"][DEV]["sentences"]
     low, high = (100 * end for end in wilson_interval(round(0.8 * n), n))
     width = f"On {n} sentences an accuracy of 80% means anything from {low:.1f}% to {high:.1f}%. "
-    yield Paragraph(width + LIMITS, BODY)
+    yield text(width + (SEVERAL_RUNS if several else ONE_RUN) + LIMITS)
+    yield text("All settings", HEADING)
+    yield from table("metrics.json, but for the results.", settings_rows(found), left=3)
+
+
+def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
+    """The figures and tables of one base and its students."""
+    several = len(same[0].runs) > 1
+    picture = plot_comparison(same, plots, serial)
+    yield from figure(f"{variant}: the models kept, with 95% intervals.", picture)
+    if several:
+        yield from table(f"{variant}: each run.", run_rows(same), left=2)
+    if len(rows := paired_rows(same)) > 1:
+        test = "with crossed random effects" if several else "with McNemar's p"
+        yield from table(f"{variant}: pairs, {test}.", rows, left=2)
+    if len(rows := agreement_rows(same)) > 1:
+        caption = "a student and its teacher; a margin is the difference of the two logits."
+        yield from table(f"{variant}: {caption}", rows, left=2)
+    caption = f"by source; those of fewer than {SMALLEST_SOURCE} sentences are one."
+    yield from table(f"{variant}: {caption}", source_rows(same), left=2)
+    yield from table(f"{variant}: calibration.", calibration_rows(same), left=2)
+    caption = "how often the sentences are acceptable that a model calls so with probability p."
+    yield from figure(f"{variant}: {caption}", plot_reliability(same, plots, serial))
+    yield from table(f"{variant}: size and speed on the CPU.", size_rows(same))
+    for series in same:
+        each = "; thin: each run, thick: their mean" if several else ""
+        name = f"{series.mode}_{variant}_{serial}"
+        paths = plot_curves(name, [run.folder for run in series.runs], plots)
+        yield from figure(f"{series.name}, epoch by epoch{each}.", *paths)
 
 
 def run_report(args: Namespace) -> None:
-    """Write plots and PDF, and print the table, of the runs of ``args.sr_no``."""
-    runs, plots = find_runs(args.out_dir, args.sr_no), Path(args.out_dir, "plots")
-    for run in runs:
-        plot_run(run.folder, plots)
-    for name, file in (("STIX", "STIXGeneral.ttf"), ("STIX-Bold", "STIXGeneralBol.ttf")):
-        pdfmetrics.registerFont(ttfonts.TTFont(name, Path(get_data_path(), "fonts/ttf", file)))
-    pdfmetrics.registerFontFamily("STIX", bold="STIX-Bold")
-    path = Path(args.out_dir, f"Report_{args.sr_no}.pdf")
-    margins = dict.fromkeys(("leftMargin", "rightMargin", "topMargin", "bottomMargin"), 54)
-    document = SimpleDocTemplate(pdf := BytesIO(), pagesize=A4, title=path.stem, **margins)
-    document.build(list(story(runs, plots)))
-    write_bytes(path, pdf.getvalue())
-    print(f"{comparison_table(runs)}\n\nreport: {path}\nplots:  {plots}")
+    """Write plots and PDF, and print the table, of the runs of ``args.sr_nos``.
+
+    They are all that are found on disk, or those of one variant where that is named or trained.
+    """
+    named = args.mode == "all" or "gpt_variant" in args.given
+    variant = variant_name(args.gpt_variant) if named else None
+    found, plots = find_runs(args.out_dir, args.sr_nos, variant), Path(args.out_dir, "plots")
+    path = Path(args.out_dir, f"Report_{args.serial}.pdf")
+    write_pdf(path, story(found, args.serial, plots))
+    print(f"{comparison_table(found)}\n\nreport: {path}\nplots:  {plots}")

@@ -5,6 +5,7 @@ import argparse
 import os
 import shlex
 import sys
+from itertools import product
 from pathlib import Path
 
 from support.errors import UserError, explain
@@ -36,6 +37,28 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
     return parse
 
 
+def serial_numbers(text: str) -> tuple[str, list[int]]:
+    """An argparse type: one number, or several as in 22915,22917-22919, each once; as written too."""
+    found = []
+    if len(text) > 100:
+        raise argparse.ArgumentTypeError("more than 100 characters, which name the report")
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not like 22915, 22915,22916 or 22915-22919"
+            )
+        low, high = int(first), int(last or first)
+        if high > 2**63 - 1:
+            raise argparse.ArgumentTypeError(f"{high} is out of range: at most {2**63 - 1}")
+        if not low <= high < low + 1000:
+            raise argparse.ArgumentTypeError(f"{part}: a range rises, by less than 1000")
+        found += range(low, high + 1)
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text} has a number twice")
+    return text, found
+
+
 count, size = number(int, 1), number(int, 0)
 positive, share = number(float, 0, open_low=True), number(float, 0, 1)
 softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overflows
@@ -44,7 +67,7 @@ softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overfl
 # An option is refused in a mode that is not its own.
 OPTIONS = (
     ("every mode", MODES, (
-        ("--sr_no", "N", number(int, 0, 2**63 - 1), 22915, "serial number; seeds all, names the outputs [22915]"),
+        ("--sr_no", "N", serial_numbers, ("22915", [22915]), "seeds all, names the outputs; several: 1,2 or 1-5 [22915]"),
         ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf [gpt2]"),
         ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, the report [.]"),
     )),
@@ -141,6 +164,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, default in defaults.items():
         if name not in args.given:
             setattr(args, name, default)
+    args.serial, args.sr_nos = args.sr_no
+    args.sr_no = args.sr_nos[0]
+    if len(args.sr_nos) > 1 and args.mode not in (*TRAINING, "report"):
+        parser.error(f"--sr_no: --mode {args.mode} takes one number")
     nano = args.gpt_variant == "nano"
     if args.data_dir is None:
         args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
@@ -154,8 +181,7 @@ def dispatch(args: argparse.Namespace) -> None:
     """Run the mode; what it needs is imported here."""
     if args.mode in TRAINING:
         with process_group():
-            for mode in ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,):
-                train(mode, args)
+            train(args)
     if not is_main():
         return
     if args.mode in ("report", "all"):
@@ -176,21 +202,29 @@ def dispatch(args: argparse.Namespace) -> None:
         run_export(args)
 
 
-def train(mode: str, args: argparse.Namespace) -> None:
-    """Train in one mode, with that mode's own default of ``--epochs``, and draw its curves."""
-    args = argparse.Namespace(**{**vars(args), "epochs": args.epochs or EPOCHS[mode]})
-    if mode == "LoRA":
-        from lora import run_lora
+def train(args: argparse.Namespace) -> None:
+    """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
+    from data_utils import load_corpus
+    from support.bases import find_base
 
-        folder = run_lora(args)
-    else:
-        from distil import run_student
+    base = find_base(args.gpt_variant, weights=args.mode != "rnn")
+    corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
+    modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
+    for sr_no, mode in product(args.sr_nos, modes):
+        changes = {"sr_no": sr_no, "epochs": args.epochs or EPOCHS[mode]}
+        one = argparse.Namespace(**vars(args) | changes)
+        if mode == "LoRA":
+            from lora import run_lora
 
-        folder = run_student(args, mode)
-    if is_main():
-        from support.plots import plot_run
+            folder = run_lora(one, base, corpus)
+        else:
+            from distil import run_student
 
-        plot_run(folder, args.out_dir / "plots")
+            folder = run_student(one, mode, base, corpus)
+        if is_main():
+            from support.plots import plot_curves
+
+            plot_curves(folder.name, [folder], args.out_dir / "plots")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -52,9 +52,10 @@ def converted(path: Path) -> Path:
 def convert(path: Path, folder: Path) -> str:
     """Write the folder, whole or not at all; returns what is wrong with the file, or nothing."""
     try:
-        import gguf  # noqa: F401  transformers reads with it
-    except ImportError:
-        raise UserError(f"{path}: needs gguf: pip install gguf==0.19.0") from None
+        import accelerate  # noqa: F401  transformers reads with both
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{path}: needs {error.name}; pip install -r requirements.txt") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

@@ -74,6 +74,7 @@ def one_class_note(metrics: dict) -> str:
 
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 TEXT, COUNT, FRACTION = "text", "a count", "a number from -1 to 1"
+SECONDS = "a number of seconds"
 DEV_SET = {
     "sentences": COUNT, "acceptable": COUNT, "predicted_acceptable": COUNT, "correct": COUNT,
     "accuracy": FRACTION, "mcc": FRACTION,
@@ -81,7 +82,8 @@ DEV_SET = {
 SPLIT = {"sentences": COUNT}
 CONTENT = {
     "mode": TEXT, "variant": TEXT, "sr_no": COUNT, "command": TEXT, "arguments": {},
-    "parameters": {}, "training": {"best_epoch": COUNT, "epochs": COUNT},
+    "parameters": {"total": COUNT, "trainable": COUNT}, "identity": {},
+    "training": {"best_epoch": COUNT, "epochs": COUNT, "seconds": SECONDS},
     "data": {
         "name": TEXT, "folder": TEXT, "sha256": TEXT,
         "in_domain_train": SPLIT, "in_domain_dev": SPLIT, "out_of_domain_dev": SPLIT,
@@ -114,6 +116,7 @@ def first_fault(value: object, kind: str | dict, name: str = "") -> str:
         TEXT: isinstance(value, str) and "\0" not in value,
         COUNT: type(value) is int and (value > 0 or not name.endswith("sentences")) and value >= 0,
         FRACTION: is_number and -1 <= value <= 1,
+        SECONDS: is_number and 0 <= value < math.inf,
     }
     return "" if right[kind] else f"{name} is not {kind}: {value!r:.40}"
 

@@ -3,67 +3,131 @@
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from data_utils import DEV
 from support.files import write_bytes
-from support.finished_runs import DEV_SETS, MODES, Run
+from support.finished_runs import DEV_SETS, MODES, Series
 from support.metrics import majority, read_history, read_metrics, summary
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+BINS = 10  # of the reliability plot
+FEWEST = 10  # sentences in a bin that is drawn
 
 
-def plot_run(folder: Path, plots_dir: Path) -> None:
-    """Write the loss and the accuracy of a finished run per epoch, train and validation."""
-    metrics = read_metrics(folder)
-    best, dev = metrics["training"]["best_epoch"], metrics[DEV]
-    history = read_history(folder, best)
-    title = f"{metrics['mode']} {metrics['variant']:.24}: {summary(dev)}"
+def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
+    """Draw the loss and the accuracy of finished runs per epoch, train and validation.
+
+    Of several runs each is drawn thin, and their mean, as far as all of them go, thick.
+    """
+    found = [read_metrics(folder) for folder in folders]
+    best = [metrics["training"]["best_epoch"] for metrics in found]
+    histories = [read_history(*pair) for pair in zip(folders, best, strict=True)]
+    title = f"{found[0]['mode']} {found[0]['variant']:.24}: {summary(found[0][DEV])}"
+    if several := len(folders) > 1:
+        accuracy, mcc = (np.mean([m[DEV][key] for m in found]) for key in ("accuracy", "mcc"))
+        runs = f"mean of {len(folders)} runs"
+        title = (
+            f"{found[0]['mode']} {found[0]['variant']:.24}: {accuracy:.2%}, MCC {mcc:.3f}, {runs}"
+        )
+    paths = []
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        epochs, val = history["epoch"], history[f"val_{quantity}"]
-        train = history[f"train_{quantity}"]
-        axes.plot(epochs, train, "s--", color="#E69F00", markerfacecolor="white", label="train")
-        axes.plot(epochs, val, "o-", color="#0072B2", markersize=4, label=DEV)
-        axes.plot(best, val[best - 1], "k*", markersize=9, label="epoch kept")
+        for split, line, colour, label in (
+            ("train", "s--", "#E69F00", "train"),
+            ("val", "o-", "#0072B2", DEV),
+        ):
+            curves = [history[f"{split}_{quantity}"] for history in histories]
+            look = {"markersize": 4, "color": colour}
+            if several:
+                for curve in curves:
+                    axes.plot(
+                        range(1, len(curve) + 1), curve, line[1:], color=colour, lw=0.6, alpha=0.6
+                    )
+                label = f"{label}, mean"
+            together = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
+            inside = "white" if split == "train" else colour
+            epochs = range(1, len(together) + 1)
+            axes.plot(epochs, together, line, label=label, markerfacecolor=inside, **look)
+        kept = [
+            history[f"val_{quantity}"][epoch - 1]
+            for history, epoch in zip(histories, best, strict=True)
+        ]
+        axes.plot(best, kept, "k*", markersize=5 if several else 9, label="epoch kept")
         if quantity == "accuracy":
-            axes.axhline(majority(dev), color="0.35", linestyle=":", label="majority baseline")
+            axes.axhline(majority(found[0][DEV]), color="0.35", ls=":", label="majority baseline")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity, title=title)
         figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
-        figure.savefig(png := BytesIO(), dpi=250)
-        write_bytes(plots_dir / f"{folder.name}_{quantity}.png", png.getvalue())
+        paths.append(save(figure, plots_dir / f"{name}_{quantity}.png"))
+    return paths
 
 
-def plot_comparison(runs: list[Run], plots_dir: Path) -> Path:
-    """Draw the runs of one variant: accuracy, its interval and MCC on both dev sets."""
-    figure = Figure(figsize=(6.5, 1 + 0.6 * len(runs)), layout="constrained")
+def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
+    """Draw one variant's runs: accuracy, its interval and MCC on both dev sets, small each run."""
+    figure = Figure(figsize=(6.5, 1 + 0.6 * len(same)), layout="constrained")
     axes = figure.subplots()
     at_right = axes.get_yaxis_transform()
     # Marker, line, colour, inside of the marker, and place within the row, of each dev set.
     looks = (("o", "-", "#0072B2", "#0072B2", -0.18), ("D", "--", "#D55E00", "white", 0.18))
     for split, (marker, line, colour, inside, shift) in zip(DEV_SETS, looks, strict=True):
         axes.plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
-        for row, shown in enumerate(run.scores[split] for run in runs):
-            axes.hlines(row + shift, *shown["interval"], colour, line)
-            axes.plot(shown["accuracy"], row + shift, marker, color=colour, markerfacecolor=inside)
-            text = summary(runs[row].metrics[split])
-            axes.text(1.02, row + shift, text, transform=at_right, va="center")
-    baselines = {runs[0].scores[split]["majority"]: split for split in DEV_SETS}
+        for row, series in enumerate(same):
+            shown, place, words = series.scores[split], row + shift, summary(series.metrics[split])
+            axes.hlines(place, shown.accuracy.low, shown.accuracy.high, colour, line)
+            axes.plot(shown.accuracy.value, place, marker, color=colour, markerfacecolor=inside)
+            if len(series.runs) > 1:
+                each = shown.accuracies
+                axes.plot(each, [place] * len(each), "|", color=colour, markersize=5)
+                words = f"{shown.accuracy.value:.2%}, MCC {shown.mcc.value:.3f}"
+                if shown.one_class:
+                    words += f" (one class only: {shown.one_class} of {len(each)})"
+            axes.text(1.02, place, words, transform=at_right, va="center")
+    baselines = {same[0].scores[split].majority: split for split in DEV_SETS}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
         label = f"majority baseline{of}, {level:.2%}"
         axes.axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
-    axes.set_yticks(range(len(runs)), [f"{run.mode}\n{MODES[run.mode]}" for run in runs])
-    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(runs) - 0.5, -0.5))
+    axes.set_yticks(range(len(same)), [f"{series.mode}\n{MODES[series.mode]}" for series in same])
+    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(same) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside upper center", ncols=2)
-    path = plots_dir / f"comparison_{runs[0].variant}_{runs[0].metrics['sr_no']}.png"
+    return save(figure, plots_dir / f"comparison_{same[0].variant}_{serial}.png")
+
+
+def plot_reliability(same: list[Series], plots_dir: Path, serial: str) -> Path:
+    """Draw how often sentences are acceptable against how probably the models call them so."""
+    figure = Figure(figsize=(6.5, 3.1), layout="constrained")
+    looks = {"LoRA": ("o-", "#0072B2"), "distil": ("D--", "#D55E00"), "rnn": ("s:", "#009E73")}
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, split in zip(panels, DEV_SETS, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.7", lw=0.8, zorder=0)
+        for series in same:
+            p = series.p_acceptable(split)  # (runs, sentences), all in the same bins
+            labels = np.broadcast_to(series.labels(split), p.shape).ravel()
+            bins = np.minimum((p.ravel() * BINS).astype(int), BINS - 1)
+            sizes = np.bincount(bins, minlength=BINS)
+            drawn = sizes >= FEWEST * len(p)
+            means = [np.bincount(bins, x, BINS)[drawn] / sizes[drawn] for x in (p.ravel(), labels)]
+            line, colour = looks[series.mode]
+            label = series.mode if axes is panels[0] else None
+            axes.plot(
+                *means, line, color=colour, markersize=4, markerfacecolor="white", label=label
+            )
+        axes.set(title=split, xlabel="probability of acceptable", xlim=(0, 1), ylim=(0, 1))
+    panels[0].set(ylabel="share acceptable")
+    figure.legend(loc="outside lower center", ncols=3)
+    return save(figure, plots_dir / f"reliability_{same[0].variant}_{serial}.png")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole."""
     figure.savefig(png := BytesIO(), dpi=250)
     write_bytes(path, png.getvalue())
     return path

@@ -147,6 +147,23 @@ def test_a_finished_run_is_shown_and_not_trained_again(demo, call):
     assert weights.stat().st_mtime_ns == before
 
 
+def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call, tmp_path):
+    options = (*QUICK, "--data_dir", demo.options[demo.options.index("--data_dir") + 1])
+    several = ("--mode", "rnn", *options, "--sr_no", "6-7", "--out_dir", tmp_path)
+    result = call(*several)
+    assert result.returncode == 0, result.stderr
+    alone, together = (checkpoint(folder, "rnn") for folder in (demo.folder, tmp_path))
+    for name in ("model.safetensors", "predictions.csv"):
+        assert (alone / name).read_bytes() == (together / name).read_bytes()
+    assert "epoch 1/" not in call(*several).stdout  # both are finished
+    result = call("--mode", "report", "--sr_no", "6-7", "--out_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "Report_6-7.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "plots" / "rnn_nano_6-7_loss.png").exists()
+    line = refusal(call("--mode", "report", "--sr_no", "6-8", "--out_dir", tmp_path))
+    assert "rnn_nano_8: no such run" in line
+
+
 def test_the_same_run_folder_with_other_options_is_refused(demo, call):
     line = refusal(call("--mode", "LoRA", *demo.options, "--lr", 0.01, "--out_dir", demo.folder))
     assert "lr is 0.001 there, 0.01 here" in line
@@ -329,7 +346,7 @@ def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
         line = refusal(call("--mode", *mode, *NANO_RUN))
         assert "LoRA_nano_7: this run is not finished; finish it with: python run.py" in line
         assert "--lr 3e-3 --overwrite" in line
-    assert [run.mode for run in find_runs(tmp_path, 7)] == ["distil", "rnn"]
+    assert [run.mode for run in find_runs(tmp_path, [7])] == ["distil", "rnn"]
     result = call(*again)
     assert result.returncode == 0, result.stderr
     assert call("--mode", "predict", *NANO_RUN, *SENTENCES).returncode == 0
@@ -430,6 +447,14 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(call, tmp_path, 
     [
         (["--mode", "dance"], "--mode"),
         (["--mode", "gen", "--lora_rank", 3], "--lora_rank means nothing to --mode gen"),
+        (["--mode", "rnn", "--sr_no", "5-1"], "--sr_no: 5-1: a range rises"),
+        (["--mode", "rnn", "--sr_no", "1-1001"], "--sr_no: 1-1001: a range rises"),
+        (["--mode", "rnn", "--sr_no", "1,,2"], "--sr_no: '1,,2' is not like"),
+        (["--mode", "rnn", "--sr_no", "1-"], "--sr_no: '1-' is not like"),
+        (["--mode", "rnn", "--sr_no", "3,1-5"], "--sr_no: 3,1-5 has a number twice"),
+        (["--mode", "rnn", "--sr_no", 2**63], "--sr_no: 9223372036854775808 is out of range"),
+        (["--mode", "rnn", "--sr_no", "1" * 101], "--sr_no: more than 100 characters"),
+        (["--mode", "predict", "--sr_no", "1,2"], "--sr_no: --mode predict takes one number"),
         (["--mode", "LoRA", "--epochs", 0], "--epochs"),
         (["--mode", "LoRA", "--batch_size", "many"], "--batch_size"),
         (["--mode", "LoRA", "--lr", "nan"], "--lr"),

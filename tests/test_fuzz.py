@@ -25,7 +25,7 @@ from distil import with_teacher_logits
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import DistilRNN
 from predict import read_sentences
-from report import comparison_table
+from report import calibration_rows, comparison_table, recipe_rows, settings_rows, trained_rows
 from support import cola
 from support.adapters import load_adapter
 from support.bases import Base, find_base
@@ -34,7 +34,7 @@ from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors
 from support.fingerprints import backbone_fingerprint, fingerprint
-from support.finished_runs import load_run
+from support.finished_runs import load_series
 from support.metrics import read_history, show_run
 from support.peft_files import read_settings, write_adapter
 from support.resumption import Progress, TrainState
@@ -460,7 +460,8 @@ def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder,
 RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
 METRICS = {
     "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "arguments": {"max_steps": None},
-    "parameters": {}, "training": {"best_epoch": 1, "epochs": 1}, "base": {"name": "nano"},
+    "parameters": {"total": 3, "trainable": 2}, "identity": {}, "base": {"name": "nano"},
+    "training": {"best_epoch": 1, "epochs": 1, "seconds": 1.0},
     "data": {"name": "", "folder": "", "sha256": "", **{key: {"sentences": 2} for key in SPLITS}},
     "hardware": {}, "versions": {},
     **{key: {**RESULTS, "accuracy": 1.0, "mcc": 1.0} for key in SPLITS[1:]},
@@ -501,10 +502,12 @@ def write_table(path, lines, cells):
 def test_any_run_is_reported_or_refused(folder, edits, predictions):
     write_metrics(folder, edits)
     write_table(folder / "predictions.csv", PREDICTIONS, predictions)
-    run = tried(load_run, folder)
-    assert run or edits or predictions
-    if run:
-        assert comparison_table([run])
+    series = tried(load_series, [folder])
+    assert series or edits or predictions
+    if series:
+        assert comparison_table([series])
+        for rows in (trained_rows, recipe_rows, settings_rows, calibration_rows):
+            assert len(rows([series])) > 1
 
 
 @given(CELLS, st.integers(-1, 3))

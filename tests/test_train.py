@@ -20,7 +20,6 @@ from conftest import NANO, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
-import distil
 import run
 import train_utils
 from data_utils import Split
@@ -496,7 +495,7 @@ def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
             read(folder)
     (folder / METRICS).write_text("{}")  # the mark alone counts
     with pytest.raises(UserError, match="no finished run with sr_no 7"):
-        find_runs(tmp_path, 7)
+        find_runs(tmp_path, [7])
 
 
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
@@ -561,14 +560,14 @@ def test_a_bug_is_not_hidden(error, monkeypatch, tmp_path):
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(distil, "load_corpus", fails)
+    monkeypatch.setattr("data_utils.load_corpus", fails)
     with pytest.raises(type(error)) as caught:
         run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)])
     assert caught.value is error
 
 
 def test_out_of_memory_names_the_option(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(distil, "load_corpus", lambda *_: torch.empty(2**58))  # 2**60 bytes
+    monkeypatch.setattr("data_utils.load_corpus", lambda *_: torch.empty(2**58))  # 2**60 bytes
     assert run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)]) == 2
     line = "out of memory; lower --batch_size, or choose a smaller --gpt_variant\n"
     assert capsys.readouterr().err == f"run.py: error: {line}"
