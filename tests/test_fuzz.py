@@ -25,7 +25,6 @@ from distil import with_teacher_logits
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import DistilRNN
 from predict import read_sentences
-from report import calibration_rows, comparison_table, recipe_rows, settings_rows, trained_rows
 from support import cola
 from support.adapters import load_adapter
 from support.bases import Base, find_base
@@ -39,6 +38,13 @@ from support.metrics import read_history, show_run
 from support.peft_files import read_settings, write_adapter
 from support.resumption import Progress, TrainState
 from support.run_folder import check_finished, claim
+from support.tables import (
+    calibration_rows,
+    comparison_table,
+    recipe_rows,
+    settings_rows,
+    trained_rows,
+)
 from support.tokens import load_tokenizer
 from train_utils import Recipe, Training, cross_entropy, predict_logits, train
 

@@ -20,6 +20,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 import report
 from data_utils import DEV
 from model import DistilRNN
+from support import tables
 from support.bases import find_base
 from support.checkpoints import save_student
 from support.errors import UserError
@@ -47,27 +48,27 @@ def make_run(
     """A run folder that agrees with itself; a `bias` of 99 answers "acceptable" to everything."""
     folder = out_dir / "checkpoints" / f"{mode}_{variant}_{sr_no}"
     folder.mkdir(parents=True)
-    rng, tables, scores = np.random.default_rng([len(mode), sr_no]), [], {}
+    rng, frames, scores = np.random.default_rng([len(mode), sr_no]), [], {}
     for split in DEV_SETS:
         sentences, acceptable = SIZES[split]
         label = (np.arange(sentences) < acceptable).astype(int)
         logit = 2 * label - 1 + bias + rng.normal(size=sentences)
         table = {"split": split, "label": label, "logit_0": 0, "logit_1": logit}
-        tables.append(pd.DataFrame(table))
+        frames.append(pd.DataFrame(table))
         correct = int(((logit > 0) == label).sum())
         scores[split] = {
             "sentences": sentences, "acceptable": acceptable, "correct": correct,
             "predicted_acceptable": int((logit > 0).sum()), "accuracy": correct / sentences,
             "mcc": matthews_corrcoef(label, logit > 0),
         }  # fmt: skip
-    pd.concat(tables).to_csv(folder / "predictions.csv", index=False)
+    pd.concat(frames).to_csv(folder / "predictions.csv", index=False)
     curves = {"train_loss": [0.7, 0.5], "val_loss": [0.6, 0.5]}
     curves |= {"train_accuracy": [0.6, 0.9], "val_accuracy": [0.6, 0.7]}
     pd.DataFrame({"epoch": [1, 2], **curves}).to_csv(folder / "history.csv", index=False)
     counts = {s: {"sentences": n, "tokens": 9 * n, "acceptable": a} for s, (n, a) in SIZES.items()}
     metrics = {
         "mode": mode, "variant": variant, "sr_no": sr_no, "command": f"python run.py --mode {mode}",
-        "arguments": report.PUBLISHED_RECIPES[mode], "versions": {"torch": "2.13.0"},
+        "arguments": tables.PUBLISHED_RECIPES[mode], "versions": {"torch": "2.13.0"},
         "hardware": {"device": "cpu"}, "base": {"name": variant},
         "identity": {"mode": mode, "sr_no": sr_no, "teacher": f"print {sr_no}", "lr": 1e-3},
         "training": {"best_epoch": 2, "epochs": 2, "seconds": 90.0},
@@ -112,7 +113,7 @@ def test_wilson_interval_is_the_closed_formula_and_agrees_with_the_published_row
     for row, correct in zip((0, 1, 4), (420, 437, 366), strict=True):
         low, high = wilson(correct, 527)
         expected = f"{correct / 527:.2%}", f"{100 * low:.1f} to {100 * high:.1f}"
-        assert report.PUBLISHED[row][3:5] == expected
+        assert tables.PUBLISHED[row][3:5] == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [(30, 11), (2, 90), (7, 7), (0, 1), (4, 3)])
@@ -348,15 +349,15 @@ def changed(series: Series, part: str, **changes) -> Series:
 def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, changes, reasons):
     make_run(tmp_path, mode)
     (run,) = find_runs(tmp_path, [7])
-    assert report.differences_from_published(run) == []
-    assert report.differences_from_published(changed(run, part, **changes)) == reasons
+    assert tables.differences_from_published(run) == []
+    assert tables.differences_from_published(changed(run, part, **changes)) == reasons
 
 
 def test_a_setting_that_metrics_json_does_not_tell_is_not_taken_for_the_published(tmp_path):
     make_run(tmp_path, "rnn")
     (run,) = find_runs(tmp_path, [7])
     del run.metrics["arguments"]["lr"]
-    assert report.differences_from_published(run) == ["lr not known"]
+    assert tables.differences_from_published(run) == ["lr not known"]
 
 
 def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
@@ -418,7 +419,7 @@ def test_the_size_table_tells_why_a_model_could_not_be_timed(tmp_path, there, ra
     gone = {"LoRA": "rnn", "rnn": "LoRA"}[there]
     add_student(make_run(tmp_path, there))
     folder = make_run(tmp_path, gone)
-    cells = {name: row for name, *row in report.size_rows(find_runs(tmp_path, [7]))}
+    cells = {name: row for name, *row in tables.size_rows(find_runs(tmp_path, [7]))}
     assert all(re.fullmatch(rf"[\d,.]+{re.escape(ratio)}", cell) for cell in cells[there])
     (reason,) = cells[gone]
     assert "".join(reason.split()).startswith(f"notmeasured:{folder}:neither")
@@ -431,7 +432,7 @@ def test_a_fault_of_the_programs_own_is_not_taken_for_a_model_that_cannot_be_tim
     add_student(make_run(tmp_path, "distil"))
     monkeypatch.setattr(f"support.inference_speed.{name}", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report.size_rows(find_runs(tmp_path, [7]))
+        tables.size_rows(find_runs(tmp_path, [7]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -461,7 +462,7 @@ def test_one_report_over_several_sr_no_has_means_deviations_and_every_run(tmp_pa
 def test_differences_are_paired_by_sr_no(tmp_path):
     make_runs(tmp_path)
     lora, distil, _ = same = find_runs(tmp_path, [7, 8])
-    row = report.paired_rows(same)[1]
+    row = tables.paired_rows(same)[1]
     found, _ = difference(lora.labels(DEV), lora.answers(DEV), distil.answers(DEV))
     gaps = [
         100 * (a.metrics[DEV]["accuracy"] - b.metrics[DEV]["accuracy"])
@@ -512,7 +513,7 @@ def add_corpus(folder: Path) -> None:
 def test_results_by_source_put_the_small_sources_together(tmp_path):
     add_corpus(make_run(tmp_path, "LoRA"))
     (series,) = same = find_runs(tmp_path, [7])
-    rows = report.source_rows(same)
+    rows = tables.source_rows(same)
     assert [row[:3] for row in rows[1:4]] == [
         (DEV, "big", "480"), (DEV, "mid", "20"), (DEV, "7 others", "27")
     ]  # fmt: skip
@@ -523,18 +524,18 @@ def test_results_by_source_put_the_small_sources_together(tmp_path):
 
 def test_without_its_corpus_a_report_says_why_it_has_no_sources(tmp_path):
     folder = make_run(tmp_path, "LoRA")
-    rows = report.source_rows(find_runs(tmp_path, [7]))
+    rows = tables.source_rows(find_runs(tmp_path, [7]))
     assert rows[1] == ("–", "not known: gone/raw/in_domain_dev.tsv: no such file")
     add_corpus(folder)
     path = folder / "corpus" / "raw" / f"{DEV}.tsv"
     path.write_text(path.read_text().replace("big\t1", "big\t0", 1))
-    assert "not the corpus of" in report.source_rows(find_runs(tmp_path, [7]))[1][1]
+    assert "not the corpus of" in tables.source_rows(find_runs(tmp_path, [7]))[1][1]
 
 
 def test_a_student_that_is_its_teacher_agrees_with_it(tmp_path):
     for mode in ("LoRA", "distil"):
         make_run(tmp_path, mode)
     same = find_runs(tmp_path, [7])
-    assert [row[:2] for row in report.agreement_rows(same)[1:]] == [("distil", s) for s in DEV_SETS]
+    assert [row[:2] for row in tables.agreement_rows(same)[1:]] == [("distil", s) for s in DEV_SETS]
     twin = same[0]._replace(mode="distil")
-    assert report.agreement_rows([same[0], twin])[1][2:] == ("100.0%", "1.000", "1.000")
+    assert tables.agreement_rows([same[0], twin])[1][2:] == ("100.0%", "1.000", "1.000")
