@@ -72,7 +72,7 @@ def one_class_note(metrics: dict) -> str:
 # ---------------------------------------------------------------------------------------------
 # metrics.json
 
-CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc")
 TEXT, COUNT, FRACTION = "text", "a count", "a number from -1 to 1"
 SECONDS = "a number of seconds"
 DEV_SET = {

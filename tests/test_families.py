@@ -1,7 +1,7 @@
 """Decoders of many families against their own classifiers and PEFT; and what is refused."""
 
 import json
-import shutil
+import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -9,66 +9,23 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-import transformers
 from conftest import NANO, padded_logits
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from data_utils import read_split, tokenize
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
 from model import Classifier
-from support.bases import base_folder, find_base, load_backbone, load_language_model
+from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
 from support.devices import CPU
 from support.errors import UserError
 from support.gguf_files import SMOLLM2_FILE, find_smollm2
 from support.peft_files import write_adapter
 from train_utils import count_parameters, predict_logits
 
-SIZE = dict(
-    vocab_size=1000, hidden_size=48, num_hidden_layers=3, num_attention_heads=6,
-    intermediate_size=80, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-    pad_token_id=999,
-)  # fmt: skip
-OPT = {**SIZE, "ffn_dim": 80, "word_embed_proj_dim": 24}
-GROUPED = {**SIZE, "num_key_value_heads": 2}
-FAMILIES = {
-    "Llama": GROUPED,
-    "Qwen2": GROUPED,
-    "Qwen3": {**GROUPED, "head_dim": 16},
-    "Mistral": {**GROUPED, "sliding_window": 40},
-    "GPTNeoX": SIZE,
-    "OPT": OPT,
-    "Phi": SIZE,
-    "Phi3": GROUPED,
-    "Gemma": {**GROUPED, "head_dim": 8},
-    "Olmo2": SIZE,
-    "Starcoder2": GROUPED,
-    "GPT2": SIZE,
-}
-REFUSED = {
-    "Mamba": (SIZE, "recurrent or convolutional"),
-    "Lfm2": ({**GROUPED, "layer_types": ["conv", "conv", "full_attention"]}, "recurrent or conv"),
-    "Gemma2": ({**GROUPED, "head_dim": 8}, "caps its attention scores"),
-    "Bert": (SIZE, "it is an encoder$"),
-    "T5": (dict(vocab_size=1000, d_model=48, num_layers=2, num_heads=6), "an encoder with"),
-    "Bloom": (SIZE, "AttentionInterface"),
-    "GPTNeo": ({**SIZE, "attention_types": [[["global"], 3]]}, "AttentionInterface"),
-    "GptOss": ({**GROUPED, "head_dim": 8, "num_local_experts": 4}, "attention sinks"),
-}
-
-
-def make_base(family: str, settings: dict, folder):
-    """A folder with a small random model of a family, under nano's tokenizer."""
-    torch.manual_seed(0)
-    model = AutoModel.from_config(getattr(transformers, f"{family}Config")(**settings))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(NANO / name, folder / name)
-    return folder
+sys.path.insert(0, str(PROJECT / "bench"))
+from families import FAMILIES, REFUSED, make_base
 
 
 def reference(folder) -> torch.nn.Module:
@@ -116,7 +73,7 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
 
 def test_a_sliding_window_limits_the_sentences(tmp_path):
     folder = make_base("Mistral", FAMILIES["Mistral"], tmp_path)
-    assert find_base(str(folder)).max_length == 40
+    assert find_base(str(folder)).max_length == 120
 
 
 @pytest.mark.parametrize("family", REFUSED)

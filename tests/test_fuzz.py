@@ -476,7 +476,8 @@ PATHS = [(key,) for key in METRICS] + [
     (key, inner) for key, part in METRICS.items() if isinstance(part, dict) for inner in part
 ]
 EDITS = st.dictionaries(st.sampled_from(PATHS), JSON, max_size=2)
-HISTORY = ["epoch,train_loss,train_accuracy,val_loss,val_accuracy", "1,1,1,1,1", "2,1,1,1,1"]
+COLUMNS = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,val_mcc"
+HISTORY = [COLUMNS, "1,1,1,1,1,1", "2,1,1,1,1,1"]
 PREDICTIONS = [
     "split,label,logit_0,logit_1",
     *(f"{split},{label},0,{2 * label - 1}" for split in SPLITS[1:] for label in (0, 1)),

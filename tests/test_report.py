@@ -39,7 +39,7 @@ from support.statistics import (
 )
 
 SIZES = {"in_domain_train": (8551, 6023), DEV: (527, 365), "out_of_domain_dev": (516, 354)}
-CURVES = "epoch,train_loss,val_loss,train_accuracy,val_accuracy"
+CURVES = "epoch,train_loss,val_loss,train_accuracy,val_accuracy,val_mcc"
 
 
 def make_run(
@@ -63,7 +63,7 @@ def make_run(
         }  # fmt: skip
     pd.concat(frames).to_csv(folder / "predictions.csv", index=False)
     curves = {"train_loss": [0.7, 0.5], "val_loss": [0.6, 0.5]}
-    curves |= {"train_accuracy": [0.6, 0.9], "val_accuracy": [0.6, 0.7]}
+    curves |= {"train_accuracy": [0.6, 0.9], "val_accuracy": [0.6, 0.7], "val_mcc": [0.1, 0.2]}
     pd.DataFrame({"epoch": [1, 2], **curves}).to_csv(folder / "history.csv", index=False)
     counts = {s: {"sentences": n, "tokens": 9 * n, "acceptable": a} for s, (n, a) in SIZES.items()}
     metrics = {
@@ -277,9 +277,9 @@ def test_runs_come_by_variant_then_mode_and_only_finished_ones(tmp_path):
         ("metrics.json", '{"mode": "LoRA"}'),
         ("history.csv", ""),
         ("history.csv", "epoch,train_loss\n1,0.5\n"),
-        ("history.csv", f"{CURVES}\n1,1,1,1,1\n"),  # the epoch kept is the second
-        ("history.csv", f"{CURVES}\n2,1,1,1,1\n3,1,1,1,1\n"),
-        ("history.csv", f"{CURVES}\n1,1,1,1,1\n2,1,1\n"),
+        ("history.csv", f"{CURVES}\n1,1,1,1,1,1\n"),  # the epoch kept is the second
+        ("history.csv", f"{CURVES}\n2,1,1,1,1,1\n3,1,1,1,1,1\n"),
+        ("history.csv", f"{CURVES}\n1,1,1,1,1,1\n2,1,1\n"),
         ("predictions.csv", "split,label\n1,1\n"),
         ("predictions.csv", "split,label,logit_0,logit_1\nin_domain_dev,1,0.0,1.0\n"),
     ],

@@ -1,0 +1,163 @@
+"""Train what results/ tells of, keep its figures there, and write the README's tables from them.
+
+    python bench/results.py                  # every study, hours; what is finished is not run again
+    python bench/results.py smollm2_cola     # one
+    python bench/results.py --readme         # the tables alone, from what stands in results/
+
+Models stay in runs/, which is not committed. A folder of results/ has the layout of an --out_dir
+without weights: `python run.py --mode report --out_dir results/smollm2_cola --sr_no ...` reads it.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_utils import DEV
+from support.bases import PROJECT
+from support.finished_runs import DEV_SETS, Series, find_runs
+from support.metrics import read_history
+from support.statistics import Estimate, difference
+from support.tables import comparable_pairs, spread
+
+RESULTS, README = PROJECT / "results", PROJECT / "README.md"
+KEPT = ("metrics.json", "history.csv", "predictions.csv")
+STUDIES = {  # the options of --mode all
+    "smollm2_cola": {"gpt_variant": "smollm2", "data_dir": "cola_public", "sr_no": "22915-22919"},
+    "nano": {"gpt_variant": "nano", "data_dir": "nano/corpus", "sr_no": "22915-22917"},
+}
+NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, taught", "rnn": "rnn, untaught"}
+
+
+def main() -> None:
+    """Run, copy, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("--readme", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    if unknown := set(args.studies) - set(STUDIES):
+        parser.error(f"{unknown.pop()}: no study; there are {', '.join(STUDIES)}")
+    for study in [] if args.readme else args.studies or STUDIES:
+        options = {**STUDIES[study], "out_dir": f"runs/{study}"}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        command = [sys.executable, "run.py", "--mode", "all", *words]
+        subprocess.run(command, cwd=PROJECT, check=True)
+        keep(PROJECT / "runs" / study, RESULTS / study, options["sr_no"])
+    README.write_text(with_tables(README.read_text()))
+
+
+def keep(source: Path, target: Path, serial: str) -> None:
+    """Copy what a reader wants of an --out_dir: no weights, and of the plots those of all runs."""
+    shutil.rmtree(target, ignore_errors=True)
+    paths = [path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")]
+    paths += [*source.glob(f"plots/*_{serial}*.png"), source / f"Report_{serial}.pdf"]
+    for path in paths:
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+# ---------------------------------------------------------------------------------------------
+# The README's tables
+
+
+def with_tables(page: str) -> str:
+    """The page with what stands between its marks written anew from results/."""
+
+    def table(mark: re.Match) -> str:
+        study, kind = mark[1], mark[2]
+        return f"{mark[0].splitlines()[0]}\n\n{TABLES[kind](found_in(study))}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def found_in(study: str) -> list[Series]:
+    """The runs of a study, over all sr_no that it has."""
+    folders = (RESULTS / study / "checkpoints").glob("LoRA_*")
+    return find_runs(RESULTS / study, sorted(int(path.name.rpartition("_")[2]) for path in folders))
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """A table, the headings first."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
+
+
+def results(found: list[Series]) -> str:
+    """Mean and standard deviation of accuracy and MCC."""
+    rows = [("run", *(f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")))]
+    for series in found:
+        scores = [series.scores[split] for split in DEV_SETS]
+        cells = [
+            (spread(100 * s.accuracies, ".2f", "%"), mcc_cell(s.mccs, s.one_class)) for s in scores
+        ]
+        rows.append((NAMES[series.mode], *(cell for pair in cells for cell in pair)))
+    majorities = [(f"{found[0].scores[split].majority:.2%}", "0") for split in DEV_SETS]
+    rows.append(("majority baseline", *(cell for pair in majorities for cell in pair)))
+    return markdown(rows)
+
+
+def mcc_cell(mccs: np.ndarray, one_class: int) -> str:
+    """MCC, and how many runs answer one class only."""
+    remark = f" ({one_class} of {len(mccs)} runs answer one class only)" if one_class else ""
+    return spread(mccs, ".3f") + remark
+
+
+def runs(found: list[Series]) -> str:
+    """Each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
+    rows = [("run", *(str(run.metrics["sr_no"]) for run in found[0].runs))]
+    for series in found:
+        s = series.scores[DEV]
+        cells = (f"{a:.2%}, {mcc:.3f}" for a, mcc in zip(s.accuracies, s.mccs, strict=True))
+        rows.append((NAMES[series.mode], *cells))
+    return markdown(rows)
+
+
+def pairs(found: list[Series]) -> str:
+    """Differences, paired by sr_no and sentence, with 95% intervals and p."""
+    rows = [("pair", "dev set", "accuracy, points", "MCC")]
+    for one, two in comparable_pairs(found):
+        for split in DEV_SETS:
+            accuracy, mcc = difference(one.labels(split), one.answers(split), two.answers(split))
+            cells = estimate(accuracy, ".1f", 100), estimate(mcc, ".2f")
+            rows.append((f"{one.mode} against {two.mode}", split, *cells))
+    return markdown(rows)
+
+
+def estimate(found: Estimate, form: str, factor: float = 1) -> str:
+    """A difference, its interval and p."""
+    value, low, high = (f"{factor * x:+{form}}" for x in found[:3])
+    return f"{value} ({low} to {high}), p {found.p:.2g}"
+
+
+def monitor(found: list[Series]) -> str:
+    """What in_domain_dev says of the epoch kept, and of the one that MCC would have kept."""
+    rows = [("run", "watching accuracy keeps epochs", "which score", "watching MCC", "which score")]
+    for series in found:
+        cells = []
+        for watched in ("val_accuracy", "val_mcc"):
+            kept, accuracies, mccs = [], [], []
+            for run in series.runs:
+                curves = read_history(run.folder, run.metrics["training"]["best_epoch"])
+                best = int(np.argmax(curves[watched]))
+                kept.append(str(best + 1))
+                accuracies.append(curves["val_accuracy"][best])
+                mccs.append(curves["val_mcc"][best])
+            cells += [", ".join(kept), f"{np.mean(accuracies):.2%}, MCC {np.mean(mccs):.3f}"]
+        rows.append((NAMES[series.mode], *cells))
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[list[Series]], str]] = {
+    function.__name__: function for function in (results, runs, pairs, monitor)
+}
+
+
+if __name__ == "__main__":
+    main()
