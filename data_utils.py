@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -88,6 +88,12 @@ def read_split(path: Path) -> tuple[list[str], list[int]]:
 # Tokenising
 
 
+class Rows(Protocol):
+    """What gives the rows (n, width) of some indices (n,), as a tensor does."""
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Tokenised sentences, on the CPU."""
@@ -97,6 +103,7 @@ class Split:
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)  UNLABELLED where nobody judged the sentence
     teacher_logits: Tensor | None = None  # (sentences, 2)  once a teacher has read it
+    teacher_states: Rows | None = None  # (tokens, hints)  where it gives hints at every token
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,6 +112,12 @@ class Split:
     def seqlens(self) -> np.ndarray:
         """Tokens of each sentence, (sentences,)."""
         return np.diff(self.cu_seqlens.numpy())
+
+    def part(self, start: int, stop: int) -> "Split":
+        """The sentences from ``start`` to before ``stop``."""
+        bounds = self.cu_seqlens[start : stop + 1]
+        ids = self.input_ids[bounds[0] : bounds[-1]]
+        return Split(self.sentences[start:stop], ids, bounds - bounds[0], self.labels[start:stop])
 
     def counts(self) -> dict[str, int]:
         """How many sentences, tokens and acceptable sentences there are."""
@@ -191,6 +204,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (sentences,)
     indices: Tensor  # (sentences,)  which sentence of the split each one is
     teacher_logits: Tensor | None  # (sentences, 2)
+    teacher_states: Tensor | None  # (tokens, hints)
     prefix_ids: Tensor  # (tokens,)  which prefix ends at each token
     prefix_tokens: Tensor  # (prefixes,)  the token where each prefix is met first
     blocks: tuple[tuple[int, int], ...]  # (length, sentences) of equally long ones, on the host
@@ -209,7 +223,8 @@ def pack(split: Split, indices: np.ndarray) -> Batch:
     position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     starts = split.cu_seqlens.numpy()[indices]
     chosen = torch.from_numpy(indices)
-    input_ids = split.input_ids[torch.from_numpy(np.repeat(starts, lengths) + position_ids)]
+    places = torch.from_numpy(np.repeat(starts, lengths) + position_ids)  # in the split
+    input_ids = split.input_ids[places]
     prefix_ids, prefix_tokens = distinct_prefixes(input_ids.tolist(), position_ids.tolist())
     return Batch(
         input_ids=input_ids,
@@ -218,6 +233,7 @@ def pack(split: Split, indices: np.ndarray) -> Batch:
         labels=split.labels[chosen],
         indices=chosen,
         teacher_logits=None if split.teacher_logits is None else split.teacher_logits[chosen],
+        teacher_states=None if split.teacher_states is None else split.teacher_states[places],
         prefix_ids=torch.tensor(prefix_ids),
         prefix_tokens=torch.tensor(prefix_tokens),
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),

@@ -10,11 +10,19 @@ factor T^2 restores it, so that kd_alpha keeps its meaning when the temperature 
 
 A teacher that knows its training sentences by heart has little to add on those. The transfer set
 (support/transfer_set.py) is where it can: sentences that nobody has labelled but the teacher.
+
+One answer a sentence is still little. Hints (FitNets, Romero et al. 2015, section 2.2,
+https://arxiv.org/abs/1412.6550) are what the teacher thinks at every token: its final hidden
+states (support/teacher_states.py), which a linear projection of the student's own is to meet,
+
+    hint_weight * mean over tokens and dimensions of (P student's state - teacher's state)^2
+
+The projection P serves this alone; the student that is kept does not have it.
 """
 
 from argparse import Namespace
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +31,7 @@ from torch import Tensor, nn
 
 from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint
 from model import DistilRNN
-from support.bases import Base
+from support.bases import Base, variant_name
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
@@ -31,7 +39,9 @@ from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
 from support.run_folder import claim, describe_run, run_folder
+from support.teacher_states import read_states
 from support.transfer_set import with_transfer_set
+from support.written import written_sentences
 from train_utils import (
     Counts,
     Loss,
@@ -43,6 +53,15 @@ from train_utils import (
     predict_logits,
     train,
 )
+
+OF_DISTIL = (
+    "kd_temperature",
+    "kd_alpha",
+    "transfer_size",
+    "transfer_source",
+    "hint_weight",
+    "hint_width",
+)  # fmt: skip  the options of its own
 
 
 def distillation(temperature: float, kd_alpha: float) -> Loss:
@@ -87,6 +106,68 @@ def with_teacher_logits(
     return {**corpus, **taught}
 
 
+@dataclass
+class HintedTraining(Training):
+    """Training with hints: the corpus' training split has ``teacher_states``."""
+
+    projection: nn.Linear  # of the student's states (tokens, width) to hints (tokens, hints)
+    weight: float
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The projection trains too."""
+        named = self.projection.named_parameters(prefix="projection")
+        return super().parameters() | dict(named)
+
+    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor]:
+        """The loss has the hints' beside its own."""
+        with self.device.autocast():
+            logits, states, places = self.model.read(batch)
+            missed = self.projection(states).float() - batch.teacher_states[places]
+        hint = missed.square().sum() / (counts.tokens * missed.shape[1])
+        logits = logits.float()
+        return logits, self.loss(logits, batch, counts) + self.weight * hint
+
+
+def with_hints(
+    corpus: dict[str, Split],
+    teacher: nn.Module,
+    teacher_print: str,
+    device: Device,
+    width: int,
+    folder: Path,
+) -> dict[str, Split]:
+    """As `with_teacher_logits`, and the training sentences with ``width`` hints at every token."""
+    logits, states = read_states(corpus[TRAIN], teacher, teacher_print, device, width, folder)
+    train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
+    dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
+    return {**corpus, TRAIN: train, DEV: dev}
+
+
+def taught_corpus(
+    args: Namespace,
+    base: Base,
+    corpus: dict[str, Split],
+    teacher: nn.Module,
+    teacher_print: str,
+    device: Device,
+    folder: Path,
+) -> dict[str, Split]:
+    """The corpus with the transfer set, and with what the teacher says of every sentence."""
+    if args.transfer_size:
+        written = []
+        if args.transfer_source != "edits":
+            share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
+            path = args.out_dir / "transfer" / f"{variant_name(args.gpt_variant)}.json"
+            written = written_sentences(base, list(corpus.values()), share, device, path)
+        size, seed, longest = args.transfer_size, args.sr_no, base.max_length
+        more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
+        corpus = {**corpus, TRAIN: more}
+    said = (teacher, teacher_print, device)
+    if args.hint_weight:
+        return with_hints(corpus, *said, args.hint_width, folder)
+    return with_teacher_logits(corpus, *said, folder / "teacher_logits.safetensors")
+
+
 def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher ("distil") or without ("rnn"), unless that is done.
 
@@ -98,28 +179,26 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     sources, settings = {"base": {"name": args.gpt_variant, "fingerprint": None}}, {}
     if taught:
         teacher, sources["teacher"] = load_teacher(args)
-        names = ("kd_temperature", "kd_alpha", "transfer_size")
-        settings = {name: getattr(args, name) for name in names}
+        settings = {name: getattr(args, name) for name in OF_DISTIL}
 
     description = describe_run(args, mode, corpus, device, sources, recipe._asdict() | settings)
     folder = run_folder(args, mode)
     with claim(folder, description, args.overwrite) as claimed:
         if not claimed.finished:
             keep_freed_memory()
-            loss = cross_entropy
+            loss, hinted = cross_entropy, taught and args.hint_weight > 0
             if taught:
-                if args.transfer_size:
-                    some = (args.transfer_size, args.sr_no)
-                    more = with_transfer_set(corpus, base.tokenizer, base.max_length, *some)
-                    corpus = {**corpus, TRAIN: more}
-                teacher_print = sources["teacher"]["fingerprint"]
-                cache = folder / "teacher_logits.safetensors"
-                corpus = with_teacher_logits(corpus, teacher, teacher_print, device, cache)
+                known = (teacher, sources["teacher"]["fingerprint"])
+                corpus = taught_corpus(args, base, corpus, *known, device, folder)
                 loss = distillation(args.kd_temperature, args.kd_alpha)
-                del teacher  # its memory
+                del teacher, known  # its memory
             torch.manual_seed(args.sr_no)
             model = DistilRNN(corpus[TRAIN].input_ids.unique()).to(device.torch)
             training = Training(model, corpus, loss, recipe, device)
+            if hinted:
+                projection = nn.Linear(model.rnn.hidden_size, corpus[TRAIN].teacher_states.width)
+                hints = (projection.to(device.torch), args.hint_weight)
+                training = HintedTraining(model, corpus, loss, recipe, device, *hints)
             progress = train(training, folder)
             save_student(model, base, folder)
             results, predictions = evaluate(training)

@@ -129,6 +129,11 @@ class Classifier(nn.Module):
         """The decoder."""
         return getattr(self, self.prefix)
 
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (sentences, 2) and hidden states (tokens, width)."""
+        states = prefix_states(self.backbone, batch)[batch.prefix_ids]
+        return self.score(states[batch.cu_seqlens[1:] - 1]), states
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sentences, 2) of a packed batch."""
         gpt2 = self.backbone.config.model_type == "gpt2"
@@ -136,11 +141,16 @@ class Classifier(nn.Module):
         return self.score(states(self.backbone, batch))
 
 
-def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """The final hidden state (sentences, width) at each sentence's last token."""
+def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """The final hidden state (prefixes, width) of each prefix."""
     ids, positions = (x[batch.prefix_tokens].unsqueeze(0) for x in batch[:2])  # (1, prefixes)
     found = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
-    return found.last_hidden_state[0, batch.prefix_ids[batch.cu_seqlens[1:] - 1]]
+    return found.last_hidden_state[0]
+
+
+def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
+    """The final hidden state (sentences, width) at each sentence's last token."""
+    return prefix_states(backbone, batch)[batch.prefix_ids[batch.cu_seqlens[1:] - 1]]
 
 
 def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
@@ -197,11 +207,18 @@ class DistilRNN(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (sentences, 2) of a packed batch."""
-        # A PackedSequence lays tokens out by time, then by sentence, the longest sentence first.
+        return self.read(batch)[0]
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (sentences, 2), and the hidden states (tokens, width) with the tokens' places.
+
+        A PackedSequence lays tokens out by time, then by sentence, the longest sentence first: the
+        states stand in that order, and the places (tokens,) say where each token is in the batch.
+        """
         by_time = torch.argsort(batch.position_ids, stable=True)
         # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
         lengths, counts = (torch.tensor(column) for column in zip(*batch.blocks, strict=True))
         reaching = (lengths.unsqueeze(1) > torch.arange(batch.blocks[0][0])) * counts.unsqueeze(1)
         embedded = self.embedding(self.rows(batch.input_ids[by_time]))  # (tokens, width)
-        _, last = self.rnn(PackedSequence(embedded, reaching.sum(dim=0)))  # (1, sentences, width)
-        return self.linear(last.squeeze(0))
+        states, last = self.rnn(PackedSequence(embedded, reaching.sum(dim=0)))
+        return self.linear(last.squeeze(0)), states.data, by_time  # last: (1, sentences, width)

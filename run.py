@@ -82,6 +82,7 @@ OPTIONS = (
         ("--epochs", "N", count, None, "passes over the corpus [LoRA 10; distil, rnn 5]"),
         ("--patience", "N", count, 3, "stop after N epochs without a better one [3]"),
         ("--monitor", None, ("accuracy", "mcc"), "accuracy", "what early stopping watches [accuracy]"),
+        ("--lr_schedule", None, ("constant", "linear"), "constant", "linear falls to 0 over all epochs [constant]"),
         ("--max_steps", "N", count, None, "stop after N optimiser steps [none]"),
         ("--overwrite", None, bool, False, "train again what is finished"),
     )),
@@ -94,6 +95,9 @@ OPTIONS = (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),
         ("--kd_alpha", "X", share, 0.5, "weight of KD against cross-entropy [0.5]"),
         ("--transfer_size", "N", size, None, f"extra sentences, teacher-labelled [0; nano {NANO_TRANSFER_SIZE}]"),
+        ("--transfer_source", None, ("edits", "written", "both"), "edits", "edited, or written by the base [edits]"),
+        ("--hint_weight", "X", number(float, 0, 1e6), 0.0, "weight of the teacher's hidden states [0]"),
+        ("--hint_width", "N", count, 128, "how many of their components [128]"),
     )),
     ("distil", ("distil",), (
         ("--teacher", "DIR", Path, None, "a LoRA run [the one of this variant and sr_no]"),

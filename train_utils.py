@@ -8,7 +8,7 @@ add up to the loss of the whole, and their gradients to its gradient.
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,15 +48,16 @@ READ_EVERY = {"cuda": 16}  # steps between looks at the losses on a GPU; 1 elsew
 
 
 class Counts(NamedTuple):
-    """How many sentences a whole batch has, and how many labelled ones: what a mean divides by."""
+    """How many sentences, labelled ones and tokens a whole batch has: what a mean divides by."""
 
     sentences: int
     labelled: int
+    tokens: int
 
     @classmethod
-    def of(cls, labels: Tensor) -> "Counts":
+    def of(cls, labels: Tensor, tokens: int = 0) -> "Counts":
         """The counts of ``labels (sentences,)``."""
-        return cls(len(labels), int((labels != UNLABELLED).sum()))
+        return cls(len(labels), int((labels != UNLABELLED).sum()), tokens)
 
 
 # A function of logits (sentences, 2), of what has these sentences' labels and teacher_logits, and
@@ -80,6 +81,14 @@ class Recipe(NamedTuple):
     patience: int
     monitor: str  # "accuracy" or "mcc"
     max_steps: int | None
+    lr_schedule: str = "constant"  # or "linear": falling to zero at the end of the last epoch
+
+    def lr_at(self, step: int, sentences: int) -> float:
+        """The learning rate of a step, counted from 0, of training on so many sentences."""
+        if self.lr_schedule == "constant":
+            return self.lr
+        steps = self.epochs * math.ceil(sentences / self.batch_size)
+        return self.lr * (1 - step / min(steps, self.max_steps or steps))
 
     @classmethod
     def of(cls, args: Namespace) -> "Recipe":
@@ -97,6 +106,16 @@ class Training:
     recipe: Recipe
     device: Device
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What trains, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor]:
+        """Logits (sentences, 2) of a piece of a batch, and its share of the whole batch's loss."""
+        with self.device.autocast():
+            logits = self.model(batch).float()
+        return logits, self.loss(logits, batch, counts)
+
 
 # ---------------------------------------------------------------------------------------------
 # Evaluation
@@ -111,21 +130,27 @@ def predict_logits(
     Of several processes each judges its part, and all get the whole. A progress bar shows under
     ``description``.
     """
-    model.eval()
+    logits = torch.zeros(len(split), 2, device=device.torch)
+    for batch in pieces_of(model.eval(), split, device, description):
+        with device.autocast():
+            logits[batch.indices] = model(batch).float()
+    sum_over_processes(logits)
+    return logits.cpu()
+
+
+def pieces_of(
+    model: nn.Module, split: Split, device: Device, description: str | None
+) -> Iterator[Batch]:
+    """This process' share of a split in batches that a model reads fast, on the device."""
     rank, processes = rank_and_processes()
     order = by_prefix(split) if model.shares_prefixes else by_length(split)
     pieces = list(within_budget(split, order, MAX_TOKENS))[rank::processes]
-    logits = torch.zeros(len(split), 2, device=device.torch)
     total = sum(len(piece) for piece in pieces)
     hidden = None if description else True
     with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
         for piece in pieces:
-            batch = pack(split, piece).to(device.torch)
-            with device.autocast():
-                logits[batch.indices] = model(batch).float()
+            yield pack(split, piece).to(device.torch)
             bar.update(len(piece))
-    sum_over_processes(logits)
-    return logits.cpu()
 
 
 def evaluate(training: Training) -> tuple[dict[str, dict], list[dict]]:
@@ -160,8 +185,7 @@ def train(training: Training, folder: Path) -> Progress:
     Goes on from ``folder/state.safetensors`` where there is one, and keeps it up to date. SIGINT
     and SIGTERM raise KeyboardInterrupt with the state saved.
     """
-    model, recipe = training.model, training.recipe
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    recipe, parameters = training.recipe, training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=recipe.lr, fused=True)
     state = TrainState(folder / "state.safetensors", parameters, optimizer)
     progress = state.load()
@@ -217,6 +241,7 @@ def train_epoch(
             torch.manual_seed(step_seed(recipe.sr_no, step, rank))  # dropout's
             indices = order[start : start + recipe.batch_size]
             unread.append(accumulate_gradients(training, indices))
+            optimizer.param_groups[0]["lr"] = recipe.lr_at(step, len(split))
             optimizer.step()
             optimizer.zero_grad()
             stop = any_process(interruption.requested)
@@ -244,20 +269,19 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
         (2,) the mean loss, and how many labelled sentences were judged right, on the device; and
         the counts of the batch.
     """
-    model, split, device = training.model, training.corpus[TRAIN], training.device
+    split, device = training.corpus[TRAIN], training.device.torch
     rank, processes = rank_and_processes()
-    counts = Counts.of(split.labels[torch.from_numpy(indices)])
-    result = torch.zeros(2, device=device.torch)
+    labels = split.labels[torch.from_numpy(indices)]
+    counts = Counts.of(labels, int(split.seqlens[indices].sum()))
+    result = torch.zeros(2, device=device)
     for piece in within_budget(split, indices[rank::processes], MAX_TOKENS):
-        batch = pack(split, piece).to(device.torch)
-        with device.autocast():
-            logits = model(batch).float()
-        share = training.loss(logits, batch, counts)
+        batch = pack(split, piece).to(device)
+        logits, share = training.judge(batch, counts)
         share.backward()
         correct = (logits.argmax(dim=1) == batch.labels).sum()
         result += torch.stack([share.detach(), correct])
     if processes > 1:
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = training.parameters().values()
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

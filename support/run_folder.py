@@ -34,6 +34,10 @@ RESULTS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )  # fmt: skip  what a finished run leaves, and another must not find
+# Options that came later: a run of their defaults has the identity that it had before them.
+LATER = {
+    "lr_schedule": "constant", "transfer_source": "edits", "hint_weight": 0.0, "hint_width": 128,
+}  # fmt: skip
 
 
 class Claim(NamedTuple):
@@ -92,7 +96,7 @@ def describe_run(
         "data": data,
         "precision": device.precision,
         **{key: source["fingerprint"] for key, source in sources.items()},
-        **arguments,
+        **{key: value for key, value in arguments.items() if LATER.get(key, ...) != value},
     }
     return {
         "mode": mode,

@@ -1,0 +1,122 @@
+"""What does a teacher think at every token, and where is it kept?
+
+Its final hidden states, each dimension standardised, as their leading principal components: these
+carry most of the variance in a fraction of the numbers. They are computed once, a file a `CHUNK` of
+sentences, in half precision, and read through a memory map, so that no set is too large.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from data_utils import Split, corpus_fingerprint
+from support.devices import Device
+from support.errors import UserError
+from support.files import read_tensors, write_tensors
+from support.fingerprints import fingerprint
+from support.processes import any_process, sum_over_processes
+from train_utils import pieces_of
+
+CHUNK = 8192  # sentences a file
+SAMPLE = 2048  # of the first sentences, from which the components are found
+
+
+class Basis(NamedTuple):
+    """What turns states (tokens, width) into hints (tokens, hints)."""
+
+    mean: Tensor  # (width,)
+    directions: Tensor  # (width, hints)
+
+    def hints_of(self, states: Tensor) -> Tensor:
+        """Centre, scale, project."""
+        return (states.float() - self.mean.to(states.device)) @ self.directions.to(states.device)
+
+
+class TeacherStates:
+    """The hints (tokens, hints) of a split, as rows that are read when they are asked for."""
+
+    def __init__(self, paths: list[Path]):
+        """Map the files of consecutive sentences."""
+        self.pieces = []
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                self.pieces.append(file.get_tensor("states"))
+        self.bounds = torch.tensor([0, *(len(piece) for piece in self.pieces)]).cumsum(0)
+        self.width = self.pieces[0].shape[1]
+
+    def __getitem__(self, tokens: Tensor) -> Tensor:
+        """The hints of some tokens, in fp32."""
+        found = torch.empty(len(tokens), self.width)
+        which = torch.searchsorted(self.bounds, tokens, right=True) - 1
+        for number in which.unique().tolist():
+            inside = which == number
+            found[inside] = self.pieces[number][tokens[inside] - self.bounds[number]].float()
+        return found
+
+
+@torch.no_grad()
+def read_states(
+    split: Split, teacher: nn.Module, teacher_print: str, device: Device, width: int, folder: Path
+) -> tuple[Tensor, TeacherStates]:
+    """A teacher's logits (sentences, 2) and hints of a whole split, computed once.
+
+    What was computed before and is of this teacher and these tokens is not computed again.
+    """
+    teacher.to(device.torch).eval()
+    key = fingerprint(teacher_print, corpus_fingerprint({"": split}), device.precision, str(width))
+    basis, paths, logits = None, [], []
+    for number, start in enumerate(range(0, len(split), CHUNK)):
+        path = folder / f"teacher_{number:04}.safetensors"
+        paths.append(path)
+        part = split.part(start, start + CHUNK)
+        kept = kept_logits(path, key, len(part))
+        if any_process(kept is None):
+            basis = basis or find_basis(teacher, split.part(0, SAMPLE), device, width)
+            kept, states = read_part(teacher, part, device, basis, f"teacher reads {number + 1}")
+            write_tensors(path, {"logits": kept, "states": states.half()}, {"key": key})
+            any_process(False)  # nobody reads before the main process has written
+        logits.append(kept)
+    return torch.cat(logits), TeacherStates(paths)
+
+
+def kept_logits(path: Path, key: str, sentences: int) -> Tensor | None:
+    """The logits in a file, if it is whole and has the key."""
+    with suppress(UserError):
+        tensors, metadata = read_tensors(path)
+        if metadata.get("key") == key and len(tensors.get("logits", ())) == sentences:
+            return tensors["logits"]
+    return None
+
+
+def read_part(
+    teacher: nn.Module, part: Split, device: Device, basis: Basis | None, description: str | None
+) -> tuple[Tensor, Tensor]:
+    """Logits (sentences, 2), and hints (tokens, hints); without a basis states (tokens, width)."""
+    width = teacher.score.in_features if basis is None else basis.directions.shape[1]
+    logits, states = torch.zeros(len(part), 2), torch.zeros(len(part.input_ids), width)
+    for batch in pieces_of(teacher, part, device, description):
+        with device.autocast():
+            judged, found = teacher.read(batch)
+        found = (found.float() if basis is None else basis.hints_of(found)).cpu()
+        logits[batch.indices.cpu()] = judged.float().cpu()
+        starts = part.cu_seqlens[batch.indices.cpu()]
+        lengths = batch.cu_seqlens.diff().cpu()
+        states[torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()] = found
+    sum_over_processes(logits, states)
+    return logits, states
+
+
+def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) -> Basis:
+    """The leading principal components of standardised states over a sample's tokens."""
+    _, states = read_part(teacher, sample, device, None, None)
+    mean, deviation = states.double().mean(0), states.double().std(0)
+    scaled = (states.double() - mean) / deviation
+    _, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
+    directions = directions.flip(1)[:, :width]
+    # Scaled so that the mean square over the hints is the share of the variance that they keep.
+    directions = directions / deviation.unsqueeze(1) * (directions.shape[1] / len(mean)) ** 0.5
+    return Basis(mean.float(), directions.float())

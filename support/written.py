@@ -1,0 +1,171 @@
+"""Which sentences does a base model write by itself?
+
+It continues a list of acceptable training sentences, one a line, and so writes more of their kind:
+sampled among the `TOP_K` likeliest tokens, up to the end of the line. Kept are whole sentences that
+are new. They serve every seed and every student, so they are made once and kept.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data_utils import Split, token_ids
+from support.bases import Base, load_language_model
+from support.devices import Device
+from support.errors import UserError
+from support.files import read_json, write_json
+from support.fingerprints import backbone_fingerprint, fingerprint
+from support.processes import any_process, is_main
+from support.resumption import interruptible
+from support.transfer_set import bare
+
+EXAMPLES, ROWS, TOP_K = 3, 64, 150  # sentences of a prompt, continuations of it, choices a token
+WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
+SAVE_EVERY = 20  # prompts
+FRUITLESS = 100  # prompts in a row that gave nothing new: the model has nothing more to say
+
+
+def written_sentences(
+    base: Base, known: list[Split], size: int, device: Device, path: Path
+) -> list[str]:
+    """``size`` sentences, the same for the same base and corpus, whatever the sr_no.
+
+    ``known`` are the splits whose sentences are not to be written again, the training split first.
+    Goes on from ``path``, where there is something already, and keeps it up to date. SIGINT and
+    SIGTERM raise KeyboardInterrupt with all of it saved.
+    """
+    examples = [s for s, y in zip(known[0].sentences, known[0].labels, strict=True) if y == 1]
+    taken = {bare(sentence) for split in known for sentence in split.sentences}
+    model = load_language_model(base.folder)
+    key = fingerprint(backbone_fingerprint(model.base_model), *examples)
+    state = {"key": key, "prompts": 0, "sentences": []}
+    with suppress(UserError):
+        found = read_json(path)
+        state = found if is_state(found, key) else state
+    if any_process(len(state["sentences"]) < size):
+        write(model.to(device.torch), base, examples, taken, size, device, path, state)
+        state = read_json(path)
+    return state["sentences"][:size]
+
+
+def is_state(found: dict, key: str) -> bool:
+    """Whether a file's content is what `write` left, for the same base and examples."""
+    sentences, prompts = found.get("sentences"), found.get("prompts")
+    whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
+    return whole and found.get("key") == key and type(prompts) is int and prompts >= 0
+
+
+def write(
+    model: nn.Module,
+    base: Base,
+    examples: list[str],
+    taken: set[str],
+    size: int,
+    device: Device,
+    path: Path,
+    state: dict,
+) -> None:
+    """Add to ``state`` until it has ``size`` sentences. The main process works, others wait."""
+    separator, ends = sentence_ends(base.tokenizer)
+    how = (base.tokenizer, examples, separator, ends.to(device.torch))
+    sentences, fruitless = state["sentences"], 0
+    seen = taken | {bare(sentence) for sentence in sentences}
+    bar = tqdm(
+        desc=f"{base.name} writes", total=size, initial=len(sentences), unit=" sentences",
+        disable=None if is_main() else True,
+    )  # fmt: skip
+    with bar, interruptible() as interruption:
+        while any_process(len(sentences) < size and fruitless < FRUITLESS):
+            if is_main():
+                before = len(sentences)
+                for sentence in continued(model, *how, state["prompts"]):
+                    if bare(sentence) not in seen:
+                        seen.add(bare(sentence))
+                        sentences.append(sentence)
+                state["prompts"] += 1
+                fruitless = 0 if len(sentences) > before else fruitless + 1
+                bar.update(len(sentences) - before)
+            stop = any_process(interruption.requested)
+            if stop or state["prompts"] % SAVE_EVERY == 0:
+                write_json(path, state)
+            if stop:
+                raise KeyboardInterrupt
+    write_json(path, state)
+    if any_process(is_main() and len(sentences) < size):
+        raise UserError(
+            f"--transfer_size: {base.name} wrote only {len(sentences)} new sentences of the {size} "
+            "asked for; ask for fewer, or for --transfer_source edits"
+        )
+
+
+def continued(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    examples: list[str],
+    separator: str,
+    ends: Tensor,
+    number: int,
+) -> list[str]:
+    """The whole sentences among `ROWS` continuations of the prompt of a number."""
+    chosen = np.random.default_rng([0, number]).choice(len(examples), EXAMPLES, replace=False)
+    prompt = separator.join(examples[i] for i in chosen) + separator.strip(" ")
+    generator = torch.Generator(ends.device).manual_seed(number)
+    (ids,) = token_ids(tokenizer, [prompt])
+    found = continuations(model, torch.tensor(ids, device=ends.device), ends, generator)
+    lines = [tokenizer.decode(row).split("\n")[0].strip() for row in found]
+    return [
+        line
+        for line in lines
+        if len(line.split()) in WORDS and line[0].isupper() and line[-1] in ".?!"
+    ]
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module, prompt: Tensor, ends: Tensor, generator: torch.Generator
+) -> list[list[int]]:
+    """Sample `ROWS` continuations of a prompt (tokens,), each up to one of the tokens ``ends``.
+
+    The prompt's keys and values are computed once, and a row that has ended costs no more. What
+    does not end within `MOST_TOKENS` is left out.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    logits = model(prompt.unsqueeze(0), past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    cache.batch_repeat_interleave(ROWS)
+    logits = logits.expand(ROWS, -1)  # (rows, vocabulary)
+    rows, texts = torch.arange(ROWS, device=prompt.device), [[] for _ in range(ROWS)]
+    ended = []
+    for _ in range(MOST_TOKENS):
+        likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))
+        drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
+        token = tokens.gather(1, drawn).squeeze(1)  # (rows,)
+        for row, number in zip(rows.tolist(), token.tolist(), strict=True):
+            texts[row].append(number)
+        going = ~torch.isin(token, ends)
+        ended += rows[~going].tolist()
+        if not going.any():
+            break
+        if not going.all():
+            cache.batch_select_indices(going.nonzero().squeeze(1))
+            rows, token = rows[going], token[going]
+        logits = model(token.unsqueeze(1), past_key_values=cache).logits[:, -1]
+    return [texts[row] for row in sorted(ended)]
+
+
+def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
+    """What stands between two sentences of a prompt, and the tokens that end a sentence.
+
+    It is a line's end, where the tokenizer has learnt such tokens; else its model has seen running
+    text alone, as nano, and a space and the marks at a sentence's end do.
+    """
+    pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
+    ends = [i for i, piece in enumerate(pieces) if "\n" in piece]
+    marks = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
+    return ("\n", torch.tensor(ends)) if len(ends) > 1 else (" ", torch.tensor(marks))

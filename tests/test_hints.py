@@ -1,0 +1,262 @@
+"""Hints at every token, and the sentences that a base model writes."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import NANO, classifier
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+import support.teacher_states
+import support.written
+from data_utils import DEV, TRAIN, load_corpus, pack, read_split, token_ids
+from distil import HintedTraining, distillation
+from model import DistilRNN
+from support.bases import find_base, load_language_model
+from support.devices import CPU
+from support.errors import UserError
+from support.teacher_states import read_states
+from support.transfer_set import bare, with_transfer_set
+from support.written import continuations, sentence_ends, written_sentences
+from train_utils import Counts, Recipe, accumulate_gradients
+
+WIDTH = 16
+RECIPE = Recipe(1, 32, 1e-3, 2, 3, "accuracy", None)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return find_base("nano")
+
+
+@pytest.fixture(scope="module")
+def corpus(nano_corpus) -> dict:
+    """The beginnings of nano's."""
+    return {name: split.part(0, 300) for name, split in nano_corpus.items()}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return classifier(NANO).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Several files of a few sentences."""
+    monkeypatch.setattr(support.teacher_states, "CHUNK", 128)
+    monkeypatch.setattr(support.teacher_states, "SAMPLE", 300)
+
+
+# ---------------------------------------------------------------------------------------------
+# The teacher's states
+
+
+@pytest.fixture(scope="module")
+def hidden_states(corpus) -> np.ndarray:
+    """Hugging Face's final hidden states of the training sentences, each read alone."""
+    model = AutoModelForSequenceClassification.from_pretrained(NANO, num_labels=2).eval()
+    split, rows = corpus[TRAIN], []
+    for start, stop in zip(split.cu_seqlens[:-1], split.cu_seqlens[1:], strict=True):
+        with torch.no_grad():
+            found = model.transformer(split.input_ids[None, start:stop]).last_hidden_state
+        rows.append(found[0].numpy())
+    return np.concatenate(rows)
+
+
+def test_hints_are_the_principal_components_of_standardised_states(
+    corpus, teacher, hidden_states, small_chunks, tmp_path
+):
+    """As scikit-learn finds them, up to their signs; logits are those without hints."""
+    split = corpus[TRAIN]
+    logits, found = read_states(split, teacher, "its print", CPU, WIDTH, tmp_path)
+    hints = found[torch.arange(len(split.input_ids))].numpy()
+    scaled = StandardScaler().fit_transform(hidden_states)
+    components = PCA(WIDTH).fit(scaled)
+    expected = components.transform(scaled) * (WIDTH / scaled.shape[1]) ** 0.5
+    signs = np.sign((hints * expected).sum(axis=0))
+    assert hints.std() > 0.1
+    np.testing.assert_allclose(hints * signs, expected, atol=5e-3)  # stored in half precision
+    share = components.explained_variance_ratio_.sum()
+    assert np.square(hints).mean() == pytest.approx(share, rel=0.01)
+    alone = torch.cat([teacher(pack(split, np.array([i]))) for i in range(20)])
+    torch.testing.assert_close(logits[:20], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
+    corpus, teacher, small_chunks, tmp_path, monkeypatch
+):
+    passes, read_part = [], support.teacher_states.read_part
+    monkeypatch.setattr(
+        support.teacher_states, "read_part", lambda *a: passes.append(1) or read_part(*a)
+    )
+
+    def ask(teacher_print: str) -> int:
+        passes.clear()
+        read_states(corpus[TRAIN], teacher, teacher_print, CPU, WIDTH, tmp_path)
+        return len(passes)
+
+    assert ask("one") == 4  # three files, and the sample for the components
+    content = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(content) == 3
+    assert ask("one") == 0
+    path = tmp_path / "teacher_0001.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert ask("one") == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
+    assert ask("another") == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss
+
+
+@pytest.fixture
+def hinted(corpus, teacher, small_chunks, tmp_path) -> HintedTraining:
+    from dataclasses import replace
+
+    logits, states = read_states(corpus[TRAIN], teacher, "its print", CPU, WIDTH, tmp_path)
+    train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
+    torch.manual_seed(0)
+    model = DistilRNN(train.input_ids.unique(), width=24)
+    loss = distillation(2.0, 0.5)
+    projection = nn.Linear(24, WIDTH)
+    return HintedTraining(model, {**corpus, TRAIN: train}, loss, RECIPE, CPU, projection, 3.0)
+
+
+def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted):
+    """Written out: every sentence through `nn.RNN` by itself, the mean over all their tokens."""
+    split, indices = hinted.corpus[TRAIN], np.array([5, 0, 9, 2])
+    model, missed, logits = hinted.model, [], []
+    for i in indices:
+        start, stop = split.cu_seqlens[i], split.cu_seqlens[i + 1]
+        states, last = model.rnn(model.embedding(model.rows(split.input_ids[start:stop])))
+        target = split.teacher_states[torch.arange(start, stop)]
+        missed.append(states @ hinted.projection.weight.T + hinted.projection.bias - target)
+        logits.append(model.linear(last))
+    labels = split.labels[indices]
+    said = SimpleNamespace(labels=labels, teacher_logits=split.teacher_logits[indices])
+    plain = distillation(2.0, 0.5)(torch.cat(logits), said, Counts.of(labels))
+    expected = plain + 3.0 * torch.cat(missed).square().mean()
+    names = hinted.parameters()
+    gradients = torch.autograd.grad(expected, list(names.values()))
+    found, _ = accumulate_gradients(hinted, indices)
+    assert found[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert {"projection.weight", "projection.bias", "rnn.weight_hh_l0"} < names.keys()
+    for (name, parameter), gradient in zip(names.items(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_pieces_of_a_batch_add_up_to_its_hint_loss(hinted, monkeypatch):
+    indices = np.arange(60)
+    whole, _ = accumulate_gradients(hinted, indices)
+    monkeypatch.setattr("train_utils.MAX_TOKENS", 50)
+    pieces, _ = accumulate_gradients(hinted, indices)
+    torch.testing.assert_close(pieces, whole)
+
+
+def test_a_falling_learning_rate_ends_at_nothing_and_a_constant_one_is_itself():
+    falling = RECIPE._replace(lr_schedule="linear")
+    rates = [falling.lr_at(step, 300) for step in range(2 * 10)]  # 2 epochs of 10 steps
+    assert rates == pytest.approx([1e-3 * (1 - step / 20) for step in range(20)])
+    assert falling._replace(max_steps=4).lr_at(3, 300) == pytest.approx(0.25e-3)
+    assert {RECIPE.lr_at(step, 300) for step in range(20)} == {1e-3}
+
+
+# ---------------------------------------------------------------------------------------------
+# Sentences that a base model writes
+
+
+def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, tmp_path):
+    known = list(nano_corpus.values())
+    made = written_sentences(base, known, 200, CPU, tmp_path / "one.json")
+    assert made == written_sentences(base, known, 200, CPU, tmp_path / "other.json")
+    taken = {bare(sentence) for split in known for sentence in split.sentences}
+    assert len({bare(sentence) for sentence in made} - taken) == 200
+    for sentence in made:
+        assert sentence[0].isupper()
+        assert sentence[-1] in ".?!"
+        assert 3 <= len(sentence.split()) <= 20
+
+
+def test_writing_that_is_interrupted_goes_on_to_the_same_file(
+    base, nano_corpus, tmp_path, monkeypatch
+):
+    known, path = list(nano_corpus.values()), tmp_path / "interrupted.json"
+    written_sentences(base, known, 400, CPU, tmp_path / "whole.json")
+    continued, calls = support.written.continued, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return continued(*arguments)
+
+    monkeypatch.setattr(support.written, "SAVE_EVERY", 1)
+    monkeypatch.setattr(support.written, "continued", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written_sentences(base, known, 400, CPU, path)
+    assert json.loads(path.read_text())["prompts"] == 2
+    written_sentences(base, known, 400, CPU, path)
+    assert path.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"key": "another", "sentences": ["A b c."]}'])
+def test_a_file_of_another_base_or_a_broken_one_is_written_anew(
+    base, nano_corpus, tmp_path, content
+):
+    path = tmp_path / "some.json"
+    path.write_text(content)
+    made = written_sentences(base, list(nano_corpus.values()), 10, CPU, path)
+    assert len(made) == 10
+    assert "A b c." not in made
+
+
+def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
+    base, nano_corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(support.written, "continued", lambda *_: ["The same sentence."])
+    monkeypatch.setattr(support.written, "FRUITLESS", 3)
+    with pytest.raises(UserError, match="--transfer_size: nano wrote only 1 new sentences of the"):
+        written_sentences(base, list(nano_corpus.values()), 5, CPU, tmp_path / "some.json")
+
+
+def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
+    """With one choice a token, every row is the greedy continuation that `generate` finds."""
+    model = load_language_model(NANO)
+    _, ends = sentence_ends(base.tokenizer)
+    (ids,) = token_ids(base.tokenizer, ["The dogs sleep. A cat"])
+    greedy = model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0)
+    expected = greedy[0, len(ids) :].tolist()
+    stop = next(place for place, token in enumerate(expected) if token in ends.tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support.written, "TOP_K", 1)
+        found = continuations(model, torch.tensor(ids), ends, torch.Generator())
+    assert found == [expected[: stop + 1]] * support.written.ROWS
+
+
+def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, tokenizer):
+    """Whatever its case, spacing and mark at the end; two are put in the way."""
+    corpus = load_corpus(cola, tokenizer, 1024)
+    taken = {bare(s) for split in (DEV, "out_of_domain_dev") for s in corpus[split].sentences}
+    edits = with_transfer_set(corpus, tokenizer, 1024, 20_000, 22915)
+    made = [bare(sentence) for sentence in edits.sentences[len(corpus[TRAIN]) :]]
+    assert len(made) == 20_000
+    assert not set(made) & taken
+    assert bare("  The  Dogs sleep .") == bare("the dogs sleep!")
+
+
+def test_edits_of_a_dev_sentence_in_other_clothes_are_left_out(base, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "in_domain_train.tsv").write_text("a\t1\t\tCats see dogs.\n")
+    (raw / "in_domain_dev.tsv").write_text("a\t0\t\tdogs  see cats !\n")
+    (raw / "out_of_domain_dev.tsv").write_text("a\t0\t\tSee cats dogs\n")
+    corpus = load_corpus(tmp_path, base.tokenizer, 512)
+    assert read_split(raw / "in_domain_dev.tsv")[0] == ["dogs  see cats !"]
+    made = with_transfer_set(corpus, base.tokenizer, 512, 10, 1).sentences[1:]
+    assert not {bare(sentence) for sentence in made} & {"dogs see cats", "see cats dogs"}
