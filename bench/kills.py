@@ -2,10 +2,10 @@
 
     python bench/kills.py --kills 40 --seed 1
 
-SIGKILL falls anywhere: while importing, training, evaluating or saving, while the teacher reads,
-while the report is written. A run is started again until it ends by itself; then every file must
-hold what the undisturbed run's holds, bit for bit, but for what depends on the clock. Prints each
-difference and exits with status 1 if there is any.
+SIGKILL falls anywhere: while importing, training, evaluating or saving, while the base model writes
+or the teacher reads, while the report is written. A run is started again until it ends by itself;
+then every file must hold what the undisturbed run's holds, bit for bit, but for what depends on the
+clock. Prints each difference and exits with status 1 if there is any.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,26 +26,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 # Saves come every 0.2 s instead of every 300 s, so that kills fall into many of them.
 START = (
     f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
-    "import run, train_utils\n"
+    "import run, train_utils, support.teacher_states, support.written\n"
     "train_utils.SAVE_EVERY = 0.2\n"
+    "support.teacher_states.CHUNK, support.written.SAVE_EVERY = 512, 1\n"
     "sys.exit(run.main(sys.argv[1:]))"
 )
-OPTIONS = [
-    "--mode",
-    "all",
-    "--gpt_variant",
-    "nano",
-    "--epochs",
-    "3",
-    "--batch_size",
-    "64",
-    "--transfer_size",
-    "400",
-    "--lora_dropout",
-    "0.1",
-    "--max_steps",
-    "70",
-]
+OPTIONS = shlex.split(
+    "--mode all --gpt_variant nano --epochs 3 --batch_size 64 --lora_dropout 0.1 --max_steps 70 "
+    "--transfer_size 2000 --transfer_source both --hint_weight 3 --lr_schedule linear"
+)
 
 
 def main() -> int:

@@ -80,7 +80,7 @@ def write(
         disable=None if is_main() else True,
     )  # fmt: skip
     with bar, interruptible() as interruption:
-        while any_process(len(sentences) < size and fruitless < FRUITLESS):
+        while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
                 for sentence in continued(model, *how, state["prompts"]):

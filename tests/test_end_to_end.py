@@ -18,6 +18,7 @@ import peft
 import pytest
 import torch
 from conftest import NANO, padded_logits, refusal
+from safetensors import safe_open
 from transformers import GPT2ForSequenceClassification
 
 import lora
@@ -322,6 +323,21 @@ def test_three_kills_change_nothing(tmp_path, data):
     assert compare_killed(tmp_path, kills=3, seed=2759, options=options) == []
 
 
+def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):
+    """While its base writes, its teacher reads, and it trains; its folder has no projection."""
+    teacher = checkpoint(demo.folder, "LoRA")
+    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 1500)
+    some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
+    options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]
+    assert compare_killed(tmp_path, kills=3, seed=3, options=options) == []
+    folder = checkpoint(tmp_path / "alone", "distil")
+    assert {path.name for path in folder.iterdir()} >= {"teacher_0000.safetensors"}
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        found = set(file.keys())
+    with safe_open(checkpoint(demo.folder, "rnn") / "model.safetensors", framework="pt") as file:
+        assert found == set(file.keys())
+
+
 def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
     demo, call, tmp_path, monkeypatch
 ):
@@ -397,6 +413,18 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
     for mode in ("LoRA", "distil"):
         assert_same_training(checkpoint(demo.folder, mode), checkpoint(tmp_path, mode))
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_path):
+    teacher = checkpoint(demo.folder, "LoRA")
+    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 200)
+    options = ("--mode", "distil", *demo.options, *hints, "--teacher", teacher, "--out_dir")
+    assert call(*options, tmp_path / "one").returncode == 0
+    result = torchrun(*options, tmp_path / "two")
+    assert result.returncode == 0, result.stderr
+    assert_same_training(*(checkpoint(tmp_path / name, "distil") for name in ("one", "two")))
+    written = [(tmp_path / name / "transfer" / "nano.json").read_bytes() for name in ("one", "two")]
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize(("local_rank", "lines"), [(0, 1), (1, 0)])
