@@ -12,6 +12,7 @@ from support.errors import UserError
 from support.finished_runs import DEV_SETS, Series, read_sources
 from support.inference_speed import measure_inference
 from support.metrics import summary
+from support.run_folder import LATER
 from support.statistics import Estimate, agreement, calibration_error, difference, mcnemar, score
 
 Rows = list[tuple[str, ...]]  # of a table, the headings first
@@ -22,14 +23,18 @@ PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the 
     ("published distil", DEV, "CoLA", "72.45%", "", "69.26%", "–", ""),
     ("published rnn", DEV, "CoLA", "69.45%", "65.4 to 73.2", "69.26%", "–", ""),
 ]
-RECIPE = {"batch_size": 128, "lr": 1e-3, "monitor": "accuracy", "max_steps": None}
+RECIPE = {
+    "batch_size": 128, "lr": 1e-3, "monitor": "accuracy", "max_steps": None,
+    "lr_schedule": "constant",
+}  # fmt: skip
 OF_LORA = {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0}
-OF_DISTIL = {"kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0}
+OF_DISTIL = {"kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "hint_weight": 0}
 PUBLISHED_RECIPES = {
     "LoRA": {**RECIPE, "epochs": 10, **OF_LORA},
     "distil": {**RECIPE, "epochs": 5, **OF_DISTIL},
     "rnn": {**RECIPE, "epochs": 5},
 }
+PARTS = ("arguments", "training", "base", "teacher", "hardware", "versions", "data", "command")
 SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
 
 
@@ -62,8 +67,10 @@ def recipe_rows(found: list[Series]) -> Rows:
             span([run.metrics["training"][key] for run in series.runs])
             for key in ("best_epoch", "epochs")
         )
-        names = [name for name in PUBLISHED_RECIPES[series.mode] if name in OF_LORA | OF_DISTIL]
-        names += ["max_steps"] if given.get("max_steps", "None") != "None" else []
+        published = PUBLISHED_RECIPES[series.mode]
+        plain = {"max_steps": "None", **{name: str(value) for name, value in LATER.items()}}
+        names = [n for n in published if n in OF_LORA | OF_DISTIL and n not in plain]
+        names += [name for name in plain if given.get(name, plain[name]) != plain[name]]
         own = ", ".join(f"{name} {given.get(name)}" for name in names)
         seconds = np.mean([run.metrics["training"]["seconds"] for run in series.runs])
         recipe = given.get("batch_size"), given.get("lr"), f"{kept} of {done}", given.get("monitor")
@@ -80,16 +87,7 @@ def span(values: list[int]) -> str:
 def settings_rows(found: list[Series]) -> Rows:
     """What metrics.json says of the runs, once where it says the same of several."""
     rows = [("part", "of", "what metrics.json says")]
-    for part in (
-        "arguments",
-        "training",
-        "base",
-        "teacher",
-        "hardware",
-        "versions",
-        "data",
-        "command",
-    ):
+    for part in PARTS:
         told: dict[str, dict[str, list[str]]] = {}  # words -> a series' name -> its sr_no
         for series in found:
             for run in series.runs:
@@ -259,7 +257,7 @@ def differences_from_published(series: Series) -> list[str]:
     if [metrics["data"][split]["sentences"] for split in SPLITS] != [8551, 527, 516]:
         differing.append(f"corpus {metrics['data']['name']}")
     for key, value in PUBLISHED_RECIPES[series.mode].items():
-        found = metrics["arguments"].get(key, "not known")
+        found = metrics["arguments"].get(key, LATER.get(key, "not known"))
         if found != value:
             differing.append(f"{key} {found}")
     return differing

@@ -344,6 +344,7 @@ def changed(series: Series, part: str, **changes) -> Series:
         ("rnn", "data", dict(in_domain_train={"sentences": 8550}), ["corpus cola_public"]),
         ("distil", "arguments", dict(max_steps=9), ["max_steps 9"]),
         ("distil", "arguments", dict(kd_alpha=0.9, epochs=6), ["epochs 6", "kd_alpha 0.9"]),
+        ("distil", "arguments", dict(hint_weight=3.0), ["hint_weight 3.0"]),
     ],
 )
 def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, changes, reasons):
@@ -351,6 +352,14 @@ def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, 
     (run,) = find_runs(tmp_path, [7])
     assert tables.differences_from_published(run) == []
     assert tables.differences_from_published(changed(run, part, **changes)) == reasons
+
+
+def test_a_run_from_before_an_option_came_has_its_default(tmp_path):
+    make_run(tmp_path, "distil")
+    (series,) = find_runs(tmp_path, [7])
+    for name in ("hint_weight", "lr_schedule"):
+        del series.metrics["arguments"][name]
+    assert tables.differences_from_published(series) == []
 
 
 def test_a_setting_that_metrics_json_does_not_tell_is_not_taken_for_the_published(tmp_path):
