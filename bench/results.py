@@ -54,7 +54,9 @@ def main() -> None:
 
 def keep(source: Path, target: Path, serial: str) -> None:
     """Copy what a reader wants of an --out_dir: no weights, and of the plots those of all runs."""
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(target / "plots", ignore_errors=True)
+    for path in target.glob("Report_*.pdf"):
+        path.unlink()
     paths = [path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")]
     paths += [*source.glob(f"plots/*_{serial}*.png"), source / f"Report_{serial}.pdf"]
     for path in paths:
