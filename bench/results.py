@@ -85,6 +85,14 @@ def found_in(study: str) -> list[Series]:
     return find_runs(RESULTS / study, sorted(int(path.name.rpartition("_")[2]) for path in folders))
 
 
+def picture(found: list[Series]) -> str:
+    """The comparison of the models kept."""
+    folder = found[0].runs[0].folder.parent.parent
+    (path,) = folder.glob("plots/comparison_*.png")
+    modes = ", ".join(series.mode for series in found)
+    return f"![{modes} on {found[0].variant}]({path.relative_to(PROJECT).as_posix()})"
+
+
 def markdown(rows: list[tuple[str, ...]]) -> str:
     """A table, the headings first."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -93,7 +101,13 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
 
 def results(found: list[Series]) -> str:
     """Mean and standard deviation of accuracy and MCC."""
-    rows = [("run", *(f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")))]
+    numbers = ", ".join(str(run.metrics["sr_no"]) for run in found[0].runs)
+    rows = [
+        (
+            f"sr_no {numbers}",
+            *(f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")),
+        )
+    ]
     for series in found:
         scores = [series.scores[split] for split in DEV_SETS]
         cells = [
@@ -157,7 +171,7 @@ def monitor(found: list[Series]) -> str:
 
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
-    function.__name__: function for function in (results, runs, pairs, monitor)
+    function.__name__: function for function in (picture, results, runs, pairs, monitor)
 }
 
 

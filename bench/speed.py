@@ -307,16 +307,6 @@ def corpus_of(args: argparse.Namespace) -> dict:
     return load_corpus(args.data_dir, load_tokenizer(args.gpt2), 1024)
 
 
-def head_of(split, sentences: int):
-    """The first sentences of a split."""
-    from data_utils import Split
-
-    end = split.cu_seqlens[sentences]
-    labels = split.labels[:sentences]
-    bounds = split.cu_seqlens[: sentences + 1]
-    return Split(split.sentences[:sentences], split.input_ids[:end], bounds, labels)
-
-
 def padded(split, indices, length: int | None = None):
     """Token ids (sentences, time) and mask, to the longest or, padded and cut, to ``length``."""
     import torch
@@ -349,7 +339,7 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
-    split = head_of(split, 512) if args.quick else split
+    split = split.part(0, 512) if args.quick else split
     ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     order = shuffled(len(split), SR_NO, 0).tolist()
 
@@ -369,6 +359,75 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
         f"padded to the longest {best['padded']:.1f}",
         best["padded"] / best["ours"],
         3.5,
+    )
+
+
+def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """A teacher's pass with hidden states beside one for logits alone."""
+    from data_utils import TRAIN
+    from support.teacher_states import read_states
+    from train_utils import predict_logits
+
+    split = corpus_of(args)[TRAIN]
+    split = split.part(0, 512) if args.quick else split
+    teacher = classifier(args.gpt2)
+
+    def with_hints(_: int) -> None:
+        with TemporaryDirectory() as folder:
+            read_states(split, teacher, "random", cpu(), 128, Path(folder))
+
+    sides = {"hints": with_hints, "logits": lambda _: predict_logits(teacher, split, cpu())}
+    best = {side: min(values) for side, values in in_turn(sides, 2).items()}
+    yield Row(
+        f"teacher's hints at every token of {len(split):,} sentences, s",
+        f"{best['hints']:.1f}",
+        f"its logits alone {best['logits']:.1f}",
+        best["logits"] / best["hints"],
+        1 / 1.1,
+    )
+
+
+def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Sentences that a base model writes: sampled, each to the end of its line."""
+    import torch
+
+    from data_utils import token_ids
+    from support import written
+    from support.bases import load_language_model
+    from support.tokens import load_tokenizer
+
+    base = args.smollm2 or args.gpt2
+    tokenizer, model = load_tokenizer(base), load_language_model(base)
+    _, ends = written.sentence_ends(tokenizer)
+    (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
+    prompt, rows = torch.tensor(ids), written.ROWS
+    found: dict[str, list[float]] = {"ours": [], "generate": []}
+
+    def ours(number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        began = time.perf_counter()
+        ended = len(written.continuations(model, prompt, ends, generator))
+        found["ours"].append(ended / (time.perf_counter() - began))
+
+    def theirs(number: int) -> None:
+        torch.manual_seed(number)
+        began = time.perf_counter()
+        out = model.generate(
+            prompt.unsqueeze(0), attention_mask=torch.ones(1, len(prompt)), do_sample=True,
+            top_k=written.TOP_K, temperature=1.0, max_new_tokens=written.MOST_TOKENS,
+            num_return_sequences=rows, eos_token_id=ends.tolist(), pad_token_id=ends[0].item(),
+        )  # fmt: skip
+        ended = int(torch.isin(out[:, len(prompt) :], ends).any(dim=1).sum())
+        found["generate"].append(ended / (time.perf_counter() - began))
+
+    in_turn({"ours": ours, "generate": theirs}, 2 if args.quick else 6)
+    rate = {side: statistics.median(values[1:]) for side, values in found.items()}
+    yield Row(
+        f"writing, {rows} at a time, sentences/s",
+        f"{rate['ours']:.1f}",
+        f"generate {rate['generate']:.1f}",
+        rate["ours"] / rate["generate"],
+        2.5,
     )
 
 
@@ -408,7 +467,7 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     corpus = corpus_of(args)
     if args.quick:
-        corpus = {name: head_of(split, min(len(split), 512)) for name, split in corpus.items()}
+        corpus = {name: split.part(0, min(len(split), 512)) for name, split in corpus.items()}
     split, epochs = corpus[TRAIN], 1 if args.quick else 5
     ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     student = CourseRNN(theirs.config.vocab_size)
@@ -510,7 +569,7 @@ def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
-    some = head_of(split, 512)
+    some = split.part(0, 512)
     teacher, student = classifier(args.gpt2), DistilRNN(split.input_ids.unique())
     sides = {
         "student": lambda _: predict_logits(student, split, cpu()),
@@ -676,7 +735,7 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
 
 
 ROWS = (
-    lora_rows, memory_rows, teacher_rows, distil_rows, rnn_rows, predict_rows, generation_rows,
+    lora_rows, memory_rows, teacher_rows, hint_rows, writing_rows, distil_rows, rnn_rows, predict_rows, generation_rows,
     start_rows, growth_rows,
 )  # fmt: skip
 

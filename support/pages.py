@@ -51,7 +51,7 @@ SPANNED = (("SPAN",), ("ALIGN", "LEFT"))
 
 def figure(caption: str, *paths: Path) -> list[Flowable]:
     """A numbered figure of pictures side by side."""
-    pictures = [Image(path, WIDTH / len(paths) - 12, 400, kind="proportional") for path in paths]
+    pictures = [Image(path, (WIDTH - 37) / len(paths), 400, kind="proportional") for path in paths]
     return [numbered("Figure", caption), Table([pictures], spaceAfter=9)]
 
 

@@ -2,11 +2,15 @@
 
 import ast
 import re
+import sys
 from graphlib import TopologicalSorter
 
 import pytest
 
 from support.bases import PROJECT
+
+sys.path.insert(0, str(PROJECT / "bench"))
+from results import with_tables
 
 STORY = ["run", "report", "predict", "distil", "lora", "train_utils", "model", "data_utils"]
 PAGES = ["README.md", "bench/README.md", "nano/README.md"]
@@ -42,3 +46,11 @@ def test_the_readme_names_every_room():
     page = (PROJECT / "README.md").read_text()
     for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").glob("*.py")]:
         assert path.name == "__init__.py" or re.search(rf"^{path.name}|  {path.name} ", page, re.M)
+
+
+def test_the_readmes_tables_are_those_of_the_files_in_results():
+    page = (PROJECT / "README.md").read_text()
+    assert page.count("<!-- smollm2_cola: ") >= 4
+    assert with_tables(page) == page, "run: python bench/results.py --readme"
+    figure = re.search(r"\d\d\.\d\d ± \d\.\d\d%|\d\d\.\d\d%, MCC", page)[0]
+    assert with_tables(page.replace(figure, "99.99%, MCC")) == page  # it would be seen
