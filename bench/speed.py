@@ -735,8 +735,8 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
 
 
 ROWS = (
-    lora_rows, memory_rows, teacher_rows, hint_rows, writing_rows, distil_rows, rnn_rows, predict_rows, generation_rows,
-    start_rows, growth_rows,
+    lora_rows, memory_rows, teacher_rows, hint_rows, writing_rows, distil_rows, rnn_rows,
+    predict_rows, generation_rows, start_rows, growth_rows,
 )  # fmt: skip
 
 if __name__ == "__main__":
