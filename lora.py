@@ -122,12 +122,13 @@ class LowRankCorrection(torch.autograd.Function):
         flat, low, weight, A, B = ctx.saved_tensors
         dx, dbias = None, None
         g_flat = g.flatten(0, -2)  # (n, out)
-        g_low = ctx.scaling * (g_flat @ B)  # (n, r)
+        # A product with a side of r is several times faster where its long sides are rows.
+        g_low = ctx.scaling * (g_flat @ B.T.contiguous().T)  # (n, r)
         if ctx.needs_input_grad[0]:
             dx = (g_flat @ weight.T).addmm_(g_low, A).view(*g.shape[:-1], -1)
         if ctx.needs_input_grad[2]:
             dbias = g_flat.sum(dim=0)
-        return dx, None, dbias, g_low.T @ flat, ctx.scaling * (g_flat.T @ low), None
+        return dx, None, dbias, g_low.T @ flat, ctx.scaling * (low.T @ g_flat).T, None
 
 
 # ---------------------------------------------------------------------------------------------
