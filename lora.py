@@ -122,7 +122,7 @@ class LowRankCorrection(torch.autograd.Function):
         flat, low, weight, A, B = ctx.saved_tensors
         dx, dbias = None, None
         g_flat = g.flatten(0, -2)  # (n, out)
-        # A product with a side of r is several times faster where its long sides are rows.
+        # A product with a side of r is faster where its long sides are rows.
         g_low = ctx.scaling * (g_flat @ B.T.contiguous().T)  # (n, r)
         if ctx.needs_input_grad[0]:
             dx = (g_flat @ weight.T).addmm_(g_low, A).view(*g.shape[:-1], -1)
