@@ -23,8 +23,7 @@ from data_utils import DEV
 from support.bases import PROJECT
 from support.finished_runs import DEV_SETS, Series, find_runs
 from support.metrics import read_history
-from support.statistics import Estimate, difference
-from support.tables import comparable_pairs, spread
+from support.tables import paired_rows, spread
 
 RESULTS, README = PROJECT / "results", PROJECT / "README.md"
 KEPT = ("metrics.json", "history.csv", "predictions.csv")
@@ -136,20 +135,8 @@ def runs(found: list[Series]) -> str:
 
 
 def pairs(found: list[Series]) -> str:
-    """Differences, paired by sr_no and sentence, with 95% intervals and p."""
-    rows = [("pair", "dev set", "accuracy, points", "MCC")]
-    for one, two in comparable_pairs(found):
-        for split in DEV_SETS:
-            accuracy, mcc = difference(one.labels(split), one.answers(split), two.answers(split))
-            cells = estimate(accuracy, ".1f", 100), estimate(mcc, ".2f")
-            rows.append((f"{one.mode} against {two.mode}", split, *cells))
-    return markdown(rows)
-
-
-def estimate(found: Estimate, form: str, factor: float = 1) -> str:
-    """A difference, its interval and p."""
-    value, low, high = (f"{factor * x:+{form}}" for x in found[:3])
-    return f"{value} ({low} to {high}), p {found.p:.2g}"
+    """Differences on the same sentences and sr_no: the report's table of pairs."""
+    return markdown(paired_rows(found))
 
 
 def monitor(found: list[Series]) -> str:
