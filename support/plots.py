@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -38,22 +39,9 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axes = figure.subplots()
-        for split, line, colour, label in (
-            ("train", "s--", "#E69F00", "train"),
-            ("val", "o-", "#0072B2", DEV),
-        ):
-            curves = [history[f"{split}_{quantity}"] for history in histories]
-            look = {"markersize": 4, "color": colour}
-            if several:
-                for curve in curves:
-                    axes.plot(
-                        range(1, len(curve) + 1), curve, line[1:], color=colour, lw=0.6, alpha=0.6
-                    )
-                label = f"{label}, mean"
-            together = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
-            inside = "white" if split == "train" else colour
-            epochs = range(1, len(together) + 1)
-            axes.plot(epochs, together, line, label=label, markerfacecolor=inside, **look)
+        looks = (("train", "s--", "#E69F00", "white"), (DEV, "o-", "#0072B2", "#0072B2"))
+        for (label, *look), split in zip(looks, ("train", "val"), strict=True):
+            draw_curves(axes, [run[f"{split}_{quantity}"] for run in histories], label, *look)
         kept = [
             history[f"val_{quantity}"][epoch - 1]
             for history, epoch in zip(histories, best, strict=True)
@@ -67,6 +55,18 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
         figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
         paths.append(save(figure, plots_dir / f"{name}_{quantity}.png"))
     return paths
+
+
+def draw_curves(
+    axes: Axes, curves: list[list[float]], label: str, line: str, colour: str, inside: str
+) -> None:
+    """One curve, or the mean of several among them."""
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(range(1, len(curve) + 1), curve, line[1:], color=colour, lw=0.6, alpha=0.6)
+    mean = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
+    look = {"color": colour, "markerfacecolor": inside, "markersize": 4, "label": label}
+    axes.plot(range(1, len(mean) + 1), mean, line, **look)
 
 
 def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
