@@ -4,8 +4,7 @@
     python bench/results.py smollm2_cola     # one
     python bench/results.py --readme         # the tables alone, from what stands in results/
 
-Models stay in runs/, which is not committed. A folder of results/ has the layout of an --out_dir
-without weights: `python run.py --mode report --out_dir results/smollm2_cola --sr_no ...` reads it.
+Models stay in runs/, which is not committed; of checkpoints/ there, results/ has what is no weight.
 """
 
 import argparse
@@ -59,7 +58,8 @@ def keep(source: Path, target: Path, serial: str) -> None:
     paths = [path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")]
     paths += [*source.glob(f"plots/*_{serial}*.png"), source / f"Report_{serial}.pdf"]
     for path in paths:
-        copy = target / path.relative_to(source)
+        place = path.relative_to(source).as_posix().replace("checkpoints/", "runs/")
+        copy = target / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
@@ -80,8 +80,9 @@ def with_tables(page: str) -> str:
 
 def found_in(study: str) -> list[Series]:
     """The runs of a study, over all sr_no that it has."""
-    folders = (RESULTS / study / "checkpoints").glob("LoRA_*")
-    return find_runs(RESULTS / study, sorted(int(path.name.rpartition("_")[2]) for path in folders))
+    folders = (RESULTS / study / "runs").glob("LoRA_*")
+    sr_nos = sorted(int(path.name.rpartition("_")[2]) for path in folders)
+    return find_runs(RESULTS / study, sr_nos, within="runs")
 
 
 def picture(found: list[Series]) -> str:

@@ -107,12 +107,14 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     return found
 
 
-def find_runs(out_dir: Path, sr_nos: list[int], variant: str | None = None) -> list[Series]:
+def find_runs(
+    out_dir: Path, sr_nos: list[int], variant: str | None = None, within: str = "checkpoints"
+) -> list[Series]:
     """All finished runs, of one variant or all, by variant, then LoRA, distil, rnn; at least one.
 
     Of several ``sr_nos`` every mode and variant that one has, all must have, with equal settings.
     """
-    checkpoints, found = Path(out_dir, "checkpoints"), []
+    checkpoints, found = Path(out_dir, within), []
     marks = (METRICS, UNFINISHED) if len(sr_nos) > 1 else (METRICS,)
     for mode in MODES:
         names = {
