@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint
 from model import DistilRNN
-from support.bases import Base, variant_name
+from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
@@ -118,14 +118,15 @@ class HintedTraining(Training):
         named = self.projection.named_parameters(prefix="projection")
         return super().parameters() | dict(named)
 
-    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor]:
-        """The loss has the hints' beside its own."""
+    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
+        """The hints' loss stands beside the students' own, which is what a history tells."""
         with self.device.autocast():
             logits, states, places = self.model.read(batch)
             missed = self.projection(states).float() - batch.teacher_states[places]
         hint = missed.square().sum() / (counts.tokens * missed.shape[1])
         logits = logits.float()
-        return logits, self.loss(logits, batch, counts) + self.weight * hint
+        loss = self.loss(logits, batch, counts)
+        return logits, loss, loss + self.weight * hint
 
 
 def with_hints(
@@ -157,8 +158,8 @@ def taught_corpus(
         written = []
         if args.transfer_source != "edits":
             share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
-            path = args.out_dir / "transfer" / f"{variant_name(args.gpt_variant)}.json"
-            written = written_sentences(base, list(corpus.values()), share, device, path)
+            place = args.out_dir / "transfer"
+            written = written_sentences(base, list(corpus.values()), share, device, place)
         size, seed, longest = args.transfer_size, args.sr_no, base.max_length
         more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
         corpus = {**corpus, TRAIN: more}
@@ -176,10 +177,11 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     """
     taught = mode == "distil"
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
-    sources, settings = {"base": {"name": args.gpt_variant, "fingerprint": None}}, {}
+    sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
+    settings = {"student_width": args.student_width}
     if taught:
         teacher, sources["teacher"] = load_teacher(args)
-        settings = {name: getattr(args, name) for name in OF_DISTIL}
+        settings |= {name: getattr(args, name) for name in OF_DISTIL}
 
     description = describe_run(args, mode, corpus, device, sources, recipe._asdict() | settings)
     folder = run_folder(args, mode)
@@ -193,7 +195,8 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
                 loss = distillation(args.kd_temperature, args.kd_alpha)
                 del teacher, known  # its memory
             torch.manual_seed(args.sr_no)
-            model = DistilRNN(corpus[TRAIN].input_ids.unique()).to(device.torch)
+            model = DistilRNN(corpus[TRAIN].input_ids.unique(), args.student_width)
+            model.to(device.torch)
             training = Training(model, corpus, loss, recipe, device)
             if hinted:
                 projection = nn.Linear(model.rnn.hidden_size, corpus[TRAIN].teacher_states.width)

@@ -33,7 +33,8 @@ deviation over the sr_no. """
 LIMITS = """The p are not corrected for their number. The epoch
 was selected on in_domain_dev, which flatters the results there; out_of_domain_dev was looked at
 once, at the end. The published results are single figures without MCC: no paired test with them is
-possible. nano is a demonstration: what it shows of its own grammar is not English."""
+possible. nano is a demonstration: what it shows of its own grammar is not English, and its
+out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
 
 def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
@@ -67,8 +68,10 @@ def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
 def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
     """The figures and tables of one base and its students."""
     several = len(same[0].runs) > 1
+    yield text(f"{variant}, in_domain_dev. {tables.findings(same)}")
     picture = plot_comparison(same, plots, serial)
-    yield from figure(f"{variant}: the models kept, with 95% intervals.", picture)
+    each = "; small: each run" if several else ""
+    yield from figure(f"{variant}: the models kept, with 95% intervals{each}.", picture)
     if several:
         yield from table(f"{variant}: each run.", tables.run_rows(same), left=2)
     if len(rows := tables.paired_rows(same)) > 1:

@@ -14,8 +14,17 @@ from support.processes import is_first_of_machine, is_main, process_group
 PROJECT = Path(__file__).resolve().parent
 MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
-EPOCHS = {"LoRA": 10, "distil": 5, "rnn": 5}
 NANO_TRANSFER_SIZE = 40_000
+LONG = {"patience": 1000, "monitor": "mcc", "lr_schedule": "linear"}  # no early end: the rate falls
+RECIPES = {  # what a mode trains with where no option says otherwise
+    "published": {"LoRA": {"epochs": 10}, "distil": {"epochs": 5}, "rnn": {"epochs": 5}},
+    "hints": {
+        "LoRA": {"epochs": 10},
+        "distil": {"epochs": 10, "transfer_size": 40_000, "transfer_source": "both",
+                   "hint_weight": 10.0, **LONG},
+        "rnn": LONG,  # for as many steps as distil takes
+    },
+}  # fmt: skip
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
@@ -77,6 +86,7 @@ OPTIONS = (
     )),
     ("training: LoRA, distil, rnn, all", TRAINING, (
         ("--data_dir", "DIR", Path, None, "a folder in CoLA's layout [cola_public; nano's own]"),
+        ("--recipe", None, tuple(RECIPES), "published", "hints: all that teaches a student more [published]"),
         ("--batch_size", "N", count, 128, "sentences an optimiser step [128]"),
         ("--lr", "X", positive, 1e-3, "Adam's learning rate [0.001]"),
         ("--epochs", "N", count, None, "passes over the corpus [LoRA 10; distil, rnn 5]"),
@@ -90,6 +100,9 @@ OPTIONS = (
         ("--lora_rank", "N", count, 4, "r, the rank of the correction [4]"),
         ("--lora_alpha", "X", positive, None, "the correction times alpha / r [the rank]"),
         ("--lora_dropout", "P", number(float, 0, 0.99), 0.0, "dropout before A [0]"),
+    )),
+    ("distil, rnn, all", ("distil", "rnn", "all"), (
+        ("--student_width", "N", count, 768, "of the student's embedding and state [768]"),
     )),
     ("distil, all", ("distil", "all"), (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),
@@ -208,15 +221,14 @@ def dispatch(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
-    from data_utils import load_corpus
+    from data_utils import TRAIN, load_corpus
     from support.bases import find_base
 
     base = find_base(args.gpt_variant, weights=args.mode != "rnn")
     corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
     for sr_no, mode in product(args.sr_nos, modes):
-        changes = {"sr_no": sr_no, "epochs": args.epochs or EPOCHS[mode]}
-        one = argparse.Namespace(**vars(args) | changes)
+        one = options_of(args, sr_no, mode, len(corpus[TRAIN]))
         if mode == "LoRA":
             from lora import run_lora
 
@@ -229,6 +241,19 @@ def train(args: argparse.Namespace) -> None:
             from support.plots import plot_curves
 
             plot_curves(folder.name, [folder], args.out_dir / "plots")
+
+
+def options_of(args: argparse.Namespace, sr_no: int, mode: str, sentences: int):
+    """The options of one run: those given, and the recipe's for its mode.
+
+    ``sentences`` are those of the training split.
+    """
+    recipe = RECIPES[args.recipe]
+    changes = {n: v for n, v in recipe[mode].items() if n not in args.given}
+    if "epochs" not in (*args.given, *changes):
+        taught = options_of(args, sr_no, "distil", sentences)
+        changes["epochs"] = round(taught.epochs * (1 + taught.transfer_size / sentences))
+    return argparse.Namespace(**vars(args) | changes | {"sr_no": sr_no})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,11 +28,13 @@ from data_utils import (
     Split,
     by_length,
     by_prefix,
+    corpus_fingerprint,
     pack,
     shuffled,
     within_budget,
 )
 from support.devices import Device
+from support.errors import UserError
 from support.files import write_csv
 from support.metrics import measure, one_class_note
 from support.processes import any_process, rank_and_processes, sum_over_processes
@@ -110,11 +112,14 @@ class Training:
         """What trains, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor]:
-        """Logits (sentences, 2) of a piece of a batch, and its share of the whole batch's loss."""
+    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (sentences, 2) of a piece of a batch, its share of the whole batch's loss, and of
+        what training makes small, which may be more than the loss.
+        """
         with self.device.autocast():
             logits = self.model(batch).float()
-        return logits, self.loss(logits, batch, counts)
+        loss = self.loss(logits, batch, counts)
+        return logits, loss, loss
 
 
 # ---------------------------------------------------------------------------------------------
@@ -188,7 +193,10 @@ def train(training: Training, folder: Path) -> Progress:
     recipe, parameters = training.recipe, training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=recipe.lr, fused=True)
     state = TrainState(folder / "state.safetensors", parameters, optimizer)
-    progress = state.load()
+    progress, corpus = state.load(), corpus_fingerprint({TRAIN: training.corpus[TRAIN]})
+    if progress.corpus not in ("", corpus):
+        raise UserError(f"{state.path}: saved while training on other sentences; delete it")
+    progress.corpus = corpus
     if progress.steps:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
     with interruptible() as interruption:
@@ -276,10 +284,10 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     result = torch.zeros(2, device=device)
     for piece in within_budget(split, indices[rank::processes], MAX_TOKENS):
         batch = pack(split, piece).to(device)
-        logits, share = training.judge(batch, counts)
-        share.backward()
+        logits, loss, objective = training.judge(batch, counts)
+        objective.backward()
         correct = (logits.argmax(dim=1) == batch.labels).sum()
-        result += torch.stack([share.detach(), correct])
+        result += torch.stack([loss.detach(), correct])
     if processes > 1:
         trained = training.parameters().values()
         for parameter in trained:
@@ -292,7 +300,7 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
 def finish_epoch(training: Training, progress: Progress) -> str:
     """Evaluate on in_domain_dev, add the epoch's row to the history, decide whether to stop.
 
-    ``val_loss`` is the training objective on in_domain_dev, comparable with ``train_loss``.
+    ``val_loss`` is ``training.loss`` on in_domain_dev, comparable with ``train_loss``.
 
     Returns:
         The epoch in one line.

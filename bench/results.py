@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV
 from support.bases import PROJECT
 from support.finished_runs import DEV_SETS, Series, find_runs
-from support.metrics import read_history
+from support.metrics import read_history, summary
 from support.tables import paired_rows, spread
 
 RESULTS, README = PROJECT / "results", PROJECT / "README.md"
@@ -111,7 +111,8 @@ def results(found: list[Series]) -> str:
     for series in found:
         scores = [series.scores[split] for split in DEV_SETS]
         cells = [
-            (spread(100 * s.accuracies, ".2f", "%"), mcc_cell(s.mccs, s.one_class)) for s in scores
+            (spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark)
+            for s in scores
         ]
         rows.append((NAMES[series.mode], *(cell for pair in cells for cell in pair)))
     majorities = [(f"{found[0].scores[split].majority:.2%}", "0") for split in DEV_SETS]
@@ -119,18 +120,11 @@ def results(found: list[Series]) -> str:
     return markdown(rows)
 
 
-def mcc_cell(mccs: np.ndarray, one_class: int) -> str:
-    """MCC, and how many runs answer one class only."""
-    remark = f" ({one_class} of {len(mccs)} runs answer one class only)" if one_class else ""
-    return spread(mccs, ".3f") + remark
-
-
 def runs(found: list[Series]) -> str:
     """Each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
     rows = [("run", *(str(run.metrics["sr_no"]) for run in found[0].runs))]
     for series in found:
-        s = series.scores[DEV]
-        cells = (f"{a:.2%}, {mcc:.3f}" for a, mcc in zip(s.accuracies, s.mccs, strict=True))
+        cells = (summary(run.metrics[DEV]) for run in series.runs)
         rows.append((NAMES[series.mode], *cells))
     return markdown(rows)
 

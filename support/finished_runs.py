@@ -15,7 +15,7 @@ from support.run_folder import METRICS, UNFINISHED, check_finished, short
 from support.statistics import Score, score
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
-MODES = {"LoRA": "teacher, fine-tuned", "distil": "student, taught", "rnn": "student, untaught"}
+MODES = {"LoRA": "teacher", "distil": "taught", "rnn": "untaught"}
 
 
 class Predictions(NamedTuple):
@@ -78,10 +78,13 @@ def load_run(folder: Path) -> Run:
     mode, variant = metrics["mode"], metrics["variant"]
     if mode not in MODES:
         raise UserError(f"{folder / METRICS}: mode = {mode!r}; run it again with --overwrite")
+    if folder.name != (own := f"{mode}_{variant}_{metrics['sr_no']}"):
+        raise UserError(f"{folder}: its metrics.json is that of {own}; a copy is no other run")
     path = folder / "predictions.csv"
     predictions = read_predictions(path)
     for split, found in predictions.items():
-        if metrics[split]["correct"] != (found.answers == found.labels).sum():
+        counts = len(found.labels), (found.answers == found.labels).sum()
+        if counts != (metrics[split]["sentences"], metrics[split]["correct"]):
             raise UserError(
                 f"{path}: not of the run that metrics.json describes; run it again with --overwrite"
             )
@@ -165,7 +168,7 @@ def read_sources(run: Run) -> dict[str, np.ndarray]:
     for split in DEV_SETS:
         path = Path(run.metrics["data"]["folder"], "raw", f"{split}.tsv")
         lines = [line.split("\t") for line in read_lines(read_bytes(path), str(path))]
-        labels = [line[1] for line in lines if len(line) == 4]
+        labels = [line[1] if len(line) == 4 else None for line in lines]
         if labels != [str(label) for label in run.predictions[split].labels]:
             raise UserError(f"{path}: not the corpus of {run.folder}")
         found[split] = np.array([line[0] for line in lines])

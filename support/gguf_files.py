@@ -45,17 +45,17 @@ def converted(path: Path) -> Path:
         print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
         fault = convert(path, folder)
     if any_process(bool(fault)):
-        raise UserError(f"{path}: not a GGUF file of a model that transformers knows ({fault})")
+        raise UserError(fault or f"{path}: refused by the main process")
     return folder
 
 
 def convert(path: Path, folder: Path) -> str:
-    """Write the folder, whole or not at all; returns what is wrong with the file, or nothing."""
+    """Write the folder, whole or not at all; returns why that cannot be done, or nothing."""
     try:
         import accelerate  # noqa: F401  transformers reads with both
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{path}: needs {error.name}; pip install -r requirements.txt") from None
+        return f"{path}: needs {error.name}; pip install -r requirements.txt"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -81,10 +81,11 @@ def convert(path: Path, folder: Path) -> str:
         RuntimeError,
         NotImplementedError,
     ) as error:
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"{path}: not a GGUF file of a model that transformers knows ({reason})"
     except OSError as error:
         if not folder.exists():  # else another process was faster
-            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+            return f"{folder}: cannot be written ({error.strerror or error})"
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return ""

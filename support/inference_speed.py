@@ -45,7 +45,6 @@ def measure_inference(runs: list[Run]) -> dict[str, dict]:
                 size, judges[name] = exported(model, tokenizer.get_vocab_size(), split)
                 measured[name] = {"bytes": size, "sentences_per_second": 0.0}
         except UserError as error:
-            judges.pop(name, None)  # of a second run of this mode
             measured[name] = {"reason": str(error)}
     for _ in tqdm(range(4), desc="timing the models", disable=None, leave=False):
         for name, judge in judges.items():

@@ -9,6 +9,7 @@ from matplotlib import get_data_path
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.pdfbase import pdfmetrics, ttfonts
+from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Table
 
 from support.files import write_bytes
@@ -67,5 +68,11 @@ def write_pdf(path: Path, parts: Iterable[Flowable]) -> None:
     pdfmetrics.registerFontFamily("STIX", bold="STIX-Bold")
     margins = dict.fromkeys(("leftMargin", "rightMargin", "topMargin", "bottomMargin"), 54)
     document = SimpleDocTemplate(pdf := BytesIO(), pagesize=A4, title=path.stem, **margins)
-    document.build(list(parts))
+    document.build(list(parts), onFirstPage=number_page, onLaterPages=number_page)
     write_bytes(path, pdf.getvalue())
+
+
+def number_page(canvas: Canvas, document: SimpleDocTemplate) -> None:
+    """The number at the foot of a page."""
+    canvas.setFont("STIX", 9)
+    canvas.drawCentredString(A4[0] / 2, 30, str(document.page))

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from data_utils import DEV
 from support.files import write_bytes
 from support.finished_runs import DEV_SETS, MODES, Series
-from support.metrics import majority, read_history, read_metrics, summary
+from support.metrics import majority, one_class_note, read_history, read_metrics, summary
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -32,6 +32,8 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
     if several := len(folders) > 1:
         accuracy, mcc = (np.mean([m[DEV][key] for m in found]) for key in ("accuracy", "mcc"))
         runs = f"mean of {len(folders)} runs"
+        if one_class := sum(bool(one_class_note(m[DEV])) for m in found):
+            runs += f", {one_class} of one class only"
         title = (
             f"{found[0]['mode']} {found[0]['variant']:.24}: {accuracy:.2%}, MCC {mcc:.3f}, {runs}"
         )
@@ -50,7 +52,7 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
         if quantity == "accuracy":
             axes.axhline(majority(found[0][DEV]), color="0.35", ls=":", label="majority baseline")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity, title=title)
         figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
         paths.append(save(figure, plots_dir / f"{name}_{quantity}.png"))
@@ -85,16 +87,14 @@ def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
             if len(series.runs) > 1:
                 each = shown.accuracies
                 axes.plot(each, [place] * len(each), "|", color=colour, markersize=5)
-                words = f"{shown.accuracy.value:.2%}, MCC {shown.mcc.value:.3f}"
-                if shown.one_class:
-                    words += f" (one class only: {shown.one_class} of {len(each)})"
+                words = f"{shown.accuracy.value:.2%}, MCC {shown.mcc.value:.3f}{shown.remark}"
             axes.text(1.02, place, words, transform=at_right, va="center")
     baselines = {same[0].scores[split].majority: split for split in DEV_SETS}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
         label = f"majority baseline{of}, {level:.2%}"
         axes.axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
-    axes.set_yticks(range(len(same)), [f"{series.mode}\n{MODES[series.mode]}" for series in same])
+    axes.set_yticks(range(len(same)), [f"{series.mode} ({MODES[series.mode]})" for series in same])
     axes.set(xlabel="accuracy with its 95% interval", ylim=(len(same) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside upper center", ncols=2)

@@ -35,6 +35,7 @@ class Progress:
     history: list[dict] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""  # why training ended: "epochs", "patience" or "max_steps"
+    corpus: str = ""  # the fingerprint of what it trains on
 
     def add(self, loss: float, correct: float, sentences: int, labelled: int) -> None:
         """Count a finished step: its batch's mean loss, and its sentences."""

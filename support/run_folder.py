@@ -6,7 +6,7 @@ which is written last. While it stands, the folder holds no model that may be us
 
 import platform
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ RESULTS = (
 # Options that came later: a run of their defaults has the identity that it had before them.
 LATER = {
     "lr_schedule": "constant", "transfer_source": "edits", "hint_weight": 0.0, "hint_width": 128,
+    "student_width": 768,
 }  # fmt: skip
 
 
@@ -123,20 +124,20 @@ def describe_run(
 
 
 @contextmanager
-def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
-    """Hold a run's folder against every other command, and tell whether its run is finished.
+def hold(path: Path, prepare: Callable[[], bool]) -> Iterator[bool]:
+    """Hold a lock file against every other command, and tell what ``prepare`` returned then.
 
-    ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
-    it leaves to be gone on with. The lock dies with its process. Of several processes the main one
-    decides, and all of them stop where it refuses.
+    The lock dies with its process. Of several processes the main one holds it and prepares, and all
+    of them stop where it is refused.
     """
-    lock, refusal, finished = filelock.FileLock(folder / ".lock", timeout=0), None, False
+    lock, refusal, found = filelock.FileLock(path, timeout=0), None, False
+    folder = path.parent
     try:
         if is_main():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
-                finished = prepare(folder, description, overwrite)
+                found = prepare()
             except filelock.Timeout:
                 refusal = UserError(f"{folder}: another command is at work here; wait for it")
             except OSError as error:
@@ -146,10 +147,21 @@ def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
                 refusal = error
         if any_process(bool(refusal)):
             raise refusal or UserError(f"{folder}: refused by the main process")
-        yield Claim(folder, description, any_process(finished))
+        yield any_process(found)
         any_process(False)  # nobody reads before the main process has written all
     finally:
         lock.release()
+
+
+@contextmanager
+def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
+    """Hold a run's folder, and tell whether its run is finished.
+
+    ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
+    it leaves to be gone on with.
+    """
+    with hold(folder / ".lock", lambda: prepare(folder, description, overwrite)) as finished:
+        yield Claim(folder, description, finished)
 
 
 def prepare(folder: Path, description: dict, overwrite: bool) -> bool:

@@ -38,6 +38,13 @@ class Score(NamedTuple):
     mccs: np.ndarray  # (runs,)
     one_class: int  # how many of the runs answer one class only
 
+    @property
+    def remark(self) -> str:
+        """What is to stand beside a model that answers one class only; nothing for another."""
+        runs = len(self.accuracies)
+        of = f": {self.one_class} of {runs}" if runs > 1 else ""
+        return f" (one class only{of})" if self.one_class else ""
+
 
 def score(labels: np.ndarray, answers: np.ndarray) -> Score:
     """Judge answers (runs, sentences) of 0 and 1 by the labels (sentences,)."""
@@ -52,9 +59,15 @@ def score(labels: np.ndarray, answers: np.ndarray) -> Score:
         draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
         resampled = [matthews_corrcoef(labels[draw], answers[0, draw]) for draw in draws]
         mcc = Estimate(mccs[0], *np.quantile(resampled, (0.025, 0.975)))
+    accuracy, mcc = within(accuracy, 0), within(mcc, -1)
     majority = max(labels.mean(), 1 - labels.mean())
     one_class = sum(len(set(row.tolist())) == 1 for row in answers)
     return Score(right, majority, accuracy, mcc, right.mean(axis=1), mccs, one_class)
+
+
+def within(found: Estimate, least: float) -> Estimate:
+    """With no end of the interval beyond what is possible, ``least`` to 1."""
+    return found._replace(low=max(found.low, least), high=min(found.high, 1.0))
 
 
 def difference(

@@ -4,6 +4,7 @@ import json
 import textwrap
 from collections import Counter
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +12,9 @@ from data_utils import DEV, SPLITS
 from support.errors import UserError
 from support.finished_runs import DEV_SETS, Series, read_sources
 from support.inference_speed import measure_inference
-from support.metrics import summary
+from support.metrics import matthews_corrcoef, summary
 from support.run_folder import LATER
-from support.statistics import Estimate, agreement, calibration_error, difference, mcnemar, score
+from support.statistics import Estimate, agreement, calibration_error, difference, mcnemar
 
 Rows = list[tuple[str, ...]]  # of a table, the headings first
 PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the same recipe
@@ -29,12 +30,14 @@ RECIPE = {
 }  # fmt: skip
 OF_LORA = {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0}
 OF_DISTIL = {"kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "hint_weight": 0}
+OF_STUDENTS = {"epochs": 5, "student_width": 768}
 PUBLISHED_RECIPES = {
     "LoRA": {**RECIPE, "epochs": 10, **OF_LORA},
-    "distil": {**RECIPE, "epochs": 5, **OF_DISTIL},
-    "rnn": {**RECIPE, "epochs": 5},
+    "distil": {**RECIPE, **OF_STUDENTS, **OF_DISTIL},
+    "rnn": {**RECIPE, **OF_STUDENTS},
 }
 PARTS = ("arguments", "training", "base", "teacher", "hardware", "versions", "data", "command")
+RATE = "sentences_per_second"
 SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
 
 
@@ -49,7 +52,7 @@ def trained_rows(found: list[Series]) -> Rows:
         m = series.metrics
         sizes = [f"{m['data'][split]['sentences']:,}" for split in SPLITS]
         more = m["arguments"].get("transfer_size")
-        train = f"{sizes[0]} + {more} the teacher's" if more else sizes[0]
+        train = f"{sizes[0]} + {more:,} the teacher's" if more else sizes[0]
         start = m["base"]["name"] if series.mode == "LoRA" else "random weights"
         total, trained = (m["parameters"][key] for key in ("total", "trainable"))
         counts = f"{total / 1e6:.2f}M", f"{trained / 1e6:.2f}M"
@@ -91,7 +94,11 @@ def settings_rows(found: list[Series]) -> Rows:
         told: dict[str, dict[str, list[str]]] = {}  # words -> a series' name -> its sr_no
         for series in found:
             for run in series.runs:
-                words = json.dumps(run.metrics.get(part), ensure_ascii=False).strip('{}"')
+                value = run.metrics.get(part)
+                if part == "arguments":  # an option is left out where it had not been born yet
+                    names_in = {name for other in series.runs for name in other.metrics[part]}
+                    value = {n: value.get(n, LATER.get(n)) for n in sorted(names_in)}
+                words = json.dumps(value, ensure_ascii=False).strip('{}"')
                 names = told.setdefault(words.replace('"', ""), {})
                 names.setdefault(series.name, []).append(str(run.metrics["sr_no"]))
         for words, names in told.items():
@@ -109,11 +116,10 @@ def result_rows(found: list[Series]) -> Rows:
     """Accuracy never without majority baseline and MCC; of several runs mean ± deviation."""
     rows = [("run", "dev set", "corpus", "accuracy", "95% int.", "majority", "MCC", "95% int.")]
     for split, series in product(DEV_SETS, found):
-        s, n = series.scores[split], len(series.runs)
+        s = series.scores[split]
         corpus = f"{series.metrics['data']['name']:.20}"
         accuracy = spread(100 * s.accuracies, ".2f", "%"), interval(s.accuracy, ".1f", 100)
-        one_class = "one class only" if n == 1 else f"one class: {s.one_class} of {n}"
-        mcc = spread(s.mccs, ".3f"), one_class if s.one_class else interval(s.mcc, ".2f")
+        mcc = spread(s.mccs, ".3f"), s.remark.strip(" ()") or interval(s.mcc, ".2f")
         rows.append((series.name, split, corpus, *accuracy, f"{s.majority:.2%}", *mcc))
     return rows
 
@@ -127,6 +133,26 @@ def spread(values: np.ndarray, form: str, unit: str = "") -> str:
 def interval(found: Estimate, form: str, factor: float = 1) -> str:
     """Both ends."""
     return f"{factor * found.low:{form}} to {factor * found.high:{form}}"
+
+
+def findings(same: list[Series]) -> str:
+    """What the results of one variant come to on in_domain_dev, in words."""
+    said = []
+    for series in same:
+        s = series.scores[DEV]
+        by = s.accuracy.value - s.majority
+        sure = s.accuracy.low > s.majority or s.accuracy.high < s.majority
+        where = f"{100 * abs(by):.1f} points {'above' if by > 0 else 'below'} the majority baseline"
+        told = "" if sure else ", from which its interval does not tell it"
+        figures = f"{s.accuracy.value:.2%} (MCC {s.mcc.value:.3f}{s.remark})"
+        said.append(f"{series.name}: {figures}, {where}{told}.")
+    if len(same[0].runs) > 1:
+        for one, two in comparable_pairs(same):
+            accuracy, mcc = difference(one.labels(DEV), one.answers(DEV), two.answers(DEV))
+            by = f"{100 * accuracy.value:+.1f} points ({interval(accuracy, '+.1f', 100)})"
+            more = f"{by} and {mcc.value:+.2f} of MCC ({interval(mcc, '+.2f')})"
+            said.append(f"{one.mode} against {two.mode}: {more}.")
+    return " ".join(said)
 
 
 def run_rows(same: list[Series]) -> Rows:
@@ -154,10 +180,7 @@ def paired_rows(same: list[Series]) -> Rows:
         counts = ("MCC by", "only 1st right", "only 2nd right", "p")
     rows = [("pair", "dev set", "accuracy by", *counts)]
     for (one, two), split in product(comparable_pairs(same), DEV_SETS):
-        names = [
-            f"{s.mode}{' (one class only)' if s.scores[split].one_class else ''}"
-            for s in (one, two)
-        ]
+        names = [s.mode + s.scores[split].remark for s in (one, two)]
         if several:
             accuracy, mcc = difference(one.labels(split), one.answers(split), two.answers(split))
             cells = [
@@ -178,27 +201,33 @@ def paired_rows(same: list[Series]) -> Rows:
 
 
 def agreement_rows(same: list[Series]) -> Rows:
-    """How often each student answers as its teacher does; the mean of several runs."""
-    rows = [("student", "dev set", "answers as its teacher", "kappa", "correlation of margins")]
+    """How often each student answers as LoRA does, which taught one of them; of several the mean.
+
+    Where another teacher taught, nothing is said.
+    """
+    rows = [("student", "dev set", "answers as LoRA does", "kappa", "correlation of margins")]
     teacher = same[0]
+    names = [run.folder.name for run in teacher.runs]
     for student, split in product(same[1:], DEV_SETS):
+        taught_by = [(run.metrics.get("teacher") or {}).get("folder", "") for run in student.runs]
         if (
             teacher.mode == "LoRA"
             and student.metrics["data"]["sha256"] == teacher.metrics["data"]["sha256"]
+            and (student.mode == "rnn" or [Path(folder).name for folder in taught_by] == names)
         ):
             pairs = zip(teacher.answers(split), student.answers(split), strict=True)
             shares, kappas = np.array([agreement(*pair) for pair in pairs]).T
             margins = zip(teacher.margins(split), student.margins(split), strict=True)
             r = np.array([np.corrcoef(*pair)[0, 1] for pair in margins])
             cells = spread(100 * shares, ".1f", "%"), spread(kappas, ".3f"), spread(r, ".3f")
-            rows.append((student.mode, split, *cells))
+            rows.append((student.mode + student.scores[split].remark, split, *cells))
     return rows
 
 
 def source_rows(same: list[Series]) -> Rows:
     """Accuracy and MCC on each source of the dev sentences, the small sources put together."""
-    modes = [series.mode for series in same]
-    rows = [("dev set", "source", "sentences", "majority", *(f"{mode}, MCC" for mode in modes))]
+    heads = (f"{series.mode}, MCC" for series in same)
+    rows = [("dev set", "source", "sentences", "majority", *heads)]
     try:
         sources = read_sources(same[0].runs[0])
     except UserError as error:
@@ -210,25 +239,31 @@ def source_rows(same: list[Series]) -> Rows:
             groups.append(small)
         for group in groups:
             inside = np.isin(sources[split], group)
-            shown = [score(s.labels(split)[inside], s.answers(split)[:, inside]) for s in same]
+            labels = same[0].labels(split)[inside]
+            majority = max(labels.mean(), 1 - labels.mean())
+            figures = (mean_figures(labels, s.answers(split)[:, inside]) for s in same)
             name = group[0] if len(group) == 1 else f"{len(group)} others"
-            figures = (f"{s.accuracy.value:.1%}, {s.mcc.value:.2f}" for s in shown)
-            rows.append(
-                (split, f"{name:.12}", str(inside.sum()), f"{shown[0].majority:.1%}", *figures)
-            )
+            rows.append((split, f"{name:.12}", str(inside.sum()), f"{majority:.1%}", *figures))
     return rows
+
+
+def mean_figures(labels: np.ndarray, answers: np.ndarray) -> str:
+    """Accuracy and MCC of answers (runs, sentences), their means."""
+    mcc = np.mean([matthews_corrcoef(labels, row) for row in answers])
+    return f"{(answers == labels).mean():.1%}, {mcc:.2f}"
 
 
 def calibration_rows(same: list[Series]) -> Rows:
     """How far a model's confidence in its answers is from their accuracy."""
-    rows = [("run", "dev set", "accuracy", "mean confidence", "expected calibration error")]
+    rows = [("run", "dev set", "accuracy", "MCC", "mean confidence", "expected calibration error")]
     for series, split in product(same, DEV_SETS):
         labels, p = series.labels(split), series.p_acceptable(split)
         confidence = np.maximum(p, 1 - p).mean(axis=1)
         errors = np.array([calibration_error(labels, row) for row in p])
-        values = series.scores[split].accuracies, confidence
-        shown = [spread(100 * value, ".1f", "%") for value in values]
-        rows.append((series.mode, split, *shown, spread(errors, ".3f")))
+        s = series.scores[split]
+        accuracy, confidence = (spread(100 * x, ".1f", "%") for x in (s.accuracies, confidence))
+        figures = accuracy, spread(s.mccs, ".3f"), confidence, spread(errors, ".3f")
+        rows.append((series.mode + s.remark, split, *figures))
     return rows
 
 
@@ -241,12 +276,17 @@ def size_rows(same: list[Series]) -> Rows:
         if reason := found.get("reason"):
             rows.append((name, textwrap.fill(f"not measured: {reason}", 90)))
             continue
-        cells = []
-        for key, unit in (("bytes", 1e6), ("sentences_per_second", 1)):
-            ratio = f" ({found[key] / first[key]:.2f}×)" if key in first else ""
-            cells.append(f"{found[key] / unit:,.1f}{ratio}")
-        rows.append((name, *cells))
+        size, rate = f"{found['bytes'] / 1e6:.1f}", two_digits(found[RATE])
+        if "bytes" in first:
+            size += f" ({found['bytes'] / first['bytes']:.3f}×)"
+            rate += f" ({two_digits(found[RATE] / first[RATE])}×)"
+        rows.append((name, size, rate))
     return rows
+
+
+def two_digits(value: float) -> str:
+    """As a timing on a shared machine deserves."""
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def differences_from_published(series: Series) -> list[str]:

@@ -64,31 +64,39 @@ def read_states(
 ) -> tuple[Tensor, TeacherStates]:
     """A teacher's logits (sentences, 2) and hints of a whole split, computed once.
 
-    What was computed before and is of this teacher and these tokens is not computed again.
+    What was computed before and is of this teacher and these tokens is not computed again. The
+    basis is kept too: another machine may turn its directions otherwise.
     """
     teacher.to(device.torch).eval()
-    key = fingerprint(teacher_print, corpus_fingerprint({"": split}), device.precision, str(width))
-    basis, paths, logits = None, [], []
+    sample = split.part(0, SAMPLE)
+    key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
+    path = folder / "teacher_basis.safetensors"
+    kept = kept_tensors(path, key)
+    if any_process(kept is None):
+        kept = find_basis(teacher, sample, device, width)._asdict()
+        write_tensors(path, kept, {"key": key})
+    basis, paths, logits = Basis(**kept), [], []
+    key = fingerprint(key, *basis)
     for number, start in enumerate(range(0, len(split), CHUNK)):
-        path = folder / f"teacher_{number:04}.safetensors"
-        paths.append(path)
+        paths.append(folder / f"teacher_{number:04}.safetensors")
         part = split.part(start, start + CHUNK)
-        kept = kept_logits(path, key, len(part))
+        part_key = fingerprint(key, corpus_fingerprint({"": part}))
+        kept = kept_tensors(paths[-1], part_key)
         if any_process(kept is None):
-            basis = basis or find_basis(teacher, split.part(0, SAMPLE), device, width)
-            kept, states = read_part(teacher, part, device, basis, f"teacher reads {number + 1}")
-            write_tensors(path, {"logits": kept, "states": states.half()}, {"key": key})
-            any_process(False)  # nobody reads before the main process has written
-        logits.append(kept)
+            judged, states = read_part(teacher, part, device, basis, f"teacher reads {number + 1}")
+            kept = {"logits": judged, "states": states.half()}
+            write_tensors(paths[-1], kept, {"key": part_key})
+        logits.append(kept["logits"])
+    any_process(False)  # nobody reads before the main process has written
     return torch.cat(logits), TeacherStates(paths)
 
 
-def kept_logits(path: Path, key: str, sentences: int) -> Tensor | None:
-    """The logits in a file, if it is whole and has the key."""
+def kept_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
+    """What a file holds, if it is whole and has the key."""
     with suppress(UserError):
         tensors, metadata = read_tensors(path)
-        if metadata.get("key") == key and len(tensors.get("logits", ())) == sentences:
-            return tensors["logits"]
+        if metadata.get("key") == key:
+            return tensors
     return None
 
 
@@ -113,7 +121,8 @@ def read_part(
 def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) -> Basis:
     """The leading principal components of standardised states over a sample's tokens."""
     _, states = read_part(teacher, sample, device, None, None)
-    mean, deviation = states.double().mean(0), states.double().std(0)
+    mean, deviation = states.double().mean(0), states.double().std(0, correction=0)
+    deviation[deviation == 0] = 1  # what never changes is nothing to be met
     scaled = (states.double() - mean) / deviation
     _, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
     directions = directions.flip(1)[:, :width]

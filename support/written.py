@@ -15,49 +15,61 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_utils import Split, token_ids
-from support.bases import Base, load_language_model
+from support.bases import Base, load_language_model, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
 from support.fingerprints import backbone_fingerprint, fingerprint
 from support.processes import any_process, is_main
 from support.resumption import interruptible
+from support.run_folder import hold
 from support.transfer_set import bare
 
-EXAMPLES, ROWS, TOP_K = 3, 64, 150  # sentences of a prompt, continuations of it, choices a token
+EXAMPLES, ROWS, TOP_K = 3, 128, 150  # sentences of a prompt, continuations of it, choices a token
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
 SAVE_EVERY = 20  # prompts
 FRUITLESS = 100  # prompts in a row that gave nothing new: the model has nothing more to say
 
 
 def written_sentences(
-    base: Base, known: list[Split], size: int, device: Device, path: Path
+    base: Base, known: list[Split], size: int, device: Device, folder: Path
 ) -> list[str]:
     """``size`` sentences, the same for the same base and corpus, whatever the sr_no.
 
     ``known`` are the splits whose sentences are not to be written again, the training split first.
-    Goes on from ``path``, where there is something already, and keeps it up to date. SIGINT and
-    SIGTERM raise KeyboardInterrupt with all of it saved.
+    They are kept in ``folder``, in a file for each base and corpus, and gone on with from there.
+    SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
-    examples = [s for s, y in zip(known[0].sentences, known[0].labels, strict=True) if y == 1]
-    taken = {bare(sentence) for split in known for sentence in split.sentences}
+    train, most = known[0], (base.max_length - MOST_TOKENS) // EXAMPLES  # tokens of an example
+    described = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
+    examples = [s for s, label, tokens in described if label == 1 and tokens <= most]
+    if len(examples) < EXAMPLES:
+        raise UserError(
+            f"--transfer_source: a base writes after {EXAMPLES} acceptable training sentences of "
+            f"at most {most} tokens, and this corpus has {len(examples)}; take edits"
+        )
+    sentences = [sentence for split in known for sentence in split.sentences]
     model = load_language_model(base.folder)
-    key = fingerprint(backbone_fingerprint(model.base_model), *examples)
-    state = {"key": key, "prompts": 0, "sentences": []}
-    with suppress(UserError):
-        found = read_json(path)
-        state = found if is_state(found, key) else state
-    if any_process(len(state["sentences"]) < size):
-        write(model.to(device.torch), base, examples, taken, size, device, path, state)
-        state = read_json(path)
+    how = (base.tokenizer.to_str(), repr((EXAMPLES, ROWS, TOP_K, WORDS, MOST_TOKENS)))
+    key = fingerprint(backbone_fingerprint(model), *how, *sentences)
+    path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
+    with hold(path.with_suffix(".lock"), lambda: False):
+        state = {"prompts": 0, "sentences": []}
+        with suppress(UserError):  # no file, or a broken one: it can be written again
+            found = read_json(path)
+            state = found if is_state(found) else state
+        if any_process(len(state["sentences"]) < size):
+            taken = {bare(sentence) for sentence in sentences}
+            write(model.to(device.torch), base, examples, taken, size, device, path, state)
+            state = read_json(path)
     return state["sentences"][:size]
 
 
-def is_state(found: dict, key: str) -> bool:
-    """Whether a file's content is what `write` left, for the same base and examples."""
+def is_state(found: dict) -> bool:
+    """Whether a file's content is what `write` left."""
     sentences, prompts = found.get("sentences"), found.get("prompts")
     whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
-    return whole and found.get("key") == key and type(prompts) is int and prompts >= 0
+    return whole and type(prompts) is int and prompts >= 0
 
 
 def write(
@@ -75,11 +87,8 @@ def write(
     how = (base.tokenizer, examples, separator, ends.to(device.torch))
     sentences, fruitless = state["sentences"], 0
     seen = taken | {bare(sentence) for sentence in sentences}
-    bar = tqdm(
-        desc=f"{base.name} writes", total=size, initial=len(sentences), unit=" sentences",
-        disable=None if is_main() else True,
-    )  # fmt: skip
-    with bar, interruptible() as interruption:
+    what = {"desc": f"{base.name} writes", "total": size, "unit": " sentences"}
+    with tqdm(**what, initial=len(sentences), disable=None) as bar, interruptible() as interruption:
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
@@ -98,8 +107,8 @@ def write(
     write_json(path, state)
     if any_process(is_main() and len(sentences) < size):
         raise UserError(
-            f"--transfer_size: {base.name} wrote only {len(sentences)} new sentences of the {size} "
-            "asked for; ask for fewer, or for --transfer_source edits"
+            f"--transfer_size: {base.name} was to write {size} new sentences and has no more than "
+            f"{len(sentences)}; ask for fewer, or for --transfer_source edits"
         )
 
 
@@ -162,10 +171,13 @@ def continuations(
 def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
     """What stands between two sentences of a prompt, and the tokens that end a sentence.
 
-    It is a line's end, where the tokenizer has learnt such tokens; else its model has seen running
-    text alone, as nano, and a space and the marks at a sentence's end do.
+    It is a line's end, where the tokenizer has learnt more than one such token; else its model has
+    seen running text alone, as nano, and a space and the marks at a sentence's end do. A special
+    token ends a sentence too: it ends the text.
     """
     pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
+    special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     ends = [i for i, piece in enumerate(pieces) if "\n" in piece]
     marks = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
-    return ("\n", torch.tensor(ends)) if len(ends) > 1 else (" ", torch.tensor(marks))
+    lines = len(ends) > 1
+    return "\n" if lines else " ", torch.tensor((ends if lines else marks) + special)

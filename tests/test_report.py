@@ -74,6 +74,7 @@ def make_run(
         "training": {"best_epoch": 2, "epochs": 2, "seconds": 90.0},
         "data": {"name": "cola_public", "folder": "gone", "sha256": "ab", **counts},
         "parameters": {"total": 125_034_240, "trainable": 675_840}, **scores,
+        "teacher": {"folder": f"out/LoRA_{variant}_{sr_no}"} if mode == "distil" else None,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     return folder
@@ -253,7 +254,8 @@ def test_a_model_of_one_class_is_named_in_table_and_report(tmp_path, capsys):
     make_run(tmp_path, "LoRA")
     make_run(tmp_path, "rnn", bias=99)
     text, printed = report_text(tmp_path), capsys.readouterr().out.splitlines()
-    assert text.count("one class only") == 4  # in the table of results and in that of pairs
+    # In words, and for both dev sets in the tables of results, pairs, agreement and calibration.
+    assert text.count("one class only") == 1 + 4 * 2
     for split in DEV_SETS:
         named = [line.split()[0] for line in printed if split in line and "one class only" in line]
         assert named == ["rnn"]
@@ -422,14 +424,14 @@ def test_what_can_be_timed_is_and_for_the_rest_the_reason_is_told(tmp_path):
     assert measured["rnn"]["reason"].startswith(f"{rnn}: neither a LoRA adapter")
 
 
-@pytest.mark.parametrize(("there", "ratio"), [("LoRA", " (1.00×)"), ("rnn", "")])
+@pytest.mark.parametrize(("there", "ratio"), [("LoRA", r" \([\d.]+×\)"), ("rnn", "")])
 def test_the_size_table_tells_why_a_model_could_not_be_timed(tmp_path, there, ratio):
     """Ratios are to the first, LoRA, where that is there."""
     gone = {"LoRA": "rnn", "rnn": "LoRA"}[there]
     add_student(make_run(tmp_path, there))
     folder = make_run(tmp_path, gone)
     cells = {name: row for name, *row in tables.size_rows(find_runs(tmp_path, [7]))}
-    assert all(re.fullmatch(rf"[\d,.]+{re.escape(ratio)}", cell) for cell in cells[there])
+    assert all(re.fullmatch(rf"[\d,.]+{ratio}", cell) for cell in cells[there])
     (reason,) = cells[gone]
     assert "".join(reason.split()).startswith(f"notmeasured:{folder}:neither")
 
@@ -496,6 +498,33 @@ def test_a_report_over_several_sr_no_wants_all_of_them_finished_and_alike(tmp_pa
     assert len(find_runs(tmp_path, [7])) == 3
 
 
+def test_a_copy_of_a_run_is_no_other_run(tmp_path):
+    folder = make_run(tmp_path, "LoRA")
+    shutil.copytree(folder, folder.with_name("LoRA_gpt2_8"))
+    with pytest.raises(UserError, match=r"gpt2_8: its metrics.json is that of LoRA_gpt2_7; a copy"):
+        find_runs(tmp_path, [7, 8])
+
+
+def test_an_interval_ends_where_accuracy_and_mcc_do():
+    labels = np.arange(200) % 2
+    answers = np.stack([labels, np.where(np.arange(200) < 5, 1 - labels, labels)])
+    found = score(labels, answers)
+    assert found.accuracy.high == found.mcc.high == 1
+    assert crossed(answers == labels).high > 1
+
+
+def test_an_option_that_an_older_run_does_not_name_has_its_default(tmp_path):
+    make_runs(tmp_path, modes=["rnn"])
+    path = tmp_path / "checkpoints" / "rnn_gpt2_7" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["arguments"]["lr_schedule"]
+    path.write_text(json.dumps(metrics))
+    rows = tables.settings_rows(find_runs(tmp_path, [7, 8]))
+    (row,) = [row for row in rows if row[0] == "arguments"]
+    assert row[1] == "all"
+    assert "lr_schedule: constant" in row[2]
+
+
 def test_a_report_over_one_variant_leaves_the_others_alone(tmp_path):
     make_runs(tmp_path)
     make_run(tmp_path, "rnn", "nano")
@@ -537,7 +566,10 @@ def test_without_its_corpus_a_report_says_why_it_has_no_sources(tmp_path):
     assert rows[1] == ("–", "not known: gone/raw/in_domain_dev.tsv: no such file")
     add_corpus(folder)
     path = folder / "corpus" / "raw" / f"{DEV}.tsv"
-    path.write_text(path.read_text().replace("big\t1", "big\t0", 1))
+    whole = path.read_text()
+    path.write_text(whole + "\n\n")
+    assert "not the corpus of" in tables.source_rows(find_runs(tmp_path, [7]))[1][1]
+    path.write_text(whole.replace("big\t1", "big\t0", 1))
     assert "not the corpus of" in tables.source_rows(find_runs(tmp_path, [7]))[1][1]
 
 
@@ -546,5 +578,7 @@ def test_a_student_that_is_its_teacher_agrees_with_it(tmp_path):
         make_run(tmp_path, mode)
     same = find_runs(tmp_path, [7])
     assert [row[:2] for row in tables.agreement_rows(same)[1:]] == [("distil", s) for s in DEV_SETS]
-    twin = same[0]._replace(mode="distil")
+    change_metrics(tmp_path / "checkpoints" / "distil_gpt2_7", "teacher", folder="LoRA_gpt2_8")
+    assert tables.agreement_rows(find_runs(tmp_path, [7]))[1:] == []
+    twin = same[0]._replace(mode="rnn")
     assert tables.agreement_rows([same[0], twin])[1][2:] == ("100.0%", "1.000", "1.000")
