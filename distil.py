@@ -21,7 +21,6 @@ The projection P serves this alone; the student that is kept does not have it.
 """
 
 from argparse import Namespace
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,12 +33,10 @@ from model import DistilRNN
 from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
-from support.errors import UserError
-from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
 from support.run_folder import claim, describe_run, run_folder
-from support.teacher_states import read_states
+from support.teacher_states import kept, read_states
 from support.transfer_set import with_transfer_set
 from support.written import written_sentences
 from train_utils import (
@@ -90,18 +87,10 @@ def with_teacher_logits(
     The teacher is frozen, so one pass serves all epochs. The logits are kept at ``path`` and
     computed anew when the teacher, the sentences or the tokens are others.
     """
+    teacher.to(device.torch)
     key = fingerprint(teacher_print, corpus_fingerprint(corpus), device.precision)
-    found, metadata = {}, {}
-    with suppress(UserError):  # no file, or a broken one: its content can be computed again
-        found, metadata = read_tensors(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if metadata.get("key") != key or shapes != {n: (len(corpus[n]), 2) for n in (TRAIN, DEV)}:
-        teacher.to(device.torch)
-        found = {
-            name: predict_logits(teacher, corpus[name], device, f"teacher reads {name}")
-            for name in (TRAIN, DEV)
-        }
-        write_tensors(path, found, {"key": key})
+    read = {name: (teacher, corpus[name], device, f"teacher reads {name}") for name in (TRAIN, DEV)}
+    found = kept(path, key, lambda: {name: predict_logits(*read[name]) for name in read})
     taught = {name: replace(corpus[name], teacher_logits=found[name]) for name in (TRAIN, DEV)}
     return {**corpus, **taught}
 
@@ -165,7 +154,7 @@ def taught_corpus(
         corpus = {**corpus, TRAIN: more}
     said = (teacher, teacher_print, device)
     if args.hint_weight:
-        return with_hints(corpus, *said, args.hint_width, folder)
+        return with_hints(corpus, *said, args.hint_width, args.out_dir / "transfer")
     return with_teacher_logits(corpus, *said, folder / "teacher_logits.safetensors")
 
 

@@ -5,7 +5,9 @@ carry most of the variance in a fraction of the numbers. They are computed once,
 sentences, in half precision, and read through a memory map, so that no set is too large.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
 from support.processes import any_process, sum_over_processes
+from support.run_folder import hold
 from train_utils import pieces_of
 
 CHUNK = 8192  # sentences a file
@@ -64,46 +67,43 @@ def read_states(
 ) -> tuple[Tensor, TeacherStates]:
     """A teacher's logits (sentences, 2) and hints of a whole split, computed once.
 
-    What was computed before and is of this teacher and these tokens is not computed again. The
-    basis is kept too: another machine may turn its directions otherwise.
+    They are kept in ``folder`` under names that tell of which teacher and sentences they are, so
+    that every run finds what another one computed. The basis is kept too: on another machine its
+    directions may come out turned.
     """
     teacher.to(device.torch).eval()
-    sample = split.part(0, SAMPLE)
+    sample, paths, logits = split.part(0, SAMPLE), [], []
     key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
-    path = folder / "teacher_basis.safetensors"
-    kept = kept_tensors(path, key)
-    if any_process(kept is None):
-        kept = find_basis(teacher, sample, device, width)._asdict()
-        write_tensors(path, kept, {"key": key})
-    basis, paths, logits = Basis(**kept), [], []
-    key = fingerprint(key, *basis)
-    for number, start in enumerate(range(0, len(split), CHUNK)):
-        paths.append(folder / f"teacher_{number:04}.safetensors")
-        part = split.part(start, start + CHUNK)
-        part_key = fingerprint(key, corpus_fingerprint({"": part}))
-        kept = kept_tensors(paths[-1], part_key)
-        if any_process(kept is None):
-            judged, states = read_part(teacher, part, device, basis, f"teacher reads {number + 1}")
-            kept = {"logits": judged, "states": states.half()}
-            write_tensors(paths[-1], kept, {"key": part_key})
-        logits.append(kept["logits"])
-    any_process(False)  # nobody reads before the main process has written
+    with hold(folder / "teacher.lock", lambda: False):
+        path = folder / f"basis_{key[:16]}.safetensors"
+        basis = Basis(**kept(path, key, lambda: find_basis(teacher, sample, device, width)))
+        for number, start in enumerate(range(0, len(split), CHUNK), start=1):
+            part = split.part(start, start + CHUNK)
+            part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
+            paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
+            read = partial(read_part, teacher, part, device, basis, f"teacher reads {number}")
+            logits.append(kept(paths[-1], part_key, read)["logits"])
     return torch.cat(logits), TeacherStates(paths)
 
 
-def kept_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
-    """What a file holds, if it is whole and has the key."""
+def kept(path: Path, key: str, compute: Callable[[], dict]) -> dict[str, Tensor]:
+    """The tensors in a file, if it is whole and has the key; else those of ``compute``, written."""
+    found, metadata = {}, {}
     with suppress(UserError):
-        tensors, metadata = read_tensors(path)
-        if metadata.get("key") == key:
-            return tensors
-    return None
+        found, metadata = read_tensors(path)
+    if any_process(metadata.get("key") != key):
+        found = compute()
+        write_tensors(path, found, {"key": key})
+    return found
 
 
 def read_part(
     teacher: nn.Module, part: Split, device: Device, basis: Basis | None, description: str | None
-) -> tuple[Tensor, Tensor]:
-    """Logits (sentences, 2), and hints (tokens, hints); without a basis states (tokens, width)."""
+) -> dict[str, Tensor]:
+    """The "logits" (sentences, 2), and as "states" hints (tokens, hints), in half precision.
+
+    Without a basis they are the states themselves (tokens, width).
+    """
     width = teacher.score.in_features if basis is None else basis.directions.shape[1]
     logits, states = torch.zeros(len(part), 2), torch.zeros(len(part.input_ids), width)
     for batch in pieces_of(teacher, part, device, description):
@@ -115,12 +115,12 @@ def read_part(
         lengths = batch.cu_seqlens.diff().cpu()
         states[torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()] = found
     sum_over_processes(logits, states)
-    return logits, states
+    return {"logits": logits, "states": states if basis is None else states.half()}
 
 
-def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) -> Basis:
-    """The leading principal components of standardised states over a sample's tokens."""
-    _, states = read_part(teacher, sample, device, None, None)
+def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) -> dict[str, Tensor]:
+    """A `Basis`: the leading principal components of standardised states over a sample's tokens."""
+    states = read_part(teacher, sample, device, None, None)["states"]
     mean, deviation = states.double().mean(0), states.double().std(0, correction=0)
     deviation[deviation == 0] = 1  # what never changes is nothing to be met
     scaled = (states.double() - mean) / deviation
@@ -128,4 +128,4 @@ def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) ->
     directions = directions.flip(1)[:, :width]
     # Scaled so that the mean square over the hints is the share of the variance that they keep.
     directions = directions / deviation.unsqueeze(1) * (directions.shape[1] / len(mean)) ** 0.5
-    return Basis(mean.float(), directions.float())
+    return {"mean": mean.float(), "directions": directions.float()}

@@ -1,0 +1,106 @@
+"""What teaches a student? One setting after another, over several sr_no, and a table.
+
+    python bench/ablation.py --variant smollm2 --data_dir cola_public \\
+        --teacher runs/smollm2_cola/checkpoints/LoRA_smollm2_22915
+    python bench/ablation.py ... --rows weight      # the settings with this in their names
+
+Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is not
+run again. What the base wrote and the teacher said for one serves the others too. Scored on
+in_domain_dev alone. `best` is the MCC at the threshold that is best on in_domain_dev itself: no
+bias, however it is fitted, can be worth more.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import matthews_corrcoef, roc_auc_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_utils import DEV
+from support.bases import PROJECT, variant_name
+from support.finished_runs import Run, load_run
+
+LONG = "--patience 1000 --monitor mcc --lr_schedule linear"
+HINTS = f"distil {LONG} --hint_weight 10 --epochs 10 --transfer_source both"
+SETTINGS = {  # a name, and the mode with its options
+    "labels": f"rnn {LONG} --epochs 20",
+    "logits": f"distil {LONG} --epochs 20",
+    "hints on the corpus": f"{HINTS} --epochs 20",
+    "20,000, logits": f"{HINTS} --transfer_size 20000 --hint_weight 0",
+    "20,000 edits": f"{HINTS} --transfer_size 20000 --transfer_source edits",
+    "20,000 written": f"{HINTS} --transfer_size 20000 --transfer_source written",
+    "20,000 both": f"{HINTS} --transfer_size 20000",
+    "20,000, weight 3": f"{HINTS} --transfer_size 20000 --hint_weight 3",
+    "20,000, weight 30": f"{HINTS} --transfer_size 20000 --hint_weight 30",
+    "20,000, width 32": f"{HINTS} --transfer_size 20000 --hint_width 32",
+    "20,000, width 576": f"{HINTS} --transfer_size 20000 --hint_width 576",
+    "20,000, 5 epochs": f"{HINTS} --transfer_size 20000 --epochs 5",
+    "20,000, 20 epochs": f"{HINTS} --transfer_size 20000 --epochs 20",
+    "40,000 both": f"{HINTS} --transfer_size 40000",
+    "60,000 both": f"{HINTS} --transfer_size 60000",
+}
+
+
+def main() -> None:
+    """Run what is not there yet, and print a row for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--variant", required=True, help="as --gpt_variant")
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True, help="of every student")
+    parser.add_argument("--sr_no", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", default="", help="only the settings with this in their names")
+    args = parser.parse_args()
+    print(
+        "| setting | accuracy | MCC | best | AUC | minutes |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for name, words in SETTINGS.items():
+        if args.rows in name:
+            mode, *options = shlex.split(words)
+            out_dir = PROJECT / "runs" / "ablation" / name.replace(", ", "-").replace(" ", "_")
+            runs = [train(args, sr_no, mode, options, out_dir) for sr_no in args.sr_no]
+            print(f"| {name} | {' | '.join(figures(runs))} |", flush=True)
+
+
+def train(
+    args: argparse.Namespace, sr_no: int, mode: str, options: list[str], out_dir: Path
+) -> Run:
+    """A finished run, made now if need be."""
+    folder = out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}"
+    if not (folder / "metrics.json").exists():
+        shared, own = out_dir.parent / "transfer", out_dir / "transfer"
+        shared.mkdir(parents=True, exist_ok=True)
+        out_dir.mkdir(exist_ok=True)
+        if not own.exists():
+            own.symlink_to(shared)
+        words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", str(args.data_dir)]
+        words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
+        words += ["--teacher", str(args.teacher)] if mode == "distil" else []
+        # What it prints is no part of the table.
+        subprocess.run([sys.executable, "run.py", *words], cwd=PROJECT, check=True, stdout=2)
+    return load_run(folder)
+
+
+def figures(runs: list[Run]) -> list[str]:
+    """Means over the runs, on in_domain_dev."""
+    rows = []
+    for run in runs:
+        found = run.predictions[DEV]
+        margins = found.logits[:, 1] - found.logits[:, 0]
+        best = max(matthews_corrcoef(found.labels, margins > edge) for edge in margins)
+        mccs = matthews_corrcoef(found.labels, found.answers), best
+        auc = roc_auc_score(found.labels, margins)
+        accuracy = (found.answers == found.labels).mean()
+        rows.append((accuracy, *mccs, auc, run.metrics["training"]["seconds"] / 60))
+    mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, len(rows) - 1))
+    forms = (".2%", ".3f", ".3f", ".3f", ".1f")
+    cells = [f"{value:{form}}" for value, form in zip(mean, forms, strict=True)]
+    cells[1] += f" ± {deviation[1]:.3f}"
+    return cells
+
+
+if __name__ == "__main__":
+    main()
