@@ -36,7 +36,7 @@ from support.devices import Device, choose_device, keep_freed_memory
 from support.fingerprints import fingerprint
 from support.metrics import show_run
 from support.run_folder import claim, describe_run, run_folder
-from support.teacher_states import kept, read_states
+from support.teacher_states import Basis, kept, principal_components, read_states
 from support.transfer_set import with_transfer_set
 from support.written import written_sentences
 from train_utils import (
@@ -58,6 +58,7 @@ OF_DISTIL = (
     "transfer_source",
     "hint_weight",
     "hint_width",
+    "embedding_start",
 )  # fmt: skip  the options of its own
 
 
@@ -133,6 +134,18 @@ def with_hints(
     return {**corpus, TRAIN: train, DEV: dev}
 
 
+@torch.no_grad()
+def start_embedding(model: DistilRNN, teacher: nn.Module) -> None:
+    """Start the student's embedding from its teacher's, as principal components of unit variance.
+
+    What is wider than the teacher's stays random.
+    """
+    rows = teacher.backbone.get_input_embeddings().weight[model.vocabulary].float()
+    basis = Basis(**principal_components(rows, model.embedding.embedding_dim))
+    found = basis.hints_of(rows)
+    model.embedding.weight[:-1, : found.shape[1]] = found
+
+
 def taught_corpus(
     args: Namespace,
     base: Base,
@@ -182,9 +195,12 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
                 known = (teacher, sources["teacher"]["fingerprint"])
                 corpus = taught_corpus(args, base, corpus, *known, device, folder)
                 loss = distillation(args.kd_temperature, args.kd_alpha)
-                del teacher, known  # its memory
             torch.manual_seed(args.sr_no)
             model = DistilRNN(corpus[TRAIN].input_ids.unique(), args.student_width)
+            if taught:
+                if args.embedding_start == "teacher":
+                    start_embedding(model, teacher.cpu())
+                del teacher, known  # its memory
             model.to(device.torch)
             training = Training(model, corpus, loss, recipe, device)
             if hinted:

@@ -111,6 +111,7 @@ OPTIONS = (
         ("--transfer_source", None, ("edits", "written", "both"), "edits", "edited, or written by the base [edits]"),
         ("--hint_weight", "X", number(float, 0, 1e6), 0.0, "weight of the teacher's hidden states [0]"),
         ("--hint_width", "N", count, 128, "how many of their components [128]"),
+        ("--embedding_start", None, ("random", "teacher"), "random", "what the student's starts from [random]"),
     )),
     ("distil", ("distil",), (
         ("--teacher", "DIR", Path, None, "a LoRA run [the one of this variant and sr_no]"),

@@ -29,7 +29,10 @@ RECIPE = {
     "lr_schedule": "constant",
 }  # fmt: skip
 OF_LORA = {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0}
-OF_DISTIL = {"kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "hint_weight": 0}
+OF_DISTIL = {
+    "kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "hint_weight": 0,
+    "embedding_start": "random",
+}  # fmt: skip
 OF_STUDENTS = {"epochs": 5, "student_width": 768}
 PUBLISHED_RECIPES = {
     "LoRA": {**RECIPE, "epochs": 10, **OF_LORA},

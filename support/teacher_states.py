@@ -76,7 +76,8 @@ def read_states(
     key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
     with hold(folder / "teacher.lock", lambda: False):
         path = folder / f"basis_{key[:16]}.safetensors"
-        basis = Basis(**kept(path, key, lambda: find_basis(teacher, sample, device, width)))
+        states = partial(read_part, teacher, sample, device, None, None)
+        basis = Basis(**kept(path, key, lambda: principal_components(states()["states"], width)))
         for number, start in enumerate(range(0, len(split), CHUNK), start=1):
             part = split.part(start, start + CHUNK)
             part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
@@ -118,14 +119,13 @@ def read_part(
     return {"logits": logits, "states": states if basis is None else states.half()}
 
 
-def find_basis(teacher: nn.Module, sample: Split, device: Device, width: int) -> dict[str, Tensor]:
-    """A `Basis`: the leading principal components of standardised states over a sample's tokens."""
-    states = read_part(teacher, sample, device, None, None)["states"]
-    mean, deviation = states.double().mean(0), states.double().std(0, correction=0)
+def principal_components(rows: Tensor, width: int) -> dict[str, Tensor]:
+    """A `Basis`: the ``width`` leading ones of rows (n, features), each feature standardised."""
+    mean, deviation = rows.double().mean(0), rows.double().std(0, correction=0)
     deviation[deviation == 0] = 1  # what never changes is nothing to be met
-    scaled = (states.double() - mean) / deviation
+    scaled = (rows.double() - mean) / deviation
     _, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
     directions = directions.flip(1)[:, :width]
-    # Scaled so that the mean square over the hints is the share of the variance that they keep.
+    # Scaled so that the mean square over the components is the share of the variance they keep.
     directions = directions / deviation.unsqueeze(1) * (directions.shape[1] / len(mean)) ** 0.5
     return {"mean": mean.float(), "directions": directions.float()}
