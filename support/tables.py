@@ -185,13 +185,7 @@ def paired_rows(same: list[Series]) -> Rows:
     for (one, two), split in product(comparable_pairs(same), DEV_SETS):
         names = [s.mode + s.scores[split].remark for s in (one, two)]
         if several:
-            accuracy, mcc = difference(one.labels(split), one.answers(split), two.answers(split))
-            cells = [
-                f"{100 * accuracy.value:+.2f}",
-                interval(accuracy, "+.1f", 100),
-                f"{accuracy.p:.2g}",
-            ]
-            cells += [f"{mcc.value:+.3f}", interval(mcc, "+.2f"), f"{mcc.p:.2g}"]
+            cells = difference_cells(one.labels(split), one.answers(split), two.answers(split))
         else:
             first, second = one.scores[split], two.scores[split]
             only_first = int((first.right & ~second.right).sum())
@@ -201,6 +195,13 @@ def paired_rows(same: list[Series]) -> Rows:
             cells.append(f"{mcnemar(only_first, only_second):.2g}")
         rows.append((" against ".join(names), split, *cells))
     return rows
+
+
+def difference_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[str]:
+    """The `difference` of answers (runs, sentences) in accuracy and MCC, with intervals and p."""
+    accuracy, mcc = difference(labels, first, second)
+    cells = [f"{100 * accuracy.value:+.2f}", interval(accuracy, "+.1f", 100), f"{accuracy.p:.2g}"]
+    return [*cells, f"{mcc.value:+.3f}", interval(mcc, "+.2f"), f"{mcc.p:.2g}"]
 
 
 def agreement_rows(same: list[Series]) -> Rows:
