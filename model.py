@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from data_utils import Batch
 from support.devices import has_bf16
+from support.recurrence import Recurrence
 
 # PyTorch's x86 builds leave these two functions to oneMKL, which settles on a kernel in the first
 # call. Where several threads make that call together, one of them may run a coarse kernel in it,
@@ -216,9 +217,15 @@ class DistilRNN(nn.Module):
         states stand in that order, and the places (tokens,) say where each token is in the batch.
         """
         by_time = torch.argsort(batch.position_ids, stable=True)
-        # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
         lengths, counts = (torch.tensor(column) for column in zip(*batch.blocks, strict=True))
-        reaching = (lengths.unsqueeze(1) > torch.arange(batch.blocks[0][0])) * counts.unsqueeze(1)
+        # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
+        reaching = ((lengths.unsqueeze(1) > torch.arange(lengths[0])) * counts.unsqueeze(1)).sum(0)
         embedded = self.embedding(self.rows(batch.input_ids[by_time]))  # (tokens, width)
-        states, last = self.rnn(PackedSequence(embedded, reaching.sum(dim=0)))
-        return self.linear(last.squeeze(0)), states.data, by_time  # last: (1, sentences, width)
+        if embedded.is_cuda:  # cuDNN's is faster there
+            states = self.rnn(PackedSequence(embedded, reaching))[0].data
+        else:
+            W, U, *biases = self.rnn.parameters()
+            states = Recurrence.apply(embedded, W, U, sum(biases), reaching.tolist())
+        ends = (reaching.cumsum(0) - reaching)[lengths - 1].repeat_interleave(counts)
+        last = states[(ends + torch.arange(len(ends))).to(states.device)]  # (sentences, width)
+        return self.linear(last), states, by_time

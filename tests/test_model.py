@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import NANO, classifier, packed_copy, padded_logits, random_gpt2, refusal
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from data_utils import load_corpus, pack, token_ids, tokenize
@@ -21,6 +22,7 @@ from support.bases import PROJECT, base_folder, find_base, load_backbone, load_l
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
 from support.fingerprints import backbone_fingerprint
+from support.recurrence import Recurrence
 from support.tokens import load_tokenizer
 from train_utils import predict_logits
 
@@ -155,6 +157,20 @@ def test_the_student_is_pytorchs_rnn_read_at_each_sentences_last_token(nano_corp
             start, end = split.cu_seqlens[index : index + 2].tolist()
             states, _ = model.rnn(model.embedding(split.input_ids[start:end]))
             torch.testing.assert_close(logits[place], model.linear(states[-1]))
+
+
+@pytest.mark.parametrize("sizes", [[3], [4, 4, 1], [1, 1, 1]])
+def test_the_recurrence_and_its_gradients_are_pytorchs(sizes):
+    torch.manual_seed(0)
+    rnn = nn.RNN(5, 7).double()
+    x, g = (torch.randn(sum(sizes), n, dtype=torch.double) for n in (5, 7))
+    x.requires_grad_(True)
+    expected = rnn(PackedSequence(x, torch.tensor(sizes)))[0].data
+    W, U, *biases = weights = list(rnn.parameters())
+    found = Recurrence.apply(x, W, U, sum(biases), sizes)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(y, [x, *weights], g) for y in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 def test_training_the_rows_that_occur_is_training_the_full_embedding(nano_corpus):
