@@ -387,31 +387,34 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
     """A teacher's logits over the training sentences."""
     import torch
 
-    from data_utils import TRAIN, shuffled
+    from data_utils import TRAIN, by_length, shuffled
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
     split = split.part(0, 512) if args.quick else split
     ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
-    order = shuffled(len(split), SR_NO, 0).tolist()
 
-    def padded_pass(_: int) -> None:
+    def padded_pass(order: list[int], _: int) -> None:
         with torch.no_grad():
             for start in range(0, len(order), BATCH_SIZE):
                 ids, mask = padded(split, order[start : start + BATCH_SIZE])
                 theirs(input_ids=ids, attention_mask=mask)
 
-    seconds = in_turn(
-        {"ours": lambda _: predict_logits(ours, split, cpu()), "padded": padded_pass}, 2
-    )
-    best = {side: min(values) for side, values in seconds.items()}
-    yield Row(
-        f"teacher's logits of {len(split):,} sentences, s",
-        f"{best['ours']:.1f}",
-        f"padded to the longest {best['padded']:.1f}",
-        best["padded"] / best["ours"],
-        3.5,
-    )
+    orders = {
+        "padded to the longest": shuffled(len(split), SR_NO, 0),
+        "padded, sorted by length": by_length(split),
+    }
+    sides = {name: partial(padded_pass, order.tolist()) for name, order in orders.items()}
+    sides["ours"] = lambda _: predict_logits(ours, split, cpu())
+    best = {side: min(values) for side, values in in_turn(sides, 2).items()}
+    for peer, goal in zip(orders, (3.5, 1.5), strict=True):
+        yield Row(
+            f"teacher's logits of {len(split):,} sentences, s",
+            f"{best['ours']:.1f}",
+            f"{peer} {best[peer]:.1f}",
+            best[peer] / best["ours"],
+            goal,
+        )
 
 
 def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -615,27 +618,32 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Judging the training sentences with the student, against the teacher's own rate."""
+    """Judging the training sentences with the student, here and in onnxruntime, and the teacher."""
     from data_utils import TRAIN
     from model import DistilRNN
+    from support.inference_speed import exported
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
     some = split.part(0, 512)
     teacher, student = classifier(args.gpt2), DistilRNN(split.input_ids.unique())
+    _, in_onnxruntime = exported(student, teacher.backbone.config.vocab_size, split)
     sides = {
         "student": lambda _: predict_logits(student, split, cpu()),
-        "teacher": lambda _: predict_logits(teacher, some, cpu()),
+        "the same in onnxruntime": lambda _: in_onnxruntime(),
+        "our teacher": lambda _: predict_logits(teacher, some, cpu()),
     }
     seconds = {side: statistics.median(s[1:]) for side, s in in_turn(sides, 4).items()}
-    rate = {"student": len(split) / seconds["student"], "teacher": len(some) / seconds["teacher"]}
-    yield Row(
-        "predict, sentences/s: the student",
-        f"{rate['student']:,.0f}",
-        f"our teacher {rate['teacher']:,.0f}",
-        rate["student"] / rate["teacher"],
-        50,
-    )
+    rate = {side: len(split) / value for side, value in seconds.items()}
+    rate["our teacher"] = len(some) / seconds["our teacher"]
+    for peer, goal in (("our teacher", 50), ("the same in onnxruntime", 1)):
+        yield Row(
+            "predict, sentences/s: the student",
+            f"{rate['student']:,.0f}",
+            f"{peer} {rate[peer]:,.0f}",
+            rate["student"] / rate[peer],
+            goal,
+        )
 
 
 def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -737,6 +745,30 @@ def growth_rows(args: argparse.Namespace) -> Iterator[Row]:
         short / mixed,
         0,
     )
+    sizes = (10_000, 50_000, 200_000)
+    found = {size: worker(args, "transfer_set_of", str(size)) for size in sizes}
+    for size in sizes[1:]:
+        times = size // sizes[0]
+        yield Row(
+            f"growth: a transfer set of {size:,} edits, s (GiB)",
+            f"{found[size]['seconds']:.1f} ({found[size]['peak'] / 2**30:.2f})",
+            f"{times} x {found[sizes[0]]['seconds']:.1f} ({found[sizes[0]]['peak'] / 2**30:.2f})",
+            times * found[sizes[0]]["seconds"] / found[size]["seconds"],
+            0.95,
+        )
+
+
+def transfer_set_of(args: argparse.Namespace, size: str) -> dict[str, float]:
+    """Make ``size`` edits of the corpus."""
+    from data_utils import load_corpus
+    from support.tokens import load_tokenizer
+    from support.transfer_set import with_transfer_set
+
+    tokenizer = load_tokenizer(args.gpt2)
+    corpus = load_corpus(args.data_dir, tokenizer, 512)
+    began = time.perf_counter()
+    with_transfer_set(corpus, tokenizer, 512, int(size), SR_NO)
+    return {"seconds": time.perf_counter() - began, "peak": peak()}
 
 
 def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
