@@ -51,7 +51,7 @@ from train_utils import (
     train,
 )
 
-OF_DISTIL = (
+DISTIL_OPTIONS = (
     "kd_temperature",
     "kd_alpha",
     "transfer_size",
@@ -134,18 +134,6 @@ def with_hints(
     return {**corpus, TRAIN: train, DEV: dev}
 
 
-@torch.no_grad()
-def start_embedding(model: DistilRNN, teacher: nn.Module) -> None:
-    """Start the student's embedding from its teacher's, as principal components of unit variance.
-
-    What is wider than the teacher's stays random.
-    """
-    rows = teacher.backbone.get_input_embeddings().weight[model.vocabulary].float()
-    basis = Basis(**principal_components(rows, model.embedding.embedding_dim))
-    found = basis.hints_of(rows)
-    model.embedding.weight[:-1, : found.shape[1]] = found
-
-
 def taught_corpus(
     args: Namespace,
     base: Base,
@@ -171,45 +159,78 @@ def taught_corpus(
     return with_teacher_logits(corpus, *said, folder / "teacher_logits.safetensors")
 
 
+def new_student(args: Namespace, corpus: dict[str, Split], device: Device) -> DistilRNN:
+    """A student for the training sentences, its weights a function of ``args.sr_no``."""
+    torch.manual_seed(args.sr_no)
+    vocabulary = corpus[TRAIN].input_ids.unique()
+    return DistilRNN(vocabulary, args.student_width).to(device.torch)
+
+
+@torch.no_grad()
+def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
+    """Start the student's embedding from its teacher's, as principal components of unit variance.
+
+    What is wider than the teacher's stays random.
+    """
+    taught = teacher.backbone.get_input_embeddings().weight
+    rows = taught[student.vocabulary].float().cpu()  # (rows, the teacher's width)
+    basis = Basis(**principal_components(rows, student.embedding.embedding_dim))
+    found = basis.hints_of(rows)
+    student.embedding.weight[:-1, : found.shape[1]] = found.to(taught.device)
+
+
+def taught_training(
+    args: Namespace,
+    base: Base,
+    corpus: dict[str, Split],
+    teacher: nn.Module,
+    teacher_print: str,
+    recipe: Recipe,
+    device: Device,
+    folder: Path,
+) -> Training:
+    """A student on the sentences that its teacher has judged, with its losses."""
+    corpus = taught_corpus(args, base, corpus, teacher, teacher_print, device, folder)
+    loss = distillation(args.kd_temperature, args.kd_alpha)
+    student = new_student(args, corpus, device)
+    if args.embedding_start == "teacher":
+        start_embedding(student, teacher)
+    if not args.hint_weight:
+        return Training(student, corpus, loss, recipe, device)
+    hints = corpus[TRAIN].teacher_states.width
+    projection = nn.Linear(args.student_width, hints).to(device.torch)
+    return HintedTraining(student, corpus, loss, recipe, device, projection, args.hint_weight)
+
+
 def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher ("distil") or without ("rnn"), unless that is done.
 
     Returns:
         The run's folder.
     """
-    taught = mode == "distil"
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
     sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
     settings = {"student_width": args.student_width}
-    if taught:
+    if mode == "distil":
         teacher, sources["teacher"] = load_teacher(args)
-        settings |= {name: getattr(args, name) for name in OF_DISTIL}
+        settings |= {name: getattr(args, name) for name in DISTIL_OPTIONS}
 
     description = describe_run(args, mode, corpus, device, sources, recipe._asdict() | settings)
     folder = run_folder(args, mode)
     with claim(folder, description, args.overwrite) as claimed:
         if not claimed.finished:
             keep_freed_memory()
-            loss, hinted = cross_entropy, taught and args.hint_weight > 0
-            if taught:
+            if mode == "distil":
                 known = (teacher, sources["teacher"]["fingerprint"])
-                corpus = taught_corpus(args, base, corpus, *known, device, folder)
-                loss = distillation(args.kd_temperature, args.kd_alpha)
-            torch.manual_seed(args.sr_no)
-            model = DistilRNN(corpus[TRAIN].input_ids.unique(), args.student_width)
-            if taught:
-                if args.embedding_start == "teacher":
-                    start_embedding(model, teacher.cpu())
+                training = taught_training(args, base, corpus, *known, recipe, device, folder)
                 del teacher, known  # its memory
-            model.to(device.torch)
-            training = Training(model, corpus, loss, recipe, device)
-            if hinted:
-                projection = nn.Linear(model.rnn.hidden_size, corpus[TRAIN].teacher_states.width)
-                hints = (projection.to(device.torch), args.hint_weight)
-                training = HintedTraining(model, corpus, loss, recipe, device, *hints)
+            else:
+                student = new_student(args, corpus, device)
+                training = Training(student, corpus, cross_entropy, recipe, device)
             progress = train(training, folder)
-            save_student(model, base, folder)
+            save_student(training.model, base, folder)
             results, predictions = evaluate(training)
-            claimed.finish(count_parameters(model), progress.summary(), results, predictions)
+            parameters = count_parameters(training.model)
+            claimed.finish(parameters, progress.summary(), results, predictions)
     show_run(folder)
     return folder
