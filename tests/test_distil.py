@@ -11,10 +11,12 @@ import scipy.special
 import scipy.stats
 import torch
 from conftest import NANO, classifier
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 import distil
 from data_utils import UNLABELLED, load_corpus, token_ids, tokenize
-from distil import distillation, with_teacher_logits
+from distil import distillation, start_embedding, with_teacher_logits
 from model import DistilRNN
 from support.bases import find_base
 from support.checkpoints import load_checkpoint, save_student
@@ -283,3 +285,29 @@ def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(sav
             ids[row, : end - start] = split.input_ids[start:end]
         (logits,) = session.run(None, {"input_ids": ids, "lengths": lengths})
         np.testing.assert_allclose(logits, expected[chosen], atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# The student's start
+
+
+@pytest.mark.parametrize("width", [16, 6])
+def test_an_embedding_starts_from_the_components_of_its_teachers(width):
+    """The same distances between tokens as the teacher's standardised rows have, or nearly."""
+    torch.manual_seed(0)
+    teacher = classifier(NANO)
+    taught = teacher.backbone.wte.weight
+    taught.data[:, 8:] = 1.0  # eight dimensions that say something
+    taught.data[:, 0] *= 100
+    student = DistilRNN(torch.arange(5, 45), width)
+    random = student.embedding.weight.detach().clone()
+    start_embedding(student, teacher)
+    rows = student.embedding.weight.detach()
+    assert torch.equal(rows[-1], random[-1])  # of the unknown tokens
+    scaled = StandardScaler().fit_transform(taught[5:45].detach().numpy())
+    kept = PCA(width).fit_transform(scaled)
+    share = min(width, taught.shape[1]) / taught.shape[1]
+    expected = share**0.5 * torch.tensor(kept)
+    torch.testing.assert_close(
+        torch.cdist(rows[:-1], rows[:-1]), torch.cdist(expected, expected), atol=1e-3, rtol=1e-3
+    )

@@ -557,3 +557,32 @@ def test_a_full_disk_while_printing_is_one_line(demo):
         )  # fmt: skip
     assert result.stderr.startswith("run.py: error: output: No space left on device")
     assert result.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Recipes
+
+
+def options_of(mode: str, *words) -> SimpleNamespace:
+    args = front_door.parse(["--mode", "all", *map(str, words)])
+    return front_door.options_of(args, 1, mode, 8000)
+
+
+def test_a_recipe_is_what_is_not_given():
+    published = options_of("distil")
+    assert (published.epochs, published.hint_weight, published.transfer_size) == (5, 0, 0)
+    hinted = options_of("distil", "--recipe", "hints", "--hint_weight", 3)
+    recipe = front_door.RECIPES["hints"]["distil"]
+    assert hinted.hint_weight == 3
+    assert hinted.transfer_size == recipe["transfer_size"] > 0
+    assert hinted.epochs == recipe["epochs"]
+    assert options_of("LoRA", "--recipe", "hints").lr_schedule == "constant"
+
+
+def test_an_untaught_student_beside_hints_takes_as_many_steps():
+    words = ("--recipe", "hints", "--transfer_size", 24_000)
+    taught, untaught = (options_of(mode, *words) for mode in ("distil", "rnn"))
+    assert untaught.epochs == 4 * taught.epochs
+    assert untaught.lr_schedule == taught.lr_schedule == "linear"
+    assert untaught.patience >= untaught.epochs
+    assert options_of("rnn", *words, "--epochs", 7).epochs == 7

@@ -597,3 +597,12 @@ def test_a_process_is_one_of_several_where_torchrun_says_how_many(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (processes.is_main(), processes.is_first_of_machine()) == (main, first_of_machine)
+
+
+def test_a_state_saved_on_other_sentences_is_refused(small, tmp_path):
+    train(training_of(small, max_steps=2), tmp_path)
+    other = {**small, "in_domain_train": small["in_domain_train"].part(0, 100)}
+    student = new_student(small)
+    with pytest.raises(UserError, match=r"state.safetensors: saved while training on other"):
+        train(training_of(other, student), tmp_path)
+    assert train(training_of(small, max_steps=2), tmp_path).steps == 2
