@@ -34,6 +34,7 @@ def with_transfer_set(
     case, spacing or mark at the end.
     """
     known, made = corpus[TRAIN], list(written or [])
+    given = len(made)
     sources = known.sentences + made
     taken = {bare(s) for split in (DEV, OUT_OF_DOMAIN) for s in corpus[split].sentences}
     new = (s for s in variations(sources, sr_no, set(sources)) if bare(s) not in taken)
@@ -42,8 +43,8 @@ def with_transfer_set(
             some = list(islice(new, min(size - len(made), 10_000)))
             if not some:
                 raise UserError(
-                    f"--transfer_size {size}: only {len(made)} variations of the training "
-                    "sentences were found; ask for at most that many"
+                    f"--transfer_size {size}: only {len(made) - given} variations of the training "
+                    "sentences were found; ask for fewer"
                 )
             lengths = map(len, token_ids(tokenizer, some))
             # One edit can make a long sentence longer than the model takes.
