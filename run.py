@@ -145,12 +145,14 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse and check the command line; ``given`` holds the names of the options it had."""
+    hints = ", ".join(f"--{name} {value}" for name, value in RECIPES["hints"]["distil"].items())
     parser = Parser(
         prog="run.py",
         usage="run.py --mode MODE [options] [SENTENCE ...]",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 26, 80),
         description="Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
-        epilog="Defaults are in brackets; those of training are the published hyperparameters.",
+        epilog="Defaults are in brackets; those of training are the published hyperparameters. "
+        f"--recipe hints is for distil: {hints}; rnn then takes as many steps.",
         allow_abbrev=False,
     )
     parser.add_argument(

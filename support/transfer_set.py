@@ -38,7 +38,8 @@ def with_transfer_set(
     sources = known.sentences + made
     taken = {bare(s) for split in (DEV, OUT_OF_DOMAIN) for s in corpus[split].sentences}
     new = (s for s in variations(sources, sr_no, set(sources)) if bare(s) not in taken)
-    with tqdm(desc="transfer set", total=size, unit=" sentences", disable=None) as bar:
+    what = {"desc": "transfer set", "total": size, "unit": " sentences"}
+    with tqdm(**what, initial=given, disable=None) as bar:
         while len(made) < size:
             some = list(islice(new, min(size - len(made), 10_000)))
             if not some:
