@@ -40,6 +40,8 @@ SETTINGS = {  # a name, and the mode with its options
     "20,000, width 576": f"{HINTS} --transfer_size 20000 --hint_width 576",
     "20,000, 5 epochs": f"{HINTS} --transfer_size 20000 --epochs 5",
     "20,000, 20 epochs": f"{HINTS} --transfer_size 20000 --epochs 20",
+    "20,000, kd_alpha 1": f"{HINTS} --transfer_size 20000 --kd_alpha 1",
+    "20,000, lr 2e-3": f"{HINTS} --transfer_size 20000 --lr 2e-3",
     "20,000, embedding": f"{HINTS} --transfer_size 20000 --embedding_start teacher",
     "40,000 both": f"{HINTS} --transfer_size 40000",
     "60,000 both": f"{HINTS} --transfer_size 60000",
