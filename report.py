@@ -68,7 +68,7 @@ def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
 def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
     """The figures and tables of one base and its students."""
     several = len(same[0].runs) > 1
-    yield text(f"{variant}, in_domain_dev. {tables.findings(same)}")
+    yield text(f"On in_domain_dev {tables.findings(same)}")
     picture = plot_comparison(same, plots, serial)
     each = "; small: each run" if several else ""
     yield from figure(f"{variant}: the models kept, with 95% intervals{each}.", picture)

@@ -37,6 +37,7 @@ def table(caption: str, rows: list[tuple[str, ...]], left: int = 1) -> list[Flow
         ("LINEBELOW", (0, -1), (-1, -1), 0.9, "black"), ("FONT", *everything, "STIX", 8.5, 10),
         ("VALIGN", *everything, "TOP"), ("ALIGN", (left, 0), (-1, -1), "RIGHT"),
         ("TOPPADDING", *everything, 1), ("BOTTOMPADDING", *everything, 2),
+        ("LEFTPADDING", *everything, 4), ("RIGHTPADDING", *everything, 3),
     ]  # fmt: skip
     columns = len(rows[0])
     for number, row in enumerate(rows):

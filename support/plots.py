@@ -73,7 +73,7 @@ def draw_curves(
 
 def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
     """Draw one variant's runs: accuracy, its interval and MCC on both dev sets, small each run."""
-    figure = Figure(figsize=(6.5, 1 + 0.6 * len(same)), layout="constrained")
+    figure = Figure(figsize=(6.5, 0.9 + 0.5 * len(same)), layout="constrained")
     axes = figure.subplots()
     at_right = axes.get_yaxis_transform()
     # Marker, line, colour, inside of the marker, and place within the row, of each dev set.

@@ -146,9 +146,9 @@ def findings(same: list[Series]) -> str:
         by = s.accuracy.value - s.majority
         sure = s.accuracy.low > s.majority or s.accuracy.high < s.majority
         where = f"{100 * abs(by):.1f} points {'above' if by > 0 else 'below'} the majority baseline"
-        told = "" if sure else ", from which its interval does not tell it"
+        told = "" if sure else ", which lies within its interval"
         figures = f"{s.accuracy.value:.2%} (MCC {s.mcc.value:.3f}{s.remark})"
-        said.append(f"{series.name}: {figures}, {where}{told}.")
+        said.append(f"{series.name} is right in {figures}, {where}{told}.")
     if len(same[0].runs) > 1:
         for one, two in comparable_pairs(same):
             accuracy, mcc = difference(one.labels(DEV), one.answers(DEV), two.answers(DEV))
