@@ -1,6 +1,6 @@
 """Train what results/ tells of, keep its figures there, and write the README's tables from them.
 
-    python bench/results.py                  # every study, hours; what is finished is not run again
+    python bench/results.py                  # every study, a day; what is finished is not run again
     python bench/results.py smollm2_cola     # one
     python bench/results.py --readme         # the tables alone, from what stands in results/
 
