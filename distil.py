@@ -91,7 +91,8 @@ def with_teacher_logits(
     teacher.to(device.torch)
     key = fingerprint(teacher_print, corpus_fingerprint(corpus), device.precision)
     read = {name: (teacher, corpus[name], device, f"teacher reads {name}") for name in (TRAIN, DEV)}
-    found = kept(path, key, lambda: {name: predict_logits(*read[name]) for name in read})
+    shapes = {name: (len(corpus[name]), 2) for name in read}
+    found = kept(path, key, shapes, lambda: {name: predict_logits(*read[name]) for name in read})
     taught = {name: replace(corpus[name], teacher_logits=found[name]) for name in (TRAIN, DEV)}
     return {**corpus, **taught}
 

@@ -73,26 +73,34 @@ def read_states(
     """
     teacher.to(device.torch).eval()
     sample, paths, logits = split.part(0, SAMPLE), [], []
+    full = teacher.score.in_features
+    hints = min(width, full)
     key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
     with hold(folder / "teacher.lock", lambda: False):
         path = folder / f"basis_{key[:16]}.safetensors"
-        states = partial(read_part, teacher, sample, device, None, None)
-        basis = Basis(**kept(path, key, lambda: principal_components(states()["states"], width)))
+        shapes = {"mean": (full,), "directions": (full, hints)}
+        basis = Basis(
+            **kept(path, key, shapes, partial(find_basis, teacher, sample, device, hints))
+        )
         for number, start in enumerate(range(0, len(split), CHUNK), start=1):
             part = split.part(start, start + CHUNK)
             part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
             read = partial(read_part, teacher, part, device, basis, f"teacher reads {number}")
-            logits.append(kept(paths[-1], part_key, read)["logits"])
+            shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), hints)}
+            logits.append(kept(paths[-1], part_key, shapes, read)["logits"])
     return torch.cat(logits), TeacherStates(paths)
 
 
-def kept(path: Path, key: str, compute: Callable[[], dict]) -> dict[str, Tensor]:
-    """The tensors in a file, if it is whole and has the key; else those of ``compute``, written."""
+def kept(
+    path: Path, key: str, shapes: dict[str, tuple[int, ...]], compute: Callable[[], dict]
+) -> dict[str, Tensor]:
+    """The tensors in a file, if it has the key and they the shapes; else ``compute`` makes them."""
     found, metadata = {}, {}
     with suppress(UserError):
         found, metadata = read_tensors(path)
-    if any_process(metadata.get("key") != key):
+    have = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if any_process(metadata.get("key") != key or have != shapes):
         found = compute()
         write_tensors(path, found, {"key": key})
     return found
@@ -117,6 +125,11 @@ def read_part(
         states[torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()] = found
     sum_over_processes(logits, states)
     return {"logits": logits, "states": states if basis is None else states.half()}
+
+
+def find_basis(teacher: nn.Module, sample: Split, device: Device, hints: int) -> dict[str, Tensor]:
+    """The `Basis` of the states over a sample's tokens."""
+    return principal_components(read_part(teacher, sample, device, None, None)["states"], hints)
 
 
 def principal_components(rows: Tensor, width: int) -> dict[str, Tensor]:

@@ -507,9 +507,11 @@ def write_table(path, lines, cells):
 
 @given(EDITS, CELLS)
 def test_any_run_is_reported_or_refused(folder, edits, predictions):
-    write_metrics(folder, edits)
-    write_table(folder / "predictions.csv", PREDICTIONS, predictions)
-    series = tried(load_series, [folder])
+    run = folder / "LoRA_nano_7"
+    run.mkdir(exist_ok=True)
+    write_metrics(run, edits)
+    write_table(run / "predictions.csv", PREDICTIONS, predictions)
+    series = tried(load_series, [run])
     assert series or edits or predictions
     if series:
         assert comparison_table([series])
