@@ -177,7 +177,7 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     rows = taught[student.vocabulary].float().cpu()  # (rows, the teacher's width)
     basis = Basis(**principal_components(rows, student.embedding.embedding_dim))
     found = basis.hints_of(rows)
-    student.embedding.weight[:-1, : found.shape[1]] = found.to(taught.device)
+    student.embedding.weight[:-1, : found.shape[1]] = found
 
 
 def taught_training(

@@ -246,7 +246,9 @@ def train(args: argparse.Namespace) -> None:
             plot_curves(folder.name, [folder], args.out_dir / "plots")
 
 
-def options_of(args: argparse.Namespace, sr_no: int, mode: str, sentences: int):
+def options_of(
+    args: argparse.Namespace, sr_no: int, mode: str, sentences: int
+) -> argparse.Namespace:
     """The options of one run: those given, and the recipe's for its mode.
 
     ``sentences`` are those of the training split.
