@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from data_utils import Batch
 from support.devices import has_bf16
+from support.few_passes import in_few_passes
 from support.recurrence import Recurrence
 
 # PyTorch's x86 builds leave these two functions to oneMKL, which settles on a kernel in the first
@@ -58,8 +59,6 @@ def packed_attention(
         (1, prefixes, heads, head_dim), or (1, sentences, heads, head_dim) where ``last_only``; and
         None for the attention weights.
     """
-    group = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (key, value))
     # The kernel for variable lengths wants half precision, and a GPU that has it in hardware.
     half = query.dtype in (torch.bfloat16, torch.float16)
     attend = varlen_blocks if half and has_bf16(query.device) else dense_blocks
@@ -81,9 +80,10 @@ def dense_blocks(
     blocks = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
     for block, (length, count) in zip(blocks, batch.blocks, strict=True):
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in block)
-        out = F.scaled_dot_product_attention(
-            q[:, :, -1:] if last_only else q, k, v, is_causal=not last_only, scale=scaling
-        )  # (count, heads, length or 1, head_dim)
+        q, causal = (q[:, :, -1:], False) if last_only else (q, True)
+        out = F.scaled_dot_product_attention(  # (count, heads, length or 1, head_dim)
+            q, k, v, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
@@ -100,7 +100,8 @@ def varlen_blocks(
         q, reach = q[ends[1:] - 1], 1
         starts = torch.arange(len(ends), dtype=torch.int32, device=q.device)
     causal = (-1, 0)  # any distance back, none ahead
-    return varlen_attn(q, k, v, starts, ends, reach, longest, scale=scaling, window_size=causal)
+    options = {"window_size": causal, "enable_gqa": q.shape[1] != k.shape[1]}
+    return varlen_attn(q, k, v, starts, ends, reach, longest, scale=scaling, **options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,9 +117,7 @@ class Classifier(nn.Module):
         """Put a new head on a backbone that `support.bases.load_backbone` has loaded."""
         super().__init__()
         config = backbone.config
-        for name, module in list(backbone.named_modules()):
-            if type(module).__name__ == "NewGELUActivation":  # the same in one pass, not in eight
-                backbone.set_submodule(name, nn.GELU("tanh"))
+        in_few_passes(backbone)
         self.prefix = backbone.base_model_prefix
         self.add_module(self.prefix, backbone)
         width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # the former is OPT's

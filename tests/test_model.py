@@ -15,12 +15,15 @@ from conftest import NANO, classifier, packed_copy, padded_logits, random_gpt2, 
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from data_utils import load_corpus, pack, token_ids, tokenize
 from model import DistilRNN, packed_attention, varlen_blocks
 from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
+from support.few_passes import RMSNorm, in_few_passes
 from support.fingerprints import backbone_fingerprint
 from support.recurrence import Recurrence
 from support.tokens import load_tokenizer
@@ -94,8 +97,9 @@ def test_a_sentences_logits_do_not_depend_on_its_neighbours(make, nano_corpus):
 def test_the_kernel_for_variable_lengths_is_asked_for_the_same(nano_corpus, monkeypatch):
     """Its arguments, against a reference of its documented meaning; the kernel needs a GPU."""
 
-    def reference(q, k, v, starts, ends, reach, longest, *, scale, window_size):
+    def reference(q, k, v, starts, ends, reach, longest, *, scale, window_size, enable_gqa):
         assert window_size == (-1, 0)  # causal
+        assert not enable_gqa  # GPT-2 has as many keys as queries
         assert longest == ends.diff().max()
         assert reach == starts.diff().max()
         outputs = []
@@ -157,6 +161,30 @@ def test_the_student_is_pytorchs_rnn_read_at_each_sentences_last_token(nano_corp
             start, end = split.cu_seqlens[index : index + 2].tolist()
             states, _ = model.rnn(model.embedding(split.input_ids[start:end]))
             torch.testing.assert_close(logits[place], model.linear(states[-1]))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_norm_in_few_passes_and_its_gradients_are_hugging_faces(trained):
+    torch.manual_seed(0)
+    theirs = LlamaRMSNorm(16, eps=1e-3)
+    nn.init.normal_(theirs.weight).requires_grad_(trained)
+    model = nn.Sequential(theirs)
+    in_few_passes(model)
+    assert isinstance(model[0], RMSNorm)
+    assert model.state_dict().keys() == {"0.weight"}
+    x, g = torch.randn(2, 3, 5, 16)
+    inputs = [x.requires_grad_(True), *([theirs.weight] if trained else [])]
+    found, expected = model(x), theirs(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, inputs, g) for y in (found, expected)))
+
+
+def test_a_norm_that_computes_something_else_is_left_alone():
+    theirs = GemmaRMSNorm(16)  # multiplies by 1 + weight
+    random = torch.get_rng_state()
+    in_few_passes(model := nn.Sequential(theirs))
+    assert model[0] is theirs
+    assert torch.equal(random, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("sizes", [[3], [4, 4, 1], [1, 1, 1]])
