@@ -181,7 +181,8 @@ def load_pretrained(architecture: type, folder: Path, packed: bool = False) -> n
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
-        config.output_attentions = False  # which packed attention has none of
+        # Packed attention has no attentions to show, and nobody reads the blocks' states.
+        config.output_attentions = config.output_hidden_states = False
         model, info = architecture.from_pretrained(
             folder,
             config=config,
