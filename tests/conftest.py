@@ -16,7 +16,8 @@ from support.bases import PROJECT, load_backbone
 from support.cola import COLA_DIR
 from support.tokens import load_tokenizer
 
-# The same examples at every run; `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_` tries many others.
+# The same examples at every run; many others, and hours of them, are
+# `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_`.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=20_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
