@@ -164,7 +164,8 @@ def new_student(args: Namespace, corpus: dict[str, Split], device: Device) -> Di
     """A student for the training sentences, its weights a function of ``args.sr_no``."""
     torch.manual_seed(args.sr_no)
     vocabulary = corpus[TRAIN].input_ids.unique()
-    return DistilRNN(vocabulary, args.student_width).to(device.torch)
+    student = DistilRNN(vocabulary, args.student_width, args.student_dropout)
+    return student.to(device.torch)
 
 
 @torch.no_grad()
@@ -211,7 +212,7 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     """
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
     sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
-    settings = {"student_width": args.student_width}
+    settings = {name: getattr(args, name) for name in ("student_width", "student_dropout")}
     if mode == "distil":
         teacher, sources["teacher"] = load_teacher(args)
         settings |= {name: getattr(args, name) for name in DISTIL_OPTIONS}

@@ -186,18 +186,20 @@ class DistilRNN(nn.Module):
 
     shares_prefixes = False  # it steps through time: equal lengths go together
 
-    def __init__(self, vocabulary: Tensor, width: int = 768):
+    def __init__(self, vocabulary: Tensor, width: int = 768, dropout: float = 0.0):
         """A new student.
 
         Args:
             vocabulary: (rows,) the token ids that have an embedding, rising.
             width: of the embedding and of the hidden state.
+            dropout: of the embedding, and of the state that is judged, while training.
         """
         super().__init__()
         self.register_buffer("vocabulary", vocabulary)
         self.embedding = nn.Embedding(len(vocabulary) + 1, width, padding_idx=len(vocabulary))
         self.rnn = nn.RNN(width, width)
         self.linear = nn.Linear(width, 2)
+        self.dropout = nn.Dropout(dropout)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """The embedding's row of each token id; the last row for those not in the vocabulary."""
@@ -219,7 +221,8 @@ class DistilRNN(nn.Module):
         lengths, counts = (torch.tensor(column) for column in zip(*batch.blocks, strict=True))
         # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
         reaching = ((lengths.unsqueeze(1) > torch.arange(lengths[0])) * counts.unsqueeze(1)).sum(0)
-        embedded = self.embedding(self.rows(batch.input_ids[by_time]))  # (tokens, width)
+        embedded = self.embedding(self.rows(batch.input_ids[by_time]))
+        embedded = self.dropout(embedded)  # (tokens, width)
         if embedded.is_cuda:  # cuDNN's is faster there
             states = self.rnn(PackedSequence(embedded, reaching))[0].data
         else:
@@ -227,4 +230,4 @@ class DistilRNN(nn.Module):
             states = Recurrence.apply(embedded, W, U, sum(biases), reaching.tolist())
         ends = (reaching.cumsum(0) - reaching)[lengths - 1].repeat_interleave(counts)
         last = states[(ends + torch.arange(len(ends))).to(states.device)]  # (sentences, width)
-        return self.linear(last), states, by_time
+        return self.linear(self.dropout(last)), states, by_time

@@ -103,6 +103,7 @@ OPTIONS = (
     )),
     ("distil, rnn, all", ("distil", "rnn", "all"), (
         ("--student_width", "N", count, 768, "of the student's embedding and state [768]"),
+        ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of both, while training [0]"),
     )),
     ("distil, all", ("distil", "all"), (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),

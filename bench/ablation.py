@@ -26,6 +26,7 @@ from support.finished_runs import Run, load_run
 
 LONG = "--patience 1000 --monitor mcc --lr_schedule linear"
 HINTS = f"distil {LONG} --hint_weight 10 --epochs 10 --transfer_source both"
+WRITTEN = f"{HINTS} --transfer_size 20000 --transfer_source written"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {LONG} --epochs 20",
     "logits": f"distil {LONG} --epochs 20",
@@ -43,6 +44,9 @@ SETTINGS = {  # a name, and the mode with its options
     "20,000, kd_alpha 1": f"{HINTS} --transfer_size 20000 --kd_alpha 1",
     "20,000, lr 2e-3": f"{HINTS} --transfer_size 20000 --lr 2e-3",
     "20,000, embedding": f"{HINTS} --transfer_size 20000 --embedding_start teacher",
+    "written, embedding": f"{WRITTEN} --embedding_start teacher",
+    "written, dropout 0.3": f"{WRITTEN} --student_dropout 0.3",
+    "written, all": f"{WRITTEN} --embedding_start teacher --student_dropout 0.3",
     "40,000 both": f"{HINTS} --transfer_size 40000",
     "60,000 both": f"{HINTS} --transfer_size 60000",
 }

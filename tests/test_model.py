@@ -201,6 +201,16 @@ def test_the_recurrence_and_its_gradients_are_pytorchs(sizes):
     torch.testing.assert_close(*gradients)
 
 
+def test_a_students_dropout_is_for_training_alone(nano_corpus):
+    batch = pack(nano_corpus["in_domain_dev"], np.arange(9))
+    student = DistilRNN(batch.input_ids.unique(), 16, dropout=0.5)
+    plain = DistilRNN(batch.input_ids.unique(), 16)
+    plain.load_state_dict(student.state_dict())
+    assert torch.equal(student.eval()(batch), plain(batch))  # none is the default, in training too
+    student.train()
+    assert not torch.equal(student(batch), student(batch))
+
+
 def test_training_the_rows_that_occur_is_training_the_full_embedding(nano_corpus):
     """Three steps of Adam: the same losses, and the same rows afterwards."""
     split = nano_corpus["in_domain_train"]
