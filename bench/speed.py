@@ -455,13 +455,13 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
     tokenizer, model = load_tokenizer(base), load_language_model(base)
     _, ends = written.sentence_ends(tokenizer)
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
-    prompt, rows = torch.tensor(ids), written.ROWS
+    prompt, rows = torch.tensor(ids), written.PROMPTS * written.ROWS
     found: dict[str, list[float]] = {"ours": [], "generate": []}
 
     def ours(number: int) -> None:
         generator = torch.Generator().manual_seed(number)
         began = time.perf_counter()
-        ended = len(written.continuations(model, prompt, ends, generator))
+        ended = len(written.continuations(model, [ids] * written.PROMPTS, ends, generator))
         found["ours"].append(ended / (time.perf_counter() - began))
 
     def theirs(number: int) -> None:

@@ -1,8 +1,9 @@
 """Which sentences does a base model write by itself?
 
-It continues a list of acceptable training sentences, one a line, and so writes more of their kind:
-sampled among the `TOP_K` likeliest tokens, up to the end of the line. Kept are whole sentences that
-are new. They serve every seed and every student, so they are made once and kept.
+It continues a list of training sentences of one label, one a line, and so writes more of their
+kind: sampled among the `TOP_K` likeliest tokens, up to the end of the line. After unacceptable ones
+it errs a little more often. Kept are whole sentences that are new. They serve every seed and every
+student, so they are made once and kept.
 """
 
 from contextlib import suppress
@@ -25,10 +26,11 @@ from support.resumption import interruptible
 from support.run_folder import hold
 from support.transfer_set import bare
 
-EXAMPLES, ROWS, TOP_K = 3, 128, 150  # sentences of a prompt, continuations of it, choices a token
+EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
+PROMPTS, ROWS = 8, 64  # of a batch, continuations of each
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
-SAVE_EVERY = 20  # prompts
-FRUITLESS = 100  # prompts in a row that gave nothing new: the model has nothing more to say
+SAVE_EVERY = 5  # batches
+FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing more to say
 
 
 def written_sentences(
@@ -42,19 +44,21 @@ def written_sentences(
     """
     train, most = known[0], (base.max_length - MOST_TOKENS) // EXAMPLES  # tokens of an example
     described = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
-    examples = [s for s, label, tokens in described if label == 1 and tokens <= most]
-    if len(examples) < EXAMPLES:
-        raise UserError(
-            f"--transfer_source: a base writes after {EXAMPLES} acceptable training sentences of "
-            f"at most {most} tokens, and this corpus has {len(examples)}; take edits"
-        )
+    fitting = [(sentence, label) for sentence, label, tokens in described if tokens <= most]
+    examples = [[sentence for sentence, label in fitting if label == kind] for kind in (0, 1)]
+    for kind, found in zip(("unacceptable", "acceptable"), examples, strict=True):
+        if len(found) < EXAMPLES:
+            raise UserError(
+                f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
+                f"at most {most} tokens, and this corpus has {len(found)}; take edits"
+            )
     sentences = [sentence for split in known for sentence in split.sentences]
     model = load_language_model(base.folder)
-    how = (base.tokenizer.to_str(), repr((EXAMPLES, ROWS, TOP_K, WORDS, MOST_TOKENS)))
+    how = (base.tokenizer.to_str(), repr((EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS)))
     key = fingerprint(backbone_fingerprint(model), *how, *sentences)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
     with hold(path.with_suffix(".lock"), lambda: False):
-        state = {"prompts": 0, "sentences": []}
+        state = {"batches": 0, "sentences": []}
         with suppress(UserError):  # no file, or a broken one: it can be written again
             found = read_json(path)
             state = found if is_state(found) else state
@@ -67,15 +71,15 @@ def written_sentences(
 
 def is_state(found: dict) -> bool:
     """Whether a file's content is what `write` left."""
-    sentences, prompts = found.get("sentences"), found.get("prompts")
+    sentences, batches = found.get("sentences"), found.get("batches")
     whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
-    return whole and type(prompts) is int and prompts >= 0
+    return whole and type(batches) is int and batches >= 0
 
 
 def write(
     model: nn.Module,
     base: Base,
-    examples: list[str],
+    examples: list[list[str]],
     taken: set[str],
     size: int,
     device: Device,
@@ -92,15 +96,15 @@ def write(
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
-                for sentence in continued(model, *how, state["prompts"]):
+                for sentence in continued(model, *how, state["batches"]):
                     if bare(sentence) not in seen:
                         seen.add(bare(sentence))
                         sentences.append(sentence)
-                state["prompts"] += 1
+                state["batches"] += 1
                 fruitless = 0 if len(sentences) > before else fruitless + 1
                 bar.update(len(sentences) - before)
             stop = any_process(interruption.requested)
-            if stop or state["prompts"] % SAVE_EVERY == 0:
+            if stop or state["batches"] % SAVE_EVERY == 0:
                 write_json(path, state)
             if stop:
                 raise KeyboardInterrupt
@@ -115,17 +119,20 @@ def write(
 def continued(
     model: nn.Module,
     tokenizer: Tokenizer,
-    examples: list[str],
+    examples: list[list[str]],
     separator: str,
     ends: Tensor,
     number: int,
 ) -> list[str]:
-    """The whole sentences among `ROWS` continuations of the prompt of a number."""
-    chosen = np.random.default_rng([0, number]).choice(len(examples), EXAMPLES, replace=False)
-    prompt = separator.join(examples[i] for i in chosen) + separator.strip(" ")
+    """The whole sentences among the continuations of a batch of prompts, which has this number."""
+    rng = np.random.default_rng([0, number])
+    prompts = []
+    for prompt in range(PROMPTS):
+        kind = examples[prompt % 2]
+        chosen = rng.choice(len(kind), EXAMPLES, replace=False)
+        prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
     generator = torch.Generator(ends.device).manual_seed(number)
-    (ids,) = token_ids(tokenizer, [prompt])
-    found = continuations(model, torch.tensor(ids, device=ends.device), ends, generator)
+    found = continuations(model, token_ids(tokenizer, prompts), ends, generator)
     lines = [tokenizer.decode(row).split("\n")[0].strip() for row in found]
     return [
         line
@@ -136,23 +143,32 @@ def continued(
 
 @torch.no_grad()
 def continuations(
-    model: nn.Module, prompt: Tensor, ends: Tensor, generator: torch.Generator
+    model: nn.Module, prompts: list[list[int]], ends: Tensor, generator: torch.Generator
 ) -> list[list[int]]:
-    """Sample `ROWS` continuations of a prompt (tokens,), each up to one of the tokens ``ends``.
+    """Sample `ROWS` continuations of each prompt, each up to one of the tokens ``ends``.
 
-    The prompt's keys and values are computed once, and a row that has ended costs no more. What
+    A prompt's keys and values are computed once, and a row that has ended costs no more. What
     does not end within `MOST_TOKENS` is left out.
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
-    logits = model(prompt.unsqueeze(0), past_key_values=cache, logits_to_keep=1).logits[:, -1]
+    longest = max(map(len, prompts))
+    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+    ids = torch.tensor(ids, device=ends.device)  # (prompts, longest), padded on the left
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=ends.device)
+    mask = torch.arange(longest, device=ends.device) >= longest - lengths.unsqueeze(1)
+    cache, mask = DynamicCache(config=model.config), mask.long()
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(
+        ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
+    ).logits[:, -1]
+
     cache.batch_repeat_interleave(ROWS)
-    logits = logits.expand(ROWS, -1)  # (rows, vocabulary)
-    rows, texts = torch.arange(ROWS, device=prompt.device), [[] for _ in range(ROWS)]
+    logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
+    rows, texts = torch.arange(len(mask), device=ends.device), [[] for _ in range(len(mask))]
     ended = []
     for _ in range(MOST_TOKENS):
-        likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))
+        likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))  # (rows, choices)
         drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
         token = tokens.gather(1, drawn).squeeze(1)  # (rows,)
         for row, number in zip(rows.tolist(), token.tolist(), strict=True):
@@ -163,8 +179,12 @@ def continuations(
             break
         if not going.all():
             cache.batch_select_indices(going.nonzero().squeeze(1))
-            rows, token = rows[going], token[going]
-        logits = model(token.unsqueeze(1), past_key_values=cache).logits[:, -1]
+            rows, token, mask = rows[going], token[going], mask[going]
+        place = mask.sum(1, keepdim=True)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits = model(
+            token.unsqueeze(1), attention_mask=mask, position_ids=place, past_key_values=cache
+        ).logits[:, -1]
     return [texts[row] for row in sorted(ended)]
 
 

@@ -212,7 +212,7 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     base, nano_corpus, tmp_path, monkeypatch
 ):
     known = list(nano_corpus.values())
-    written_sentences(base, known, 400, CPU, tmp_path / "whole")
+    written_sentences(base, known, 2000, CPU, tmp_path / "whole")
     continued, calls = support.written.continued, []
 
     def interrupted(*arguments):
@@ -224,13 +224,13 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     monkeypatch.setattr(support.written, "SAVE_EVERY", 1)
     monkeypatch.setattr(support.written, "continued", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        written_sentences(base, known, 400, CPU, tmp_path / "cut")
-    assert json.loads(the_file(tmp_path / "cut").read_text())["prompts"] == 2
-    written_sentences(base, known, 400, CPU, tmp_path / "cut")
+        written_sentences(base, known, 2000, CPU, tmp_path / "cut")
+    assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 2
+    written_sentences(base, known, 2000, CPU, tmp_path / "cut")
     assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"prompts": 1, "sentences": ["A b c.", 1]}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
 def test_a_broken_file_is_written_anew(base, nano_corpus, tmp_path, content):
     known = list(nano_corpus.values())
     made = written_sentences(base, known, 10, CPU, tmp_path)
@@ -280,14 +280,18 @@ def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
     """With one choice a token, every row is the greedy continuation that `generate` finds."""
     model = load_language_model(NANO)
     _, ends = sentence_ends(base.tokenizer)
-    (ids,) = token_ids(base.tokenizer, ["The dogs sleep. A cat"])
-    greedy = model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0)
-    expected = greedy[0, len(ids) :].tolist()
-    stop = next(place for place, token in enumerate(expected) if token in ends.tolist())
+    prompts = token_ids(base.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
+    expected = []
+    for ids in prompts:
+        greedy = model.generate(
+            torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0
+        )[0, len(ids) :].tolist()
+        stop = next(place for place, token in enumerate(greedy) if token in ends.tolist())
+        expected += [greedy[: stop + 1]] * support.written.ROWS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(support.written, "TOP_K", 1)
-        found = continuations(model, torch.tensor(ids), ends, torch.Generator())
-    assert found == [expected[: stop + 1]] * support.written.ROWS
+        found = continuations(model, prompts, ends, torch.Generator())
+    assert found == expected
 
 
 def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, tokenizer):
