@@ -14,7 +14,7 @@ from support.processes import is_first_of_machine, is_main, process_group
 PROJECT = Path(__file__).resolve().parent
 MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
-NANO_TRANSFER_SIZE = 40_000
+NANO = {"transfer_size": 40_000, "student_width": 256, "hint_weight": 10.0}  # its defaults
 LONG = {"patience": 1000, "monitor": "mcc", "lr_schedule": "linear"}  # no early end: the rate falls
 RECIPES = {  # what a mode trains with where no option says otherwise
     "published": {"LoRA": {"epochs": 10}, "distil": {"epochs": 5}, "rnn": {"epochs": 5}},
@@ -102,15 +102,15 @@ OPTIONS = (
         ("--lora_dropout", "P", number(float, 0, 0.99), 0.0, "dropout before A [0]"),
     )),
     ("distil, rnn, all", ("distil", "rnn", "all"), (
-        ("--student_width", "N", count, 768, "of the student's embedding and state [768]"),
+        ("--student_width", "N", count, 768, f"of the student's embedding and state [768; nano {NANO['student_width']}]"),
         ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of both, while training [0]"),
     )),
     ("distil, all", ("distil", "all"), (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),
         ("--kd_alpha", "X", share, 0.5, "weight of KD against cross-entropy [0.5]"),
-        ("--transfer_size", "N", size, None, f"extra sentences, teacher-labelled [0; nano {NANO_TRANSFER_SIZE}]"),
+        ("--transfer_size", "N", size, 0, f"extra sentences, teacher-labelled [0; nano {NANO['transfer_size']}]"),
         ("--transfer_source", None, ("edits", "written", "both"), "edits", "edited, or written by the base [edits]"),
-        ("--hint_weight", "X", number(float, 0, 1e6), 0.0, "weight of the teacher's hidden states [0]"),
+        ("--hint_weight", "X", number(float, 0, 1e6), 0.0, f"weight of the teacher's hidden states [0; nano {NANO['hint_weight']:g}]"),
         ("--hint_width", "N", count, 128, "how many of their components [128]"),
         ("--embedding_start", None, ("random", "teacher"), "random", "what the student's starts from [random]"),
     )),
@@ -192,8 +192,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     nano = args.gpt_variant == "nano"
     if args.data_dir is None:
         args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
-    if args.transfer_size is None:
-        args.transfer_size = NANO_TRANSFER_SIZE if nano else 0
+    for name, value in NANO.items() if nano else ():
+        if name not in args.given:
+            setattr(args, name, value)
     args.command = shlex.join(["python", "run.py", *(sys.argv[1:] if argv is None else argv)])
     return args
 

@@ -27,7 +27,7 @@ from support.finished_runs import Run, load_run
 LONG = "--patience 1000 --monitor mcc --lr_schedule linear"
 HINTS = f"distil {LONG} --hint_weight 10 --epochs 10 --transfer_source both"
 WRITTEN = f"{HINTS} --transfer_size 20000 --transfer_source written"
-MORE = f"{HINTS} --transfer_size 60000 --transfer_source written --embedding_start teacher"
+MORE = f"{HINTS} --transfer_size 40000 --transfer_source written --embedding_start teacher"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {LONG} --epochs 20",
     "logits": f"distil {LONG} --epochs 20",
@@ -50,12 +50,12 @@ SETTINGS = {  # a name, and the mode with its options
     "written, all": f"{WRITTEN} --embedding_start teacher --student_dropout 0.3",
     "40,000 both": f"{HINTS} --transfer_size 40000",
     "60,000 both": f"{HINTS} --transfer_size 60000",
-    "60,000 written, all": f"{MORE} --student_dropout 0.3",
-    "60,000 written, dropout 0.5": f"{MORE} --student_dropout 0.5",
-    "60,000 written, 20 epochs": f"{MORE} --student_dropout 0.3 --epochs 20",
-    "60,000 written, weight 30": f"{MORE} --student_dropout 0.3 --hint_weight 30",
-    "60,000 written, width 576": f"{MORE} --student_dropout 0.3 --hint_width 576",
-    "60,000 written, kd_alpha 1": f"{MORE} --student_dropout 0.3 --kd_alpha 1",
+    "40,000 written, all": f"{MORE} --student_dropout 0.3",
+    "40,000 written, dropout 0.5": f"{MORE} --student_dropout 0.5",
+    "40,000 written, 20 epochs": f"{MORE} --student_dropout 0.3 --epochs 20",
+    "40,000 written, weight 30": f"{MORE} --student_dropout 0.3 --hint_weight 30",
+    "40,000 written, width 576": f"{MORE} --student_dropout 0.3 --hint_width 576",
+    "40,000 written, kd_alpha 1": f"{MORE} --student_dropout 0.3 --kd_alpha 1",
 }
 
 

@@ -3,7 +3,8 @@
 It continues a list of training sentences of one label, one a line, and so writes more of their
 kind: sampled among the `TOP_K` likeliest tokens, up to the end of the line. After unacceptable ones
 it errs a little more often. Kept are whole sentences that are new. They serve every seed and every
-student, so they are made once and kept.
+student, so they are made once and kept. What a language model writes for its own distillation, and
+what it gives: He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
 from contextlib import suppress

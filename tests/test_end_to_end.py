@@ -579,6 +579,14 @@ def test_a_recipe_is_what_is_not_given():
     assert options_of("LoRA", "--recipe", "hints").lr_schedule == "constant"
 
 
+def test_nano_has_defaults_of_its_own_and_an_option_overrides_them():
+    small = options_of("distil", "--gpt_variant", "nano", "--hint_weight", 0)
+    assert (small.student_width, small.transfer_size, small.hint_weight) == (256, 40_000, 0)
+    assert options_of("rnn", "--gpt_variant", "nano").student_width == 256
+    hinted = options_of("distil", "--gpt_variant", "nano", "--recipe", "hints")
+    assert hinted.transfer_size == front_door.RECIPES["hints"]["distil"]["transfer_size"]
+
+
 def test_an_untaught_student_beside_hints_takes_as_many_steps():
     words = ("--recipe", "hints", "--transfer_size", 24_000)
     taught, untaught = (options_of(mode, *words) for mode in ("distil", "rnn"))
