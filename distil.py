@@ -33,6 +33,7 @@ from model import DistilRNN
 from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
+from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
 from support.run_folder import claim, describe_run, run_folder
@@ -90,10 +91,15 @@ def with_teacher_logits(
     """
     teacher.to(device.torch)
     key = fingerprint(teacher_print, corpus_fingerprint(corpus), device.precision)
-    read = {name: (teacher, corpus[name], device, f"teacher reads {name}") for name in (TRAIN, DEV)}
-    shapes = {name: (len(corpus[name]), 2) for name in read}
-    found = kept(path, key, shapes, lambda: {name: predict_logits(*read[name]) for name in read})
-    taught = {name: replace(corpus[name], teacher_logits=found[name]) for name in (TRAIN, DEV)}
+    splits = {name: corpus[name] for name in (TRAIN, DEV)}
+    found = kept(path, key, {name: (len(split), 2) for name, split in splits.items()})
+    if found is None:
+        found = {
+            name: predict_logits(teacher, split, device, f"teacher reads {name}")
+            for name, split in splits.items()
+        }
+        write_tensors(path, found, {"key": key})
+    taught = {name: replace(split, teacher_logits=found[name]) for name, split in splits.items()}
     return {**corpus, **taught}
 
 
@@ -108,6 +114,10 @@ class HintedTraining(Training):
         """The projection trains too."""
         named = self.projection.named_parameters(prefix="projection")
         return super().parameters() | dict(named)
+
+    def fingerprint(self) -> str:
+        """The hints belong to it."""
+        return fingerprint(super().fingerprint(), self.corpus[TRAIN].teacher_states.fingerprint)
 
     def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
         """The hints' loss stands beside the students' own, which is what a history tells."""
@@ -148,9 +158,8 @@ def taught_corpus(
     if args.transfer_size:
         written = []
         if args.transfer_source != "edits":
-            share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
-            place = args.out_dir / "transfer"
-            written = written_sentences(base, list(corpus.values()), share, device, place)
+            share = -(-args.transfer_size // (2 if args.transfer_source == "both" else 1))
+            written = written_sentences(base, corpus, share, device, args.out_dir / "transfer")
         size, seed, longest = args.transfer_size, args.sr_no, base.max_length
         more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
         corpus = {**corpus, TRAIN: more}
@@ -170,7 +179,7 @@ def new_student(args: Namespace, corpus: dict[str, Split], device: Device) -> Di
 
 @torch.no_grad()
 def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
-    """Start the student's embedding from its teacher's, as principal components of unit variance.
+    """Start the student's embedding from its teacher's: its principal components (`Basis`).
 
     What is wider than the teacher's stays random.
     """

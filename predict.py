@@ -27,7 +27,11 @@ def run_gen(args: Namespace) -> None:
     base = find_base(args.gpt_variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
     ids = tokenizer(args.prompt, verbose=False)["input_ids"]
-    prompt = torch.tensor([ids or [tokenizer.bos_token_id]])  # (1, tokens)
+    opening = tokenizer.bos_token_id
+    opening = tokenizer.eos_token_id if opening is None else opening
+    if not ids and opening is None:
+        raise UserError(f"--prompt: {args.gpt_variant} has no token that opens a text; give one")
+    prompt = torch.tensor([ids or [opening]])  # (1, tokens)
     model = load_language_model(base.folder).to(device.torch)
     room = base.max_length - prompt.shape[1]
     if args.max_new_tokens > room:

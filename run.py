@@ -14,7 +14,7 @@ from support.processes import is_first_of_machine, is_main, process_group
 PROJECT = Path(__file__).resolve().parent
 MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
-NANO = {"transfer_size": 40_000, "student_width": 256, "hint_weight": 10.0}  # its defaults
+NANO = {"transfer_size": 40_000, "student_width": 256, "hint_weight": 10.0}  # its own recipe
 LONG = {"patience": 1000, "monitor": "mcc", "lr_schedule": "linear"}  # no early end: the rate falls
 RECIPES = {  # what a mode trains with where no option says otherwise
     "published": {"LoRA": {"epochs": 10}, "distil": {"epochs": 5}, "rnn": {"epochs": 5}},
@@ -102,7 +102,7 @@ OPTIONS = (
         ("--lora_dropout", "P", number(float, 0, 0.99), 0.0, "dropout before A [0]"),
     )),
     ("distil, rnn, all", ("distil", "rnn", "all"), (
-        ("--student_width", "N", count, 768, f"of the student's embedding and state [768; nano {NANO['student_width']}]"),
+        ("--student_width", "N", number(int, 1, 65536), 768, f"of the student's embedding and state [768; nano {NANO['student_width']}]"),
         ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of both, while training [0]"),
     )),
     ("distil, all", ("distil", "all"), (
@@ -192,9 +192,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     nano = args.gpt_variant == "nano"
     if args.data_dir is None:
         args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
-    for name, value in NANO.items() if nano else ():
+    for name, value in NANO.items() if nano and "recipe" not in args.given else ():
         if name not in args.given:
             setattr(args, name, value)
+    if args.mode in ("distil", "all"):
+        taught = options_of(args, args.sr_no, "distil", 1)
+        for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
+            if name in args.given and not getattr(taught, needed):
+                parser.error(f"--{name} means nothing without --{needed}")
     args.command = shlex.join(["python", "run.py", *(sys.argv[1:] if argv is None else argv)])
     return args
 
@@ -257,7 +262,7 @@ def options_of(
     """
     recipe = RECIPES[args.recipe]
     changes = {n: v for n, v in recipe[mode].items() if n not in args.given}
-    if "epochs" not in (*args.given, *changes):
+    if "epochs" not in recipe[mode] and (args.mode == "all" or "epochs" not in args.given):
         taught = options_of(args, sr_no, "distil", sentences)
         changes["epochs"] = round(taught.epochs * (1 + taught.transfer_size / sentences))
     return argparse.Namespace(**vars(args) | changes | {"sr_no": sr_no})

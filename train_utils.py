@@ -112,6 +112,10 @@ class Training:
         """What trains, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
+    def fingerprint(self) -> str:
+        """Of what it trains on: a saved state goes on with that alone."""
+        return corpus_fingerprint({TRAIN: self.corpus[TRAIN]})
+
     def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (sentences, 2) of a piece of a batch, its share of the whole batch's loss, and of
         what training makes small, which may be more than the loss.
@@ -193,7 +197,7 @@ def train(training: Training, folder: Path) -> Progress:
     recipe, parameters = training.recipe, training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=recipe.lr, fused=True)
     state = TrainState(folder / "state.safetensors", parameters, optimizer)
-    progress, corpus = state.load(), corpus_fingerprint({TRAIN: training.corpus[TRAIN]})
+    progress, corpus = state.load(), training.fingerprint()
     if progress.corpus not in ("", corpus):
         raise UserError(f"{state.path}: saved while training on other sentences; delete it")
     progress.corpus = corpus

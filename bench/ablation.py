@@ -4,9 +4,9 @@
         --teacher runs/smollm2_cola/checkpoints/LoRA_smollm2_22915
     python bench/ablation.py ... --rows weight      # the settings with this in their names
 
-Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is not
-run again. What the base wrote and the teacher said for one serves the others too. Scored on
-in_domain_dev alone. Does another bias help? `best` is the MCC at the threshold that is best on
+Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is
+shown, not run again. What the base wrote and the teacher said for one serves the others too. Scored
+on in_domain_dev alone. Does another bias help? `best` is the MCC at the threshold that is best on
 in_domain_dev itself: no bias, however it is fitted, can be worth more. `fitted` is what a bias is
 worth that was fitted on labelled sentences nobody was taught on: on a half of in_domain_dev, judged
 on the other, the mean of 200 halves.
@@ -27,31 +27,31 @@ from support.bases import PROJECT, variant_name
 from support.finished_runs import Run, load_run
 
 LONG = "--patience 1000 --monitor mcc --lr_schedule linear"
-HINTS = f"distil {LONG} --hint_weight 10 --epochs 10 --transfer_source both"
+HINTS = f"distil {LONG} --hint_weight 10 --epochs 10"
+BOTH = f"{HINTS} --transfer_size 20000 --transfer_source both"
 WRITTEN = f"{HINTS} --transfer_size 20000 --transfer_source written"
 MORE = f"{HINTS} --transfer_size 40000 --transfer_source written --embedding_start teacher"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {LONG} --epochs 20",
-    "logits": f"distil {LONG} --epochs 20",
-    "hints on the corpus": f"{HINTS} --epochs 20",
-    "20,000, logits": f"{HINTS} --transfer_size 20000 --hint_weight 0",
-    "20,000 edits": f"{HINTS} --transfer_size 20000 --transfer_source edits",
-    "20,000 written": f"{HINTS} --transfer_size 20000 --transfer_source written",
-    "20,000 both": f"{HINTS} --transfer_size 20000",
-    "20,000, weight 3": f"{HINTS} --transfer_size 20000 --hint_weight 3",
-    "20,000, weight 30": f"{HINTS} --transfer_size 20000 --hint_weight 30",
-    "20,000, width 32": f"{HINTS} --transfer_size 20000 --hint_width 32",
-    "20,000, width 576": f"{HINTS} --transfer_size 20000 --hint_width 576",
-    "20,000, 5 epochs": f"{HINTS} --transfer_size 20000 --epochs 5",
-    "20,000, 20 epochs": f"{HINTS} --transfer_size 20000 --epochs 20",
-    "20,000, kd_alpha 1": f"{HINTS} --transfer_size 20000 --kd_alpha 1",
-    "20,000, lr 2e-3": f"{HINTS} --transfer_size 20000 --lr 2e-3",
-    "20,000, embedding": f"{HINTS} --transfer_size 20000 --embedding_start teacher",
+    "logits": f"distil {LONG} --epochs 20 --transfer_size 0 --hint_weight 0",
+    "hints on the corpus": f"{HINTS} --epochs 20 --transfer_size 0",
+    "20,000, logits": f"{BOTH} --hint_weight 0",
+    "20,000 edits": f"{BOTH} --transfer_source edits",
+    "20,000 written": WRITTEN,
+    "20,000 both": BOTH,
+    "20,000, weight 3": f"{BOTH} --hint_weight 3",
+    "20,000, weight 30": f"{BOTH} --hint_weight 30",
+    "20,000, width 32": f"{BOTH} --hint_width 32",
+    "20,000, width 576": f"{BOTH} --hint_width 576",
+    "20,000, 5 epochs": f"{BOTH} --epochs 5",
+    "20,000, 20 epochs": f"{BOTH} --epochs 20",
+    "20,000, kd_alpha 1": f"{BOTH} --kd_alpha 1",
+    "20,000, lr 2e-3": f"{BOTH} --lr 2e-3",
+    "20,000, embedding": f"{BOTH} --embedding_start teacher",
     "written, embedding": f"{WRITTEN} --embedding_start teacher",
     "written, dropout 0.3": f"{WRITTEN} --student_dropout 0.3",
     "written, all": f"{WRITTEN} --embedding_start teacher --student_dropout 0.3",
-    "40,000 both": f"{HINTS} --transfer_size 40000",
-    "60,000 both": f"{HINTS} --transfer_size 60000",
+    "40,000 both": f"{BOTH} --transfer_size 40000",
     "40,000 written, all": f"{MORE} --student_dropout 0.3",
     "40,000 written, dropout 0.5": f"{MORE} --student_dropout 0.5",
     "40,000 written, 20 epochs": f"{MORE} --student_dropout 0.3 --epochs 20",
@@ -85,20 +85,18 @@ def main() -> None:
 def train(
     args: argparse.Namespace, sr_no: int, mode: str, options: list[str], out_dir: Path
 ) -> Run:
-    """A finished run, made now if need be."""
-    folder = out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}"
-    if not (folder / "metrics.json").exists():
-        shared, own = out_dir.parent / "transfer", out_dir / "transfer"
-        shared.mkdir(parents=True, exist_ok=True)
-        out_dir.mkdir(exist_ok=True)
-        if not own.exists():
-            own.symlink_to(shared)
-        words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", str(args.data_dir)]
-        words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
-        words += ["--teacher", str(args.teacher)] if mode == "distil" else []
-        # What it prints is no part of the table.
-        subprocess.run([sys.executable, "run.py", *words], cwd=PROJECT, check=True, stdout=2)
-    return load_run(folder)
+    """A finished run, made now if need be; run.py refuses a folder that holds another."""
+    shared, own = out_dir.parent / "transfer", out_dir / "transfer"
+    shared.mkdir(parents=True, exist_ok=True)
+    out_dir.mkdir(exist_ok=True)
+    if not own.exists():
+        own.symlink_to(shared)
+    words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", str(args.data_dir)]
+    words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
+    words += ["--teacher", str(args.teacher)] if mode == "distil" else []
+    # What it prints is no part of the table.
+    subprocess.run([sys.executable, "run.py", *words], cwd=PROJECT, check=True, stdout=2)
+    return load_run(out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}")
 
 
 def figures(runs: list[Run]) -> list[str]:

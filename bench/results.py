@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV
 from support.bases import PROJECT
+from support.files import write_bytes
 from support.finished_runs import DEV_SETS, Series, find_runs
 from support.metrics import read_history, summary
 from support.tables import difference_cells, paired_rows, spread
@@ -71,7 +72,7 @@ def main() -> None:
         if mode != "all":
             run("report", {"sr_no": options["sr_no"], "out_dir": f"runs/{study}"})
         keep(PROJECT / "runs" / study, RESULTS / study, options["sr_no"])
-    README.write_text(with_tables(README.read_text()))
+    write_bytes(README, with_tables(README.read_text()).encode())
 
 
 def run(mode: str, options: dict[str, str]) -> None:
@@ -82,7 +83,10 @@ def run(mode: str, options: dict[str, str]) -> None:
 
 def take_over(source: Path, target: Path) -> None:
     """Let another study's teachers stand among a study's runs."""
-    for folder in source.glob("checkpoints/LoRA_*"):
+    folders = list(source.glob("checkpoints/LoRA_*"))
+    if not folders:
+        sys.exit(f"{source}: no teachers there; run: python bench/results.py {source.name}")
+    for folder in folders:
         place = target / "checkpoints" / folder.name
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
@@ -91,7 +95,8 @@ def take_over(source: Path, target: Path) -> None:
 
 def keep(source: Path, target: Path, serial: str) -> None:
     """Copy what a reader wants of an --out_dir: no weights, and of the plots those of all runs."""
-    shutil.rmtree(target / "plots", ignore_errors=True)
+    for old in ("plots", "runs"):
+        shutil.rmtree(target / old, ignore_errors=True)
     for path in target.glob("Report_*.pdf"):
         path.unlink()
     paths = [path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")]

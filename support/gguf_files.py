@@ -13,9 +13,10 @@ import sys
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
+import filelock
 import torch
 
-from support.errors import UserError
+from support.errors import UserError, first_line
 from support.processes import any_process, is_main
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -61,11 +62,17 @@ def convert(path: Path, folder: Path) -> str:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.partial")
+    lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        partial.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()  # another command may be converting it
+        if folder.exists():
+            return ""
+        shutil.rmtree(partial, ignore_errors=True)  # of a crash
+        partial.mkdir()
         with quiet:  # its progress bar does not ask whether anybody looks
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         del model.config.quantization_config  # what it was, and no longer is
@@ -81,13 +88,13 @@ def convert(path: Path, folder: Path) -> str:
         RuntimeError,
         NotImplementedError,
     ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"{path}: not a GGUF file of a model that transformers knows ({reason})"
+        return f"{path}: not a GGUF file of a model that transformers knows ({first_line(error)})"
     except OSError as error:
-        if not folder.exists():  # else another process was faster
-            return f"{folder}: cannot be written ({error.strerror or error})"
+        return f"{folder}: cannot be written ({error.strerror or error})"
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if lock.is_locked:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
     return ""
 
 

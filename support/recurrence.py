@@ -21,6 +21,7 @@ class Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # in place: one dtype
     def forward(ctx, x: Tensor, W: Tensor, U: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
         """The states (tokens, width) of inputs x (tokens, in), laid out as in a PackedSequence.
 
@@ -36,6 +37,7 @@ class Recurrence(torch.autograd.Function):
         return states
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (tokens, width)."""
         x, W, U, states = ctx.saved_tensors

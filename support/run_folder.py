@@ -6,13 +6,12 @@ which is written last. While it stands, the folder holds no model that may be us
 
 import platform
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import torch
 
 from data_utils import Split, corpus_fingerprint
@@ -20,6 +19,7 @@ from support.bases import PROJECT, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_csv, write_json
+from support.locks import hold, no_folder, stop_where_refused
 from support.processes import any_process, is_main
 
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
@@ -124,44 +124,23 @@ def describe_run(
 
 
 @contextmanager
-def hold(path: Path, prepare: Callable[[], bool]) -> Iterator[bool]:
-    """Hold a lock file against every other command, and tell what ``prepare`` returned then.
-
-    The lock dies with its process. Of several processes the main one holds it and prepares, and all
-    of them stop where it is refused.
-    """
-    lock, refusal, found = filelock.FileLock(path, timeout=0), None, False
-    folder = path.parent
-    try:
-        if is_main():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-                found = prepare()
-            except filelock.Timeout:
-                refusal = UserError(f"{folder}: another command is at work here; wait for it")
-            except OSError as error:
-                reason = f"cannot be written ({error.strerror}); choose another --out_dir"
-                refusal = UserError(f"{folder}: {reason}")
-            except UserError as error:
-                refusal = error
-        if any_process(bool(refusal)):
-            raise refusal or UserError(f"{folder}: refused by the main process")
-        yield any_process(found)
-        any_process(False)  # nobody reads before the main process has written all
-    finally:
-        lock.release()
-
-
-@contextmanager
 def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
     """Hold a run's folder, and tell whether its run is finished.
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
     it leaves to be gone on with.
     """
-    with hold(folder / ".lock", lambda: prepare(folder, description, overwrite)) as finished:
-        yield Claim(folder, description, finished)
+    with hold(folder / ".lock"):
+        finished, refusal = False, None
+        if is_main():
+            try:
+                finished = prepare(folder, description, overwrite)
+            except UserError as error:
+                refusal = error
+            except OSError as error:
+                refusal = no_folder(folder, error)
+        stop_where_refused(refusal, folder)
+        yield Claim(folder, description, any_process(finished))
 
 
 def prepare(folder: Path, description: dict, overwrite: bool) -> bool:

@@ -5,9 +5,7 @@ carry most of the variance in a fraction of the numbers. They are computed once,
 sentences, in half precision, and read through a memory map, so that no set is too large.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +18,8 @@ from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
+from support.locks import hold
 from support.processes import any_process, sum_over_processes
-from support.run_folder import hold
 from train_utils import pieces_of
 
 CHUNK = 8192  # sentences a file
@@ -50,6 +48,7 @@ class TeacherStates:
                 self.pieces.append(file.get_tensor("states"))
         self.bounds = torch.tensor([0, *(len(piece) for piece in self.pieces)]).cumsum(0)
         self.width = self.pieces[0].shape[1]
+        self.fingerprint = fingerprint(*(path.name for path in paths))
 
     def __getitem__(self, tokens: Tensor) -> Tensor:
         """The hints of some tokens, in fp32."""
@@ -76,42 +75,44 @@ def read_states(
     full = teacher.score.in_features
     hints = min(width, full)
     key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
-    with hold(folder / "teacher.lock", lambda: False):
+    with hold(folder / "teacher.lock"):
         path = folder / f"basis_{key[:16]}.safetensors"
         shapes = {"mean": (full,), "directions": (full, hints)}
-        basis = Basis(
-            **kept(path, key, shapes, partial(find_basis, teacher, sample, device, hints))
-        )
+        found = kept(path, key, shapes)
+        if found is None:
+            write_tensors(path, find_basis(teacher, sample, device, hints), {"key": key})
+            any_process(False)  # nobody reads before the main process has written
+            found = kept(path, key, shapes)
+        basis = Basis(**found)
         for number, start in enumerate(range(0, len(split), CHUNK), start=1):
             part = split.part(start, start + CHUNK)
             part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
-            read = partial(read_part, teacher, part, device, basis, f"teacher reads {number}")
             shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), hints)}
-            logits.append(kept(paths[-1], part_key, shapes, read)["logits"])
+            found = kept(paths[-1], part_key, shapes)
+            if found is None:
+                found = read_part(teacher, part, device, basis, f"teacher reads {number}")
+                found["states"] = found["states"].half()
+                write_tensors(paths[-1], found, {"key": part_key})
+            logits.append(found["logits"])
     return torch.cat(logits), TeacherStates(paths)
 
 
-def kept(
-    path: Path, key: str, shapes: dict[str, tuple[int, ...]], compute: Callable[[], dict]
-) -> dict[str, Tensor]:
-    """The tensors in a file, if it has the key and they the shapes; else ``compute`` makes them."""
+def kept(path: Path, key: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    """The tensors in a file, if every process finds them there with the key and the shapes."""
     found, metadata = {}, {}
     with suppress(UserError):
         found, metadata = read_tensors(path)
     have = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if any_process(metadata.get("key") != key or have != shapes):
-        found = compute()
-        write_tensors(path, found, {"key": key})
-    return found
+    return None if any_process(metadata.get("key") != key or have != shapes) else found
 
 
 def read_part(
     teacher: nn.Module, part: Split, device: Device, basis: Basis | None, description: str | None
 ) -> dict[str, Tensor]:
-    """The "logits" (sentences, 2), and as "states" hints (tokens, hints), in half precision.
+    """The "logits" (sentences, 2), and as "states" hints (tokens, hints).
 
-    Without a basis they are the states themselves (tokens, width).
+    Without a basis they are the teacher's states (tokens, width).
     """
     width = teacher.score.in_features if basis is None else basis.directions.shape[1]
     logits, states = torch.zeros(len(part), 2), torch.zeros(len(part.input_ids), width)
@@ -124,7 +125,7 @@ def read_part(
         lengths = batch.cu_seqlens.diff().cpu()
         states[torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()] = found
     sum_over_processes(logits, states)
-    return {"logits": logits, "states": states if basis is None else states.half()}
+    return {"logits": logits, "states": states}
 
 
 def find_basis(teacher: nn.Module, sample: Split, device: Device, hints: int) -> dict[str, Tensor]:

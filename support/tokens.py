@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from support.errors import UserError
+from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_bytes
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -30,8 +30,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:  # the library raises bare Exceptions, and its panics are none
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from None
+        raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from None
     return tokenizer
 
 

@@ -89,11 +89,11 @@ def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[st
 
 def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
     """A sentence's words, the first one as it is written mid-sentence, and its final mark."""
-    bare = sentence.rstrip(" .?!")
-    words = bare.split()
+    unmarked = sentence.rstrip(" .?!")
+    words = unmarked.split()
     if words and words[0] not in midwords and words[0].lower() in midwords:
         words[0] = words[0].lower()
-    return words, sentence[len(bare) :]
+    return words, sentence[len(unmarked) :]
 
 
 def form(word: str, edit: str) -> str:

@@ -16,15 +16,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_utils import Split, token_ids
+from data_utils import TRAIN, Split, corpus_fingerprint, token_ids
 from support.bases import Base, load_language_model, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
 from support.fingerprints import backbone_fingerprint, fingerprint
+from support.locks import hold
 from support.processes import any_process, is_main
 from support.resumption import interruptible
-from support.run_folder import hold
 from support.transfer_set import bare
 
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
@@ -35,15 +35,15 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 
 
 def written_sentences(
-    base: Base, known: list[Split], size: int, device: Device, folder: Path
+    base: Base, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
     """``size`` sentences, the same for the same base and corpus, whatever the sr_no.
 
-    ``known`` are the splits whose sentences are not to be written again, the training split first.
-    They are kept in ``folder``, in a file for each base and corpus, and gone on with from there.
+    None is a sentence of the corpus. They are kept in ``folder``, in a file for each base and
+    corpus, and gone on with from there.
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
-    train, most = known[0], (base.max_length - MOST_TOKENS) // EXAMPLES  # tokens of an example
+    train, most = corpus[TRAIN], (base.max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
     described = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
     fitting = [(sentence, label) for sentence, label, tokens in described if tokens <= most]
     examples = [[sentence for sentence, label in fitting if label == kind] for kind in (0, 1)]
@@ -53,18 +53,19 @@ def written_sentences(
                 f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
                 f"at most {most} tokens, and this corpus has {len(found)}; take edits"
             )
-    sentences = [sentence for split in known for sentence in split.sentences]
     model = load_language_model(base.folder)
-    how = (base.tokenizer.to_str(), repr((EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS)))
-    key = fingerprint(backbone_fingerprint(model), *how, *sentences)
+    how = repr((EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    known = [sentence for split in corpus.values() for sentence in split.sentences]
+    parts = (backbone_fingerprint(model), base.tokenizer.to_str(), corpus_fingerprint(corpus))
+    key = fingerprint(*parts, how, *known)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
-    with hold(path.with_suffix(".lock"), lambda: False):
+    with hold(path.with_suffix(".lock")):
         state = {"batches": 0, "sentences": []}
         with suppress(UserError):  # no file, or a broken one: it can be written again
             found = read_json(path)
             state = found if is_state(found) else state
         if any_process(len(state["sentences"]) < size):
-            taken = {bare(sentence) for sentence in sentences}
+            taken = {bare(sentence) for sentence in known}
             write(model.to(device.torch), base, examples, taken, size, device, path, state)
             state = read_json(path)
     return state["sentences"][:size]
@@ -89,7 +90,7 @@ def write(
 ) -> None:
     """Add to ``state`` until it has ``size`` sentences. The main process works, others wait."""
     separator, ends = sentence_ends(base.tokenizer)
-    how = (base.tokenizer, examples, separator, ends.to(device.torch))
+    ends = ends.to(device.torch)
     sentences, fruitless = state["sentences"], 0
     seen = taken | {bare(sentence) for sentence in sentences}
     what = {"desc": f"{base.name} writes", "total": size, "unit": " sentences"}
@@ -97,7 +98,9 @@ def write(
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
-                for sentence in continued(model, *how, state["batches"]):
+                number = state["batches"]
+                found = continued(model, base.tokenizer, examples, separator, ends, number)
+                for sentence in found:
                     if bare(sentence) not in seen:
                         seen.add(bare(sentence))
                         sentences.append(sentence)
@@ -168,7 +171,7 @@ def continuations(
     logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
     rows, texts = torch.arange(len(mask), device=ends.device), [[] for _ in range(len(mask))]
     ended = []
-    for _ in range(MOST_TOKENS):
+    for drawn_before in range(MOST_TOKENS):
         likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))  # (rows, choices)
         drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
         token = tokens.gather(1, drawn).squeeze(1)  # (rows,)
@@ -176,7 +179,7 @@ def continuations(
             texts[row].append(number)
         going = ~torch.isin(token, ends)
         ended += rows[~going].tolist()
-        if not going.any():
+        if not going.any() or drawn_before + 1 == MOST_TOKENS:
             break
         if not going.all():
             cache.batch_select_indices(going.nonzero().squeeze(1))

@@ -475,6 +475,14 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(call, tmp_path, 
     [
         (["--mode", "dance"], "--mode"),
         (["--mode", "gen", "--lora_rank", 3], "--lora_rank means nothing to --mode gen"),
+        (
+            ["--mode", "distil", "--transfer_source", "written"],
+            "--transfer_source means nothing without --transfer_size",
+        ),
+        (
+            ["--mode", "all", *NANO_RUN, "--hint_weight", 0, "--hint_width", 9],
+            "--hint_width means nothing without --hint_weight",
+        ),
         (["--mode", "rnn", "--sr_no", "5-1"], "--sr_no: 5-1: a range rises"),
         (["--mode", "rnn", "--sr_no", "1-1001"], "--sr_no: 1-1001: a range rises"),
         (["--mode", "rnn", "--sr_no", "1,,2"], "--sr_no: '1,,2' is not like"),
@@ -583,8 +591,8 @@ def test_nano_has_defaults_of_its_own_and_an_option_overrides_them():
     small = options_of("distil", "--gpt_variant", "nano", "--hint_weight", 0)
     assert (small.student_width, small.transfer_size, small.hint_weight) == (256, 40_000, 0)
     assert options_of("rnn", "--gpt_variant", "nano").student_width == 256
-    hinted = options_of("distil", "--gpt_variant", "nano", "--recipe", "hints")
-    assert hinted.transfer_size == front_door.RECIPES["hints"]["distil"]["transfer_size"]
+    named = options_of("distil", "--gpt_variant", "nano", "--recipe", "published")
+    assert (named.student_width, named.transfer_size, named.hint_weight) == (768, 0, 0)
 
 
 def test_an_untaught_student_beside_hints_takes_as_many_steps():
@@ -593,4 +601,7 @@ def test_an_untaught_student_beside_hints_takes_as_many_steps():
     assert untaught.epochs == 4 * taught.epochs
     assert untaught.lr_schedule == taught.lr_schedule == "linear"
     assert untaught.patience >= untaught.epochs
-    assert options_of("rnn", *words, "--epochs", 7).epochs == 7
+    assert options_of("rnn", *words, "--epochs", 7).epochs == 4 * 7
+    alone = front_door.parse(["--mode", "rnn", "--recipe", "hints", "--epochs", "7"])
+    assert front_door.options_of(alone, 1, "rnn", 8000).epochs == 7
+    assert options_of("rnn", "--epochs", 7).epochs == 7

@@ -21,7 +21,7 @@ from model import DistilRNN
 from support.bases import find_base, load_language_model
 from support.devices import CPU
 from support.errors import UserError
-from support.run_folder import hold
+from support.locks import hold
 from support.teacher_states import read_states
 from support.transfer_set import bare, with_transfer_set
 from support.written import continuations, sentence_ends, written_sentences
@@ -186,10 +186,9 @@ def the_file(folder):
 
 
 def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, tmp_path):
-    known = list(nano_corpus.values())
-    made = written_sentences(base, known, 200, CPU, tmp_path / "one")
-    assert made == written_sentences(base, known, 200, CPU, tmp_path / "other")
-    taken = {bare(sentence) for split in known for sentence in split.sentences}
+    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path / "one")
+    assert made == written_sentences(base, nano_corpus, 200, CPU, tmp_path / "other")
+    taken = {bare(sentence) for split in nano_corpus.values() for sentence in split.sentences}
     assert len({bare(sentence) for sentence in made} - taken) == 200
     for sentence in made:
         assert sentence[0].isupper()
@@ -199,20 +198,22 @@ def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, t
 
 def test_another_corpus_has_its_own_file_and_none_of_its_sentences(base, nano_corpus, tmp_path):
     """A dev sentence of tomorrow's corpus may be among those written for today's."""
-    known = list(nano_corpus.values())
-    made = written_sentences(base, known, 200, CPU, tmp_path)
-    other = replace(known[1], sentences=[made[0].upper(), *known[1].sentences[1:]])
-    again = written_sentences(base, [known[0], other, known[2]], 200, CPU, tmp_path)
+    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path)
+    dev = nano_corpus[DEV]
+    other = replace(dev, sentences=[made[0].upper(), *dev.sentences[1:]])
+    again = written_sentences(base, {**nano_corpus, DEV: other}, 200, CPU, tmp_path)
     assert bare(made[0]) not in {bare(sentence) for sentence in again}
     assert len(list(tmp_path.glob("*.json"))) == 2
-    assert written_sentences(base, known, 200, CPU, tmp_path) == made
+    train = nano_corpus[TRAIN]
+    relabelled = {**nano_corpus, TRAIN: replace(train, labels=1 - train.labels)}
+    assert written_sentences(base, relabelled, 200, CPU, tmp_path) != made
+    assert written_sentences(base, nano_corpus, 200, CPU, tmp_path) == made
 
 
 def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     base, nano_corpus, tmp_path, monkeypatch
 ):
-    known = list(nano_corpus.values())
-    written_sentences(base, known, 2000, CPU, tmp_path / "whole")
+    written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "whole")
     continued, calls = support.written.continued, []
 
     def interrupted(*arguments):
@@ -224,28 +225,26 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     monkeypatch.setattr(support.written, "SAVE_EVERY", 1)
     monkeypatch.setattr(support.written, "continued", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        written_sentences(base, known, 2000, CPU, tmp_path / "cut")
+        written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "cut")
     assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 2
-    written_sentences(base, known, 2000, CPU, tmp_path / "cut")
+    written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "cut")
     assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
 def test_a_broken_file_is_written_anew(base, nano_corpus, tmp_path, content):
-    known = list(nano_corpus.values())
-    made = written_sentences(base, known, 10, CPU, tmp_path)
+    made = written_sentences(base, nano_corpus, 10, CPU, tmp_path)
     the_file(tmp_path).write_text(content)
-    assert written_sentences(base, known, 10, CPU, tmp_path) == made
+    assert written_sentences(base, nano_corpus, 10, CPU, tmp_path) == made
 
 
 def test_two_commands_do_not_write_the_same_file(base, nano_corpus, tmp_path):
-    known = list(nano_corpus.values())
-    written_sentences(base, known, 10, CPU, tmp_path)
+    written_sentences(base, nano_corpus, 10, CPU, tmp_path)
     with (
-        hold(the_file(tmp_path).with_suffix(".lock"), lambda: False),
+        hold(the_file(tmp_path).with_suffix(".lock")),
         pytest.raises(UserError, match="another command is at work here"),
     ):
-        written_sentences(base, known, 1000, CPU, tmp_path)
+        written_sentences(base, nano_corpus, 1000, CPU, tmp_path)
 
 
 def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
@@ -255,17 +254,16 @@ def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
     monkeypatch.setattr(support.written, "FRUITLESS", 3)
     message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
     with pytest.raises(UserError, match=message):
-        written_sentences(base, list(nano_corpus.values()), 5, CPU, tmp_path)
+        written_sentences(base, nano_corpus, 5, CPU, tmp_path)
 
 
 def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
-    known = list(nano_corpus.values())
-    known[0] = known[0].part(0, 3)
+    three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].part(0, 3)}
     with pytest.raises(UserError, match=r"and this corpus has [012]; take edits"):
-        written_sentences(base, known, 5, CPU, tmp_path)
-    few = base._replace(max_length=support.written.MOST_TOKENS + 9)
+        written_sentences(base, three, 5, CPU, tmp_path)
+    few = base._replace(max_length=support.written.MOST_TOKENS + 12)
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
-        written_sentences(few, list(nano_corpus.values()), 5, CPU, tmp_path)
+        written_sentences(few, nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

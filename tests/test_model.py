@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHea
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from data_utils import load_corpus, pack, token_ids, tokenize
+from data_utils import TRAIN, load_corpus, pack, token_ids, tokenize
 from model import DistilRNN, packed_attention, varlen_blocks
 from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
 from support.devices import CPU, choose_device, has_bf16
@@ -467,3 +467,16 @@ def test_a_process_first_calls_of_tanh_and_exp_are_of_one_element():
     command = [sys.executable, "-c", RECORD]
     output = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     assert json.loads(output) == {"aten::tanh": [[[1]]], "aten::exp": [[[1]]]}
+
+
+def test_a_student_trains_under_bf16_on_the_cpu(nano_corpus):
+    """Its recurrence works in place, in one dtype, whatever autocast gives the layers around it."""
+    split = nano_corpus[TRAIN].part(0, 32)
+    batch = pack(split, np.arange(32))
+    student = DistilRNN(split.input_ids.unique(), 32)
+    exact = student(batch)
+    with choose_device("cpu", "bf16").autocast():
+        rounded = student(batch)
+    rounded.float().square().sum().backward()
+    torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.02)
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in student.parameters())

@@ -569,7 +569,7 @@ def test_a_bug_is_not_hidden(error, monkeypatch, tmp_path):
 def test_out_of_memory_names_the_option(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("data_utils.load_corpus", lambda *_: torch.empty(2**58))  # 2**60 bytes
     assert run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)]) == 2
-    line = "out of memory; lower --batch_size, or choose a smaller --gpt_variant\n"
+    line = "out of memory; lower --batch_size, or choose a smaller --gpt_variant or student\n"
     assert capsys.readouterr().err == f"run.py: error: {line}"
 
 
