@@ -158,7 +158,7 @@ def taught_corpus(
     if args.transfer_size:
         written = []
         if args.transfer_source != "edits":
-            share = -(-args.transfer_size // (2 if args.transfer_source == "both" else 1))
+            share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
             written = written_sentences(base, corpus, share, device, args.out_dir / "transfer")
         size, seed, longest = args.transfer_size, args.sr_no, base.max_length
         more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)

@@ -63,7 +63,7 @@ def convert(path: Path, folder: Path) -> str:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.partial")
-    lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
+    lock = filelock.FileLock(folder.with_name(".lock"))
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:

@@ -171,7 +171,7 @@ def continuations(
     logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
     rows, texts = torch.arange(len(mask), device=ends.device), [[] for _ in range(len(mask))]
     ended = []
-    for drawn_before in range(MOST_TOKENS):
+    for left in reversed(range(MOST_TOKENS)):
         likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))  # (rows, choices)
         drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
         token = tokens.gather(1, drawn).squeeze(1)  # (rows,)
@@ -179,7 +179,7 @@ def continuations(
             texts[row].append(number)
         going = ~torch.isin(token, ends)
         ended += rows[~going].tolist()
-        if not going.any() or drawn_before + 1 == MOST_TOKENS:
+        if not left or not going.any():
             break
         if not going.all():
             cache.batch_select_indices(going.nonzero().squeeze(1))
