@@ -44,7 +44,7 @@ def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
     yield text(ABSTRACT)
     yield text("What was run", HEADING)
     yield from table("What was trained, on what.", tables.trained_rows(found), left=2)
-    yield from table("How; all settings stand at the end.", tables.recipe_rows(found))
+    yield from table("How; all settings stand at the end.", tables.recipe_rows(found), left=2)
     yield text("Results", HEADING)
     what = "mean and standard deviation over the sr_no; then" if several else "then"
     caption = f"The models kept; {what} the published."

@@ -66,7 +66,7 @@ def trained_rows(found: list[Series]) -> Rows:
 
 def recipe_rows(found: list[Series]) -> Rows:
     """How it was trained."""
-    rows = [("run", "batch", "lr", "epoch kept", "watched", "its own settings", "minutes")]
+    rows = [("run", "its own settings", "batch", "lr", "watched", "epoch kept", "minutes")]
     for series in found:
         given = {k: str(v) for k, v in series.metrics["arguments"].items()}
         kept, done = (
@@ -77,10 +77,10 @@ def recipe_rows(found: list[Series]) -> Rows:
         plain = {"max_steps": "None", **{name: str(value) for name, value in LATER.items()}}
         names = [n for n in published if n in OF_LORA | OF_DISTIL and n not in plain]
         names += [name for name in plain if given.get(name, plain[name]) != plain[name]]
-        own = ", ".join(f"{name} {given.get(name)}" for name in names)
+        own = textwrap.fill(", ".join(f"{name} {given.get(name)}" for name in names) or "–", 50)
         seconds = np.mean([run.metrics["training"]["seconds"] for run in series.runs])
-        recipe = given.get("batch_size"), given.get("lr"), f"{kept} of {done}", given.get("monitor")
-        rows.append((series.name, *map(str, recipe), own or "–", f"{seconds / 60:.1f}"))
+        recipe = (str(given.get(name)) for name in ("batch_size", "lr", "monitor"))
+        rows.append((series.name, own, *recipe, f"{kept} of {done}", f"{seconds / 60:.1f}"))
     return rows
 
 

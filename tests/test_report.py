@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 import report
 from data_utils import DEV
 from model import DistilRNN
-from support import tables
+from support import pages, tables
 from support.bases import find_base
 from support.checkpoints import save_student
 from support.errors import UserError
@@ -354,6 +354,21 @@ def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, 
     (run,) = find_runs(tmp_path, [7])
     assert tables.differences_from_published(run) == []
     assert tables.differences_from_published(changed(run, part, **changes)) == reasons
+
+
+def test_many_settings_leave_the_table_within_the_margins(tmp_path):
+    make_run(tmp_path, "distil")
+    settings = dict(
+        transfer_size=100_000, transfer_source="written", hint_weight=10.0, hint_width=576,
+        student_width=1536, student_dropout=0.3, embedding_start="teacher", lr_schedule="linear",
+    )  # fmt: skip
+    (series,) = find_runs(tmp_path, [7])
+    rows = tables.recipe_rows([changed(series, "arguments", **settings)])
+    told = " ".join(rows[1][1].split())
+    assert all(f"{name} {value}" in told for name, value in settings.items())
+    pages.write_pdf(tmp_path / "empty.pdf", [])  # knows the fonts from here on
+    _, body = pages.table("How.", rows, left=2)
+    assert body.wrap(pages.WIDTH, 800)[0] <= pages.WIDTH
 
 
 def test_a_run_from_before_an_option_came_has_its_default(tmp_path):
