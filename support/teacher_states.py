@@ -22,8 +22,7 @@ from support.locks import hold
 from support.processes import any_process, sum_over_processes
 from train_utils import pieces_of
 
-CHUNK = 8192  # sentences a file
-SAMPLE = 2048  # of the first sentences, from which the components are found
+CHUNK = 4096  # sentences a file; the components are those of the first one's states
 
 
 class Basis(NamedTuple):
@@ -34,7 +33,7 @@ class Basis(NamedTuple):
 
     def hints_of(self, states: Tensor) -> Tensor:
         """Centre, scale, project."""
-        return (states.float() - self.mean.to(states.device)) @ self.directions.to(states.device)
+        return (states - self.mean) @ self.directions
 
 
 class TeacherStates:
@@ -71,30 +70,32 @@ def read_states(
     directions may come out turned.
     """
     teacher.to(device.torch).eval()
-    sample, paths, logits = split.part(0, SAMPLE), [], []
     full = teacher.score.in_features
-    hints = min(width, full)
-    key = fingerprint(teacher_print, corpus_fingerprint({"": sample}), device.precision, str(width))
+    hints, paths, logits, first = min(width, full), [], [], None
+    parts = [split.part(start, start + CHUNK) for start in range(0, len(split), CHUNK)]
+    of_first = corpus_fingerprint({"": parts[0]})
+    key = fingerprint(teacher_print, of_first, device.precision, str(width))
     with hold(folder / "teacher.lock"):
         path = folder / f"basis_{key[:16]}.safetensors"
         shapes = {"mean": (full,), "directions": (full, hints)}
         found = kept(path, key, shapes)
         if found is None:
-            write_tensors(path, find_basis(teacher, sample, device, hints), {"key": key})
+            first = read_part(teacher, parts[0], device, "teacher reads 1")
+            write_tensors(path, principal_components(first["states"], hints), {"key": key})
             any_process(False)  # nobody reads before the main process has written
             found = kept(path, key, shapes)
         basis = Basis(**found)
-        for number, start in enumerate(range(0, len(split), CHUNK), start=1):
-            part = split.part(start, start + CHUNK)
+        for number, part in enumerate(parts, start=1):
             part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
             shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), hints)}
             found = kept(paths[-1], part_key, shapes)
             if found is None:
-                found = read_part(teacher, part, device, basis, f"teacher reads {number}")
-                found["states"] = found["states"].half()
+                found = first or read_part(teacher, part, device, f"teacher reads {number}")
+                found["states"] = basis.hints_of(found["states"]).half()
                 write_tensors(paths[-1], found, {"key": part_key})
             logits.append(found["logits"])
+            first = None
     return torch.cat(logits), TeacherStates(paths)
 
 
@@ -108,36 +109,29 @@ def kept(path: Path, key: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, 
 
 
 def read_part(
-    teacher: nn.Module, part: Split, device: Device, basis: Basis | None, description: str | None
+    teacher: nn.Module, part: Split, device: Device, description: str
 ) -> dict[str, Tensor]:
-    """The "logits" (sentences, 2), and as "states" hints (tokens, hints).
-
-    Without a basis they are the teacher's states (tokens, width).
-    """
-    width = teacher.score.in_features if basis is None else basis.directions.shape[1]
+    """The "logits" (sentences, 2), and the "states" (tokens, width)."""
+    width = teacher.score.in_features
     logits, states = torch.zeros(len(part), 2), torch.zeros(len(part.input_ids), width)
     for batch in pieces_of(teacher, part, device, description):
         with device.autocast():
             judged, found = teacher.read(batch)
-        found = (found.float() if basis is None else basis.hints_of(found)).cpu()
         logits[batch.indices.cpu()] = judged.float().cpu()
         starts = part.cu_seqlens[batch.indices.cpu()]
         lengths = batch.cu_seqlens.diff().cpu()
-        states[torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()] = found
+        places = torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()
+        states[places] = found.float().cpu()
     sum_over_processes(logits, states)
     return {"logits": logits, "states": states}
 
 
-def find_basis(teacher: nn.Module, sample: Split, device: Device, hints: int) -> dict[str, Tensor]:
-    """The `Basis` of the states over a sample's tokens."""
-    return principal_components(read_part(teacher, sample, device, None, None)["states"], hints)
-
-
 def principal_components(rows: Tensor, width: int) -> dict[str, Tensor]:
     """A `Basis`: the ``width`` leading ones of rows (n, features), each feature standardised."""
-    mean, deviation = rows.double().mean(0), rows.double().std(0, correction=0)
+    scaled = rows.to(torch.float64, copy=True)
+    mean, deviation = scaled.mean(0), scaled.std(0, correction=0)
     deviation[deviation == 0] = 1  # what never changes is nothing to be met
-    scaled = (rows.double() - mean) / deviation
+    scaled.sub_(mean).div_(deviation)
     _, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
     directions = directions.flip(1)[:, :width]
     # Scaled so that the mean square over the components is the share of the variance they keep.
