@@ -37,10 +37,10 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 def written_sentences(
     base: Base, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
-    """``size`` sentences, the same for the same base and corpus, whatever the sr_no.
+    """``size`` sentences, the same for the same base, corpus and precision, whatever the sr_no.
 
-    None is a sentence of the corpus. They are kept in ``folder``, in a file for each base and
-    corpus, and gone on with from there.
+    None is a sentence of the corpus. They are kept in ``folder``, in a file for each of these, and
+    gone on with from there.
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
     train, most = corpus[TRAIN], (base.max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
@@ -54,7 +54,7 @@ def written_sentences(
                 f"at most {most} tokens, and this corpus has {len(found)}; take edits"
             )
     model = load_language_model(base.folder)
-    how = repr((EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    how = repr((device.precision, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     parts = (backbone_fingerprint(model), base.tokenizer.to_str(), corpus_fingerprint(corpus))
     key = fingerprint(*parts, how, *known)
@@ -99,7 +99,8 @@ def write(
             if is_main():
                 before = len(sentences)
                 number = state["batches"]
-                found = continued(model, base.tokenizer, examples, separator, ends, number)
+                with device.autocast():
+                    found = continued(model, base.tokenizer, examples, separator, ends, number)
                 for sentence in found:
                     if bare(sentence) not in seen:
                         seen.add(bare(sentence))

@@ -19,7 +19,7 @@ from data_utils import DEV, TRAIN, load_corpus, pack, read_split, token_ids
 from distil import HintedTraining, distillation
 from model import DistilRNN
 from support.bases import find_base, load_language_model
-from support.devices import CPU
+from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.locks import hold
 from support.teacher_states import read_states
@@ -208,6 +208,22 @@ def test_another_corpus_has_its_own_file_and_none_of_its_sentences(base, nano_co
     relabelled = {**nano_corpus, TRAIN: replace(train, labels=1 - train.labels)}
     assert written_sentences(base, relabelled, 200, CPU, tmp_path) != made
     assert written_sentences(base, nano_corpus, 200, CPU, tmp_path) == made
+
+
+def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp_path, monkeypatch):
+    dtypes, continued = [], support.written.continued
+
+    def watched(model, *arguments):
+        dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return continued(model, *arguments)
+
+    monkeypatch.setattr(support.written, "continued", watched)
+    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path)
+    rounded = written_sentences(base, nano_corpus, 200, choose_device("cpu", "bf16"), tmp_path)
+    assert made == written_sentences(base, nano_corpus, 200, CPU, tmp_path)
+    assert len(rounded) == 200
+    assert set(dtypes) == {None, torch.bfloat16}
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_writing_that_is_interrupted_goes_on_to_the_same_file(
