@@ -12,10 +12,11 @@ A teacher that knows its training sentences by heart has little to add on those.
 (support/transfer_set.py) is where it can: sentences that nobody has labelled but the teacher.
 
 One answer a sentence is still little. Hints (FitNets, Romero et al. 2015, section 2.2,
-https://arxiv.org/abs/1412.6550) are what the teacher thinks at every token: its final hidden
-states (support/teacher_states.py), which a linear projection of the student's own is to meet,
+https://arxiv.org/abs/1412.6550) are what the teacher thinks at every token: the leading components
+of its final hidden state (support/teacher_states.py), which a linear projection of the student's
+own state is to meet,
 
-    hint_weight * mean over tokens and dimensions of (P student's state - teacher's state)^2
+    hint_weight * mean over tokens and dimensions of (P student's state - hints)^2
 
 The projection P serves this alone; the student that is kept does not have it.
 """
@@ -23,6 +24,7 @@ The projection P serves this alone; the student that is kept does not have it.
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,7 @@ from support.devices import Device, choose_device, keep_freed_memory
 from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
+from support.processes import is_main, sum_over_processes
 from support.run_folder import claim, describe_run, run_folder
 from support.teacher_states import Basis, kept, principal_components, read_states
 from support.transfer_set import with_transfer_set
@@ -51,6 +54,9 @@ from train_utils import (
     predict_logits,
     train,
 )
+
+if TYPE_CHECKING:  # it imports transformers, which a student does not need
+    from support.adapters import Adapter
 
 DISTIL_OPTIONS = (
     "kd_temperature",
@@ -138,7 +144,10 @@ def with_hints(
     width: int,
     folder: Path,
 ) -> dict[str, Split]:
-    """As `with_teacher_logits`, and the training sentences with ``width`` hints at every token."""
+    """The same, and the training sentences with ``width`` hints at every token.
+
+    Kept in ``folder`` is what the teacher says of the training sentences.
+    """
     logits, states = read_states(corpus[TRAIN], teacher, teacher_print, device, width, folder)
     train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
     dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
@@ -149,8 +158,7 @@ def taught_corpus(
     args: Namespace,
     base: Base,
     corpus: dict[str, Split],
-    teacher: nn.Module,
-    teacher_print: str,
+    teacher: "Adapter",
     device: Device,
     folder: Path,
 ) -> dict[str, Split]:
@@ -159,11 +167,12 @@ def taught_corpus(
         written = []
         if args.transfer_source != "edits":
             share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
-            written = written_sentences(base, corpus, share, device, args.out_dir / "transfer")
+            place = args.out_dir / "transfer"
+            written = written_sentences(base, teacher.base_print, corpus, share, device, place)
         size, seed, longest = args.transfer_size, args.sr_no, base.max_length
         more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
         corpus = {**corpus, TRAIN: more}
-    said = (teacher, teacher_print, device)
+    said = teacher.model, teacher.fingerprint, device
     if args.hint_weight:
         return with_hints(corpus, *said, args.hint_width, args.out_dir / "transfer")
     return with_teacher_logits(corpus, *said, folder / "teacher_logits.safetensors")
@@ -181,12 +190,14 @@ def new_student(args: Namespace, corpus: dict[str, Split], device: Device) -> Di
 def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     """Start the student's embedding from its teacher's: its principal components (`Basis`).
 
-    What is wider than the teacher's stays random.
+    What is wider than the teacher's stays random. Of several processes all take the main one's: on
+    another machine the components may come out turned.
     """
     taught = teacher.backbone.get_input_embeddings().weight
     rows = taught[student.vocabulary].float().cpu()  # (rows, the teacher's width)
     basis = Basis(**principal_components(rows, student.embedding.embedding_dim))
-    found = basis.hints_of(rows)
+    found = basis.hints_of(rows) * is_main()
+    sum_over_processes(found)
     student.embedding.weight[:-1, : found.shape[1]] = found
 
 
@@ -194,18 +205,17 @@ def taught_training(
     args: Namespace,
     base: Base,
     corpus: dict[str, Split],
-    teacher: nn.Module,
-    teacher_print: str,
+    teacher: "Adapter",
     recipe: Recipe,
     device: Device,
     folder: Path,
 ) -> Training:
     """A student on the sentences that its teacher has judged, with its losses."""
-    corpus = taught_corpus(args, base, corpus, teacher, teacher_print, device, folder)
+    corpus = taught_corpus(args, base, corpus, teacher, device, folder)
     loss = distillation(args.kd_temperature, args.kd_alpha)
     student = new_student(args, corpus, device)
     if args.embedding_start == "teacher":
-        start_embedding(student, teacher)
+        start_embedding(student, teacher.model)
     if not args.hint_weight:
         return Training(student, corpus, loss, recipe, device)
     hints = corpus[TRAIN].teacher_states.width
@@ -223,7 +233,8 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
     settings = {name: getattr(args, name) for name in ("student_width", "student_dropout")}
     if mode == "distil":
-        teacher, sources["teacher"] = load_teacher(args)
+        teacher, where = load_teacher(args)
+        sources["teacher"] = {"folder": str(where), "fingerprint": teacher.fingerprint}
         settings |= {name: getattr(args, name) for name in DISTIL_OPTIONS}
 
     description = describe_run(args, mode, corpus, device, sources, recipe._asdict() | settings)
@@ -232,9 +243,8 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
         if not claimed.finished:
             keep_freed_memory()
             if mode == "distil":
-                known = (teacher, sources["teacher"]["fingerprint"])
-                training = taught_training(args, base, corpus, *known, recipe, device, folder)
-                del teacher, known  # its memory
+                training = taught_training(args, base, corpus, teacher, recipe, device, folder)
+                del teacher  # its memory
             else:
                 student = new_student(args, corpus, device)
                 training = Training(student, corpus, cross_entropy, recipe, device)

@@ -199,7 +199,9 @@ def train(training: Training, folder: Path) -> Progress:
     state = TrainState(folder / "state.safetensors", parameters, optimizer)
     progress, corpus = state.load(), training.fingerprint()
     if progress.corpus not in ("", corpus):
-        raise UserError(f"{state.path}: saved while training on other sentences; delete it")
+        raise UserError(
+            f"{state.path}: saved while training on other sentences or hints; delete it"
+        )
     progress.corpus = corpus
     if progress.steps:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")

@@ -26,13 +26,15 @@ from data_utils import DEV
 from support.bases import PROJECT, variant_name
 from support.finished_runs import Run, load_run
 
-LONG = "--patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
-HINTS = f"distil {LONG} --hint_weight 10 --embedding_start teacher"
-RECIPE = f"{HINTS} --epochs 10 --transfer_size 40000 --transfer_source written"
-SETTINGS = {  # a name, and the mode with its options; of an option given twice the last counts
-    "labels": f"rnn {LONG} --epochs 57",  # as many steps as the recipe takes, as in the next two
-    "logits": f"distil {LONG} --epochs 57",
-    "hints": f"{HINTS} --epochs 57",
+RECIPE = "distil --recipe hints"
+# The same without a transfer set, for as many steps.
+ALONE = (
+    "distil --epochs 57 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
+)
+SETTINGS = {  # a name, and the mode with its options
+    "labels": "rnn --recipe hints",
+    "logits": ALONE,
+    "hints": f"{ALONE} --hint_weight 10 --embedding_start teacher",
     "recipe": RECIPE,
     "no hints": f"{RECIPE} --hint_weight 0",
     "edits": f"{RECIPE} --transfer_source edits",
@@ -56,8 +58,8 @@ def main() -> None:
     """Run what is not there yet, and print a row for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--variant", required=True, help="as --gpt_variant")
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, required=True, help="of every student")
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--teacher", required=True, help="of every student")
     parser.add_argument("--sr_no", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="SETTING")
     args = parser.parse_args()
@@ -81,11 +83,11 @@ def train(
     out_dir.mkdir(exist_ok=True)
     if not own.exists():
         own.symlink_to(shared)
-    words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", str(args.data_dir)]
+    words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", args.data_dir]
     words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
-    words += ["--teacher", str(args.teacher)] if mode == "distil" else []
+    words += ["--teacher", args.teacher] if mode == "distil" else []
     # What it prints is no part of the table.
-    subprocess.run([sys.executable, "run.py", *words], cwd=PROJECT, check=True, stdout=2)
+    subprocess.run([sys.executable, str(PROJECT / "run.py"), *words], check=True, stdout=2)
     return load_run(out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}")
 
 

@@ -28,7 +28,7 @@ START = (
     f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
     "import run, train_utils, support.teacher_states, support.written\n"
     "train_utils.SAVE_EVERY = 0.2\n"
-    "support.teacher_states.CHUNK, support.written.SAVE_EVERY = 512, 1\n"
+    "support.teacher_states.CHUNK, support.written.SAVE_EVERY = 5000, 1\n"
     "sys.exit(run.main(sys.argv[1:]))"
 )
 OPTIONS = shlex.split(

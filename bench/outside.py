@@ -116,7 +116,7 @@ def compare_all(
 
 def compared(adapter: Path, theirs: nn.Module, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """The logits of an adapter read here, and those of another's model in fp32 and float64."""
-    ours = predict_logits(load_merged(adapter, None)[0], split, CPU)
+    ours = predict_logits(load_merged(adapter, None).model, split, CPU)
     return ours, padded_logits(theirs, split), padded_logits(theirs.double(), split)
 
 

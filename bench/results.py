@@ -32,25 +32,25 @@ KEPT = ("metrics.json", "history.csv", "predictions.csv")
 
 
 class Study(NamedTuple):
-    """Runs with an --out_dir of their own; ``teachers``: the study whose LoRA runs it takes."""
+    """Runs with an --out_dir of their own: what their commands share, and each mode's options."""
 
-    mode: str
-    options: dict[str, str]
-    teachers: str | None = None
+    shared: dict[str, str]
+    commands: dict[str, dict[str, str]]
 
 
-SMOLLM2 = {"gpt_variant": "smollm2", "data_dir": "cola_public", "sr_no": "22915-22919"}
+CORPUS = {"data_dir": "cola_public"}
+SMOLLM2 = {"gpt_variant": "smollm2", "sr_no": "22915-22919"}
+# One teacher of them all: what differs is the students' doing.
+TEACHER = {"teacher": "runs/smollm2_cola/checkpoints/LoRA_smollm2_22915"}
+HINTS = {**CORPUS, "recipe": "hints"}
+# The published distillation for as many steps as the hints take.
+LONG = {**CORPUS, "epochs": "57", "patience": "57", "monitor": "mcc", "lr_schedule": "linear"}
 STUDIES = {
-    "smollm2_cola": Study("all", SMOLLM2),
-    "smollm2_hints": Study("all", {**SMOLLM2, "recipe": "hints"}, "smollm2_cola"),
-    # The published distillation for as many steps as the hints take.
-    "smollm2_long": Study(
-        "distil",
-        {**SMOLLM2, "epochs": "57", "patience": "57", "monitor": "mcc", "lr_schedule": "linear"},
-        "smollm2_cola",
-    ),
+    "smollm2_cola": Study(SMOLLM2, {"all": CORPUS}),
+    "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS, "report": {}}),
+    "smollm2_long": Study(SMOLLM2, {"distil": {**LONG, **TEACHER}, "report": {}}),
     "nano": Study(
-        "all", {"gpt_variant": "nano", "data_dir": "nano/corpus", "sr_no": "22915-22917"}
+        {"gpt_variant": "nano", "sr_no": "22915-22917"}, {"all": {"data_dir": "nano/corpus"}}
     ),
 }
 NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, taught", "rnn": "rnn, untaught"}
@@ -65,13 +65,10 @@ def main() -> None:
     if unknown := set(args.studies) - set(STUDIES):
         parser.error(f"{unknown.pop()}: no study; there are {', '.join(STUDIES)}")
     for study in [] if args.readme else args.studies or STUDIES:
-        mode, options, teachers = STUDIES[study]
-        if teachers:
-            take_over(PROJECT / "runs" / teachers, PROJECT / "runs" / study)
-        run(mode, {**options, "out_dir": f"runs/{study}"})
-        if mode != "all":
-            run("report", {"sr_no": options["sr_no"], "out_dir": f"runs/{study}"})
-        keep(PROJECT / "runs" / study, RESULTS / study, options["sr_no"])
+        shared, commands = STUDIES[study]
+        for mode, options in commands.items():
+            run(mode, {**shared, **options, "out_dir": f"runs/{study}"})
+        keep(PROJECT / "runs" / study, RESULTS / study, shared["sr_no"])
     write_bytes(README, with_tables(README.read_text()).encode())
 
 
@@ -79,18 +76,6 @@ def run(mode: str, options: dict[str, str]) -> None:
     """A command of the front door."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT, check=True)
-
-
-def take_over(source: Path, target: Path) -> None:
-    """Let another study's teachers stand among a study's runs."""
-    folders = list(source.glob("checkpoints/LoRA_*"))
-    if not folders:
-        sys.exit(f"{source}: no teachers there; run: python bench/results.py {source.name}")
-    for folder in folders:
-        place = target / "checkpoints" / folder.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
-            place.symlink_to(folder)
 
 
 def keep(source: Path, target: Path, serial: str) -> None:

@@ -14,7 +14,7 @@ from support.run_folder import check_finished
 
 
 class Adapter(NamedTuple):
-    """A saved LoRA classifier in memory, unmerged, as it was when it was saved."""
+    """A saved LoRA classifier in memory."""
 
     model: Classifier
     config: LoraConfig
@@ -25,7 +25,7 @@ class Adapter(NamedTuple):
 
 
 def load_adapter(folder: Path, variant: str | None = None) -> Adapter:
-    """Load a saved LoRA classifier.
+    """Load a saved LoRA classifier, unmerged, as it was when it was saved.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.

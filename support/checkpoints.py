@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
@@ -14,6 +15,9 @@ from support.files import copy_tensors, read_json, read_tensors, write_json, wri
 from support.peft_files import CONFIG as ADAPTER_CONFIG
 from support.run_folder import check_finished, run_folder
 from support.tokens import load_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from support.adapters import Adapter
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 
@@ -45,29 +49,31 @@ def load_student(folder: Path) -> DistilRNN:
     return model.requires_grad_(False).eval()
 
 
-def load_teacher(args: Namespace) -> tuple[nn.Module, dict[str, str]]:
-    """Load the teacher that the options name; returns it, and its folder and fingerprint."""
+def load_teacher(args: Namespace) -> tuple["Adapter", Path]:
+    """Load the teacher that the options name; returns it, as `load_merged` does, and its folder."""
     folder = args.teacher or run_folder(args, "LoRA")
     if not (folder / ADAPTER_CONFIG).exists():
         check_finished(folder)
-        raise UserError(
-            f"{folder}: no teacher there; run: python run.py --mode LoRA --gpt_variant "
-            f"{args.gpt_variant} --sr_no {args.sr_no} --out_dir {args.out_dir}, or name one with "
-            "--teacher"
-        )
-    model, _, fingerprint = load_merged(folder, args.gpt_variant)
-    return model, {"folder": str(folder), "fingerprint": fingerprint}
+        advice = "--teacher wants the folder of a LoRA run"
+        if not args.teacher:
+            advice = (
+                f"run: python run.py --mode LoRA --gpt_variant {args.gpt_variant} "
+                f"--sr_no {args.sr_no} --out_dir {args.out_dir}, or name one with --teacher"
+            )
+        raise UserError(f"{folder}: no teacher there; {advice}")
+    return load_merged(folder, args.gpt_variant), folder
 
 
-def load_merged(folder: Path, variant: str | None) -> tuple[nn.Module, Base, str]:
-    """A teacher for use: merged, frozen, in evaluation mode; with its base and its fingerprint."""
+def load_merged(folder: Path, variant: str | None) -> "Adapter":
+    """A teacher for use: merged, frozen, in evaluation mode."""
     # These import transformers, which takes seconds and which a student does not need.
     from lora import merge_lora
     from support.adapters import load_adapter
 
     adapter = load_adapter(folder, variant)
     merge_lora(adapter.model)
-    return adapter.model.requires_grad_(False).eval(), adapter.base, adapter.fingerprint
+    adapter.model.requires_grad_(False).eval()
+    return adapter
 
 
 def load_checkpoint(folder: Path, variant: str | None = None) -> tuple[nn.Module, Tokenizer, int]:
@@ -79,8 +85,8 @@ def load_checkpoint(folder: Path, variant: str | None = None) -> tuple[nn.Module
     """
     check_finished(folder)
     if (folder / ADAPTER_CONFIG).exists():
-        model, base, _ = load_merged(folder, variant)
-        return model, base.tokenizer, base.max_length
+        teacher = load_merged(folder, variant)
+        return teacher.model, teacher.base.tokenizer, teacher.base.max_length
     if (folder / "config.json").exists():
         config = read_json(folder / "config.json")
         if config.get("model_type") == STUDENT:

@@ -39,7 +39,7 @@ def save_merged(folder: Path, variant: str | None, target: Path) -> None:
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    merged, base, _ = load_merged(folder, variant)
+    merged, _, base, *_ = load_merged(folder, variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
     config = AutoConfig.from_pretrained(
         base.folder,

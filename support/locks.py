@@ -4,6 +4,7 @@ A lock dies with its process. Of several processes the main one holds it, and al
 it is refused.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,27 @@ from support.processes import any_process, is_main
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Hold a lock file; its folder is made."""
-    lock, refusal, folder = filelock.FileLock(path, timeout=0), None, path.parent
+def hold(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file; its folder is made. While another command holds it, wait or refuse."""
+    lock, refusal, folder = filelock.FileLock(path), None, path.parent
+    busy, seconds = f"{folder}: another command is at work here", 0.0
     try:
-        if is_main():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-            except filelock.Timeout:
-                refusal = UserError(f"{folder}: another command is at work here; wait for it")
-            except OSError as error:
-                refusal = no_folder(folder, error)
+        while True:
+            taken = False
+            if is_main():
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    lock.acquire(timeout=seconds)
+                except filelock.Timeout:
+                    taken = True
+                except OSError as error:
+                    refusal = no_folder(folder, error)
+            if not (any_process(taken) and wait):
+                break
+            if is_main() and not seconds:
+                print(f"{busy}; waiting for it", file=sys.stderr)
+            seconds = 1.0  # short, since the other processes wait meanwhile
+        refusal = UserError(f"{busy}; wait for it") if taken else refusal
         stop_where_refused(refusal, folder)
         yield
         any_process(False)  # nobody reads before the main process has written all

@@ -128,7 +128,7 @@ def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
     """Hold a run's folder, and tell whether its run is finished.
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
-    it leaves to be gone on with.
+    it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
     """
     with hold(folder / ".lock"):
         finished, refusal = False, None
@@ -154,7 +154,7 @@ def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
         elif used:
             check_identity(folder, None, identity)
     except UserError:
-        if not overwrite:
+        if not (overwrite or (used == [] and mark == unfinished)):
             raise
         clear = True
     else:

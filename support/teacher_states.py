@@ -2,18 +2,19 @@
 
 Its final hidden states, each dimension standardised, as their leading principal components: these
 carry most of the variance in a fraction of the numbers. They are computed once, a file a `CHUNK` of
-sentences, in half precision, and read through a memory map, so that no set is too large.
+tokens, in half precision, and read through a memory map, so that no set is too large.
 """
 
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from data_utils import Split, corpus_fingerprint
+from data_utils import Split, corpus_fingerprint, within_budget
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
@@ -22,7 +23,7 @@ from support.locks import hold
 from support.processes import any_process, sum_over_processes
 from train_utils import pieces_of
 
-CHUNK = 4096  # sentences a file; the components are those of the first one's states
+CHUNK = 45_000  # tokens a file; the components are those of the first one's states
 
 
 class Basis(NamedTuple):
@@ -72,11 +73,12 @@ def read_states(
     teacher.to(device.torch).eval()
     full = teacher.score.in_features
     hints, paths, logits, first = min(width, full), [], [], None
-    parts = [split.part(start, start + CHUNK) for start in range(0, len(split), CHUNK)]
+    pieces = within_budget(split, np.arange(len(split)), CHUNK)
+    parts = [split.part(piece[0], piece[-1] + 1) for piece in pieces]
     of_first = corpus_fingerprint({"": parts[0]})
-    key = fingerprint(teacher_print, of_first, device.precision, str(width))
-    with hold(folder / "teacher.lock"):
-        path = folder / f"basis_{key[:16]}.safetensors"
+    key = fingerprint(teacher_print, of_first, device.precision, str(hints))
+    path = folder / f"basis_{key[:16]}.safetensors"
+    with hold(path.with_suffix(".lock"), wait=True):
         shapes = {"mean": (full,), "directions": (full, hints)}
         found = kept(path, key, shapes)
         if found is None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data_utils import DEV, OUT_OF_DOMAIN, TRAIN, UNLABELLED, Split, token_ids, tokenize
 from support.errors import UserError
 
+MARKS = " .?!"  # what may stand at a sentence's end
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
 
 
@@ -58,7 +59,7 @@ def with_transfer_set(
 
 def bare(sentence: str) -> str:
     """What two sentences share that differ in case, spacing and the mark at the end alone."""
-    return " ".join(sentence.lower().split()).rstrip(" .?!")
+    return " ".join(sentence.lower().split()).rstrip(MARKS)
 
 
 def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[str]:
@@ -67,7 +68,7 @@ def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[st
     Ends when hardly any is left to be found.
     """
     rng = random.Random(f"transfer set {sr_no}")
-    midwords = {word for sentence in sentences for word in sentence.split()[1:]}
+    midwords = {word for sentence in sentences for word in sentence.rstrip(MARKS).split()[1:]}
     parts = [part for part in (words_and_mark(s, midwords) for s in sentences) if part[0]]
     vocabulary = [word for words, _ in parts for word in words]
     alike: dict[str, list[str]] = {}  # words of like form, by `form`
@@ -89,7 +90,7 @@ def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[st
 
 def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
     """A sentence's words, the first one as it is written mid-sentence, and its final mark."""
-    unmarked = sentence.rstrip(" .?!")
+    unmarked = sentence.rstrip(MARKS)
     words = unmarked.split()
     if words and words[0] not in midwords and words[0].lower() in midwords:
         words[0] = words[0].lower()

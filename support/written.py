@@ -21,7 +21,7 @@ from support.bases import Base, load_language_model, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
-from support.fingerprints import backbone_fingerprint, fingerprint
+from support.fingerprints import fingerprint
 from support.locks import hold
 from support.processes import any_process, is_main
 from support.resumption import interruptible
@@ -35,12 +35,12 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 
 
 def written_sentences(
-    base: Base, corpus: dict[str, Split], size: int, device: Device, folder: Path
+    base: Base, base_print: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
-    """``size`` sentences, the same for the same base, corpus and precision, whatever the sr_no.
+    """``size`` sentences, the same for every sr_no; none is a sentence of the corpus.
 
-    None is a sentence of the corpus. They are kept in ``folder``, in a file for each of these, and
-    gone on with from there.
+    They are kept in ``folder``, in a file for each base, corpus and kind of device, and gone on
+    with from there. ``base_print`` is the fingerprint of the base's weights.
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
     train, most = corpus[TRAIN], (base.max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
@@ -53,20 +53,20 @@ def written_sentences(
                 f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
                 f"at most {most} tokens, and this corpus has {len(found)}; take edits"
             )
-    model = load_language_model(base.folder)
-    how = repr((device.precision, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    kind = device.torch.type, device.precision  # each draws and rounds in its own way
+    how = repr((*kind, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
-    parts = (backbone_fingerprint(model), base.tokenizer.to_str(), corpus_fingerprint(corpus))
+    parts = (base_print, base.tokenizer.to_str(), corpus_fingerprint(corpus))
     key = fingerprint(*parts, how, *known)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
-    with hold(path.with_suffix(".lock")):
+    with hold(path.with_suffix(".lock"), wait=True):
         state = {"batches": 0, "sentences": []}
         with suppress(UserError):  # no file, or a broken one: it can be written again
             found = read_json(path)
             state = found if is_state(found) else state
         if any_process(len(state["sentences"]) < size):
             taken = {bare(sentence) for sentence in known}
-            write(model.to(device.torch), base, examples, taken, size, device, path, state)
+            write(base, examples, taken, size, device, path, state)
             state = read_json(path)
     return state["sentences"][:size]
 
@@ -79,7 +79,6 @@ def is_state(found: dict) -> bool:
 
 
 def write(
-    model: nn.Module,
     base: Base,
     examples: list[list[str]],
     taken: set[str],
@@ -89,6 +88,7 @@ def write(
     state: dict,
 ) -> None:
     """Add to ``state`` until it has ``size`` sentences. The main process works, others wait."""
+    model = load_language_model(base.folder).to(device.torch) if is_main() else None
     separator, ends = sentence_ends(base.tokenizer)
     ends = ends.to(device.torch)
     sentences, fruitless = state["sentences"], 0

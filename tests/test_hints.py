@@ -1,13 +1,19 @@
 """Hints at every token, and the sentences that a base model writes."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from conftest import NANO, classifier
+from filelock import FileLock
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -19,9 +25,8 @@ from data_utils import DEV, TRAIN, load_corpus, pack, read_split, token_ids
 from distil import HintedTraining, distillation
 from model import DistilRNN
 from support.bases import find_base, load_language_model
-from support.devices import CPU, choose_device
+from support.devices import CPU, Device, choose_device
 from support.errors import UserError
-from support.locks import hold
 from support.teacher_states import read_states
 from support.transfer_set import bare, with_transfer_set
 from support.written import continuations, sentence_ends, written_sentences
@@ -50,7 +55,7 @@ def teacher() -> nn.Module:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several files of a few sentences."""
-    monkeypatch.setattr(support.teacher_states, "CHUNK", 250)
+    monkeypatch.setattr(support.teacher_states, "CHUNK", 2500)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -76,7 +81,9 @@ def test_hints_are_the_principal_components_of_standardised_states(
     split = corpus[TRAIN]
     logits, found = read_states(split, teacher, "its print", CPU, WIDTH, tmp_path)
     hints = found[torch.arange(len(split.input_ids))].numpy()
-    first = hidden_states[: split.cu_seqlens[250]]
+    end = split.cu_seqlens[split.cu_seqlens <= 2500][-1]
+    assert end < len(hidden_states)
+    first = hidden_states[:end]
     scaler = StandardScaler().fit(first)
     components, scaled = PCA(WIDTH).fit(scaler.transform(first)), scaler.transform(hidden_states)
     expected = components.transform(scaled) * (WIDTH / scaled.shape[1]) ** 0.5
@@ -97,9 +104,9 @@ def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
         support.teacher_states, "read_part", lambda *a: passes.append(1) or read_part(*a)
     )
 
-    def ask(teacher_print: str) -> int:
+    def ask(teacher_print: str, device: Device = CPU) -> int:
         passes.clear()
-        read_states(corpus[TRAIN], teacher, teacher_print, CPU, WIDTH, tmp_path)
+        read_states(corpus[TRAIN], teacher, teacher_print, device, WIDTH, tmp_path)
         return len(passes)
 
     def content() -> dict:
@@ -109,12 +116,23 @@ def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
     before = content()
     assert len(before) == 3  # and the components
     assert ask("one") == 0
-    path = max(tmp_path.glob("teacher_*.safetensors"))
-    path.write_bytes(path.read_bytes()[:100])
-    assert ask("one") == 1
-    assert content() == before
+    for kind in ("teacher", "basis"):
+        path = max(tmp_path.glob(f"{kind}_*.safetensors"))
+        path.write_bytes(path.read_bytes()[:100])
+        assert ask("one") == 1
+        assert content() == before
     assert ask("another") == 2
-    assert len(content()) == 6
+    assert ask("one", choose_device("cpu", "bf16")) == 2
+    assert len(content()) == 9
+
+
+def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path):
+    """Of another teacher, whose logits and sentences may be the same."""
+    before = hinted.fingerprint()
+    train = hinted.corpus[TRAIN]
+    _, states = read_states(corpus[TRAIN], teacher, "another print", CPU, WIDTH, tmp_path)
+    hinted.corpus = {**hinted.corpus, TRAIN: replace(train, teacher_states=states)}
+    assert hinted.fingerprint() != before
 
 
 # ---------------------------------------------------------------------------------------------
@@ -186,8 +204,8 @@ def the_file(folder):
 
 
 def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, tmp_path):
-    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path / "one")
-    assert made == written_sentences(base, nano_corpus, 200, CPU, tmp_path / "other")
+    made = written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path / "one")
+    assert made == written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path / "other")
     taken = {bare(sentence) for split in nano_corpus.values() for sentence in split.sentences}
     assert len({bare(sentence) for sentence in made} - taken) == 200
     for sentence in made:
@@ -198,16 +216,16 @@ def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, t
 
 def test_another_corpus_has_its_own_file_and_none_of_its_sentences(base, nano_corpus, tmp_path):
     """A dev sentence of tomorrow's corpus may be among those written for today's."""
-    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path)
+    made = written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path)
     dev = nano_corpus[DEV]
     other = replace(dev, sentences=[made[0].upper(), *dev.sentences[1:]])
-    again = written_sentences(base, {**nano_corpus, DEV: other}, 200, CPU, tmp_path)
+    again = written_sentences(base, "its print", {**nano_corpus, DEV: other}, 200, CPU, tmp_path)
     assert bare(made[0]) not in {bare(sentence) for sentence in again}
     assert len(list(tmp_path.glob("*.json"))) == 2
     train = nano_corpus[TRAIN]
     relabelled = {**nano_corpus, TRAIN: replace(train, labels=1 - train.labels)}
-    assert written_sentences(base, relabelled, 200, CPU, tmp_path) != made
-    assert written_sentences(base, nano_corpus, 200, CPU, tmp_path) == made
+    assert written_sentences(base, "its print", relabelled, 200, CPU, tmp_path) != made
+    assert written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path) == made
 
 
 def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp_path, monkeypatch):
@@ -218,9 +236,11 @@ def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp
         return continued(model, *arguments)
 
     monkeypatch.setattr(support.written, "continued", watched)
-    made = written_sentences(base, nano_corpus, 200, CPU, tmp_path)
-    rounded = written_sentences(base, nano_corpus, 200, choose_device("cpu", "bf16"), tmp_path)
-    assert made == written_sentences(base, nano_corpus, 200, CPU, tmp_path)
+    made = written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path)
+    rounded = written_sentences(
+        base, "its print", nano_corpus, 200, choose_device("cpu", "bf16"), tmp_path
+    )
+    assert made == written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path)
     assert len(rounded) == 200
     assert set(dtypes) == {None, torch.bfloat16}
     assert len(list(tmp_path.glob("*.json"))) == 2
@@ -229,38 +249,53 @@ def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp
 def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     base, nano_corpus, tmp_path, monkeypatch
 ):
-    written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "whole")
+    written_sentences(base, "its print", nano_corpus, 2000, CPU, tmp_path / "whole")
     continued, calls = support.written.continued, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         return continued(*arguments)
 
-    monkeypatch.setattr(support.written, "SAVE_EVERY", 1)
     monkeypatch.setattr(support.written, "continued", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "cut")
-    assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 2
-    written_sentences(base, nano_corpus, 2000, CPU, tmp_path / "cut")
+        written_sentences(base, "its print", nano_corpus, 2000, CPU, tmp_path / "cut")
+    assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 3
+    written_sentences(base, "its print", nano_corpus, 2000, CPU, tmp_path / "cut")
     assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
 def test_a_broken_file_is_written_anew(base, nano_corpus, tmp_path, content):
-    made = written_sentences(base, nano_corpus, 10, CPU, tmp_path)
+    made = written_sentences(base, "its print", nano_corpus, 10, CPU, tmp_path)
     the_file(tmp_path).write_text(content)
-    assert written_sentences(base, nano_corpus, 10, CPU, tmp_path) == made
+    assert written_sentences(base, "its print", nano_corpus, 10, CPU, tmp_path) == made
 
 
-def test_two_commands_do_not_write_the_same_file(base, nano_corpus, tmp_path):
-    written_sentences(base, nano_corpus, 10, CPU, tmp_path)
-    with (
-        hold(the_file(tmp_path).with_suffix(".lock")),
-        pytest.raises(UserError, match="another command is at work here"),
-    ):
-        written_sentences(base, nano_corpus, 1000, CPU, tmp_path)
+def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
+    base, nano_corpus, tmp_path, capfd
+):
+    made = written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path)
+    path = the_file(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+
+    def finish():
+        time.sleep(1.5)
+        path.write_bytes(content)
+        lock.release()
+
+    lock.acquire()
+    first = threading.Thread(target=finish)
+    first.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support.written, "write", None)  # nothing is left to write
+        assert written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path) == made
+    first.join()
+    said = capfd.readouterr().err
+    assert said == f"{tmp_path}: another command is at work here; waiting for it\n"
 
 
 def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
@@ -270,16 +305,16 @@ def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
     monkeypatch.setattr(support.written, "FRUITLESS", 3)
     message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
     with pytest.raises(UserError, match=message):
-        written_sentences(base, nano_corpus, 5, CPU, tmp_path)
+        written_sentences(base, "its print", nano_corpus, 5, CPU, tmp_path)
 
 
 def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
     three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].part(0, 3)}
     with pytest.raises(UserError, match=r"and this corpus has [012]; take edits"):
-        written_sentences(base, three, 5, CPU, tmp_path)
+        written_sentences(base, "its print", three, 5, CPU, tmp_path)
     few = base._replace(max_length=support.written.MOST_TOKENS + 12)
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
-        written_sentences(few, nano_corpus, 5, CPU, tmp_path)
+        written_sentences(few, "its print", nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -308,6 +343,21 @@ def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
     assert found == expected
 
 
+def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, monkeypatch):
+    """Among the likeliest, in proportion; the first token of every row is looked at."""
+    monkeypatch.setattr(support.written, "TOP_K", 10)
+    model = load_language_model(NANO)
+    (ids,) = token_ids(base.tokenizer, ["The dogs"])
+    logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
+    everything = torch.arange(model.config.vocab_size)  # any token ends a row
+    found = continuations(model, [ids] * 50, everything, torch.Generator().manual_seed(0))
+    drawn = torch.tensor(found).squeeze(1)
+    counts = [(drawn == token).sum().item() for token in likeliest]
+    assert sum(counts) == len(drawn) == 50 * support.written.ROWS
+    expected = logits.detach().double().softmax(0).numpy() * len(drawn)
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
 def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, tokenizer):
     """Whatever its case, spacing and mark at the end."""
     corpus = load_corpus(cola, tokenizer, 1024)
@@ -316,6 +366,7 @@ def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, 
     made = [bare(sentence) for sentence in edits.sentences[len(corpus[TRAIN]) :]]
     assert len(made) == 20_000
     assert not set(made) & taken
+    assert not set(edits.sentences[len(corpus[TRAIN]) :]) & set(corpus[TRAIN].sentences)
     assert bare("  The  Dogs sleep .") == bare("the dogs sleep!")
 
 

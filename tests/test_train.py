@@ -391,6 +391,16 @@ def test_another_identity_is_refused_and_says_what_differs(tmp_path, finish):
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
+def test_a_run_that_had_saved_nothing_makes_way_for_another(tmp_path):
+    """As one whose options were refused after it had begun."""
+    description = {"identity": {"lr": 0.1}, "command": "python run.py --lr 0.1"}
+    with claim(tmp_path, description, overwrite=False) as claimed:
+        assert not claimed.finished
+    assert files(tmp_path) == {MARK}
+    assert not asked(0.2, tmp_path)
+    assert files(tmp_path) == DONE
+
+
 @pytest.mark.parametrize("content", [b"cut", b'{"old": "metrics"}', b'{"identity": []}'])
 @pytest.mark.parametrize("name", [MARK, METRICS])
 def test_a_folder_without_an_identity_is_refused_and_overwritten(tmp_path, name, content):
