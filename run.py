@@ -80,7 +80,7 @@ OPTIONS = (
     ("every mode", MODES, (
         ("--sr_no", "N", serial_numbers, ("22915", [22915]), "seeds all, names the outputs; several: 1,2 or 1-5 [22915]"),
         ("--gpt_variant", "NAME", str, "gpt2", "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf [gpt2]"),
-        ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, the report [.]"),
+        ("--out_dir", "DIR", Path, Path("."), "for checkpoints/, plots/, transfer/, the report [.]"),
     )),
     ("every mode but export, report", tuple(mode for mode in MODES if mode not in ("export", "report")), (
         ("--device", "NAME", str, "auto", "auto, cpu, cuda, cuda:1, mps [auto]"),
@@ -88,7 +88,7 @@ OPTIONS = (
     )),
     ("training: LoRA, distil, rnn, all", TRAINING, (
         ("--data_dir", "DIR", Path, None, "a folder in CoLA's layout [cola_public; nano's own]"),
-        ("--recipe", None, tuple(RECIPES), "published", "hints: all that teaches a student more [published]"),
+        ("--recipe", None, tuple(RECIPES), "published", "hints: for a better student, see below [published]"),
         ("--batch_size", "N", count, 128, "sentences an optimiser step [128]"),
         ("--lr", "X", positive, 1e-3, "Adam's learning rate [0.001]"),
         ("--epochs", "N", count, None, "passes over the corpus [LoRA 10; distil, rnn 5]"),
@@ -105,7 +105,7 @@ OPTIONS = (
     )),
     ("distil, rnn, all", ("distil", "rnn", "all"), (
         ("--student_width", "N", number(int, 1, 65536), 768, f"of the student's embedding and state [768; nano {NANO['student_width']}]"),
-        ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of both, while training [0]"),
+        ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of embedding and state, while training [0]"),
     )),
     ("distil, all", ("distil", "all"), (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),
@@ -114,7 +114,7 @@ OPTIONS = (
         ("--transfer_source", None, ("edits", "written", "both"), "edits", "edited, or written by the base [edits]"),
         ("--hint_weight", "X", number(float, 0, 1e6), 0.0, f"weight of the teacher's hidden states [0; nano {NANO['hint_weight']:g}]"),
         ("--hint_width", "N", count, 128, "how many of their components [128]"),
-        ("--embedding_start", None, ("random", "teacher"), "random", "what the student's starts from [random]"),
+        ("--embedding_start", None, ("random", "teacher"), "random", "where the student's embedding starts [random]"),
     )),
     ("distil", ("distil",), (
         ("--teacher", "DIR", Path, None, "a LoRA run [the one of this variant and sr_no]"),
@@ -155,9 +155,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 26, 80),
         description="Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
         epilog="Defaults are in brackets; those of training are the published hyperparameters. "
-        f"--recipe hints is for distil: {hints}; rnn then takes as many steps, with dropout. With "
-        "smollm2 and CoLA on two cores it takes an hour and a quarter; 45 minutes of it write the "
-        "sentences, which serve every other sr_no.",
+        f"--recipe hints is for distil: {hints}; rnn takes as many steps, with the last four of "
+        "these. With smollm2 and CoLA on two cores the first student takes an hour, most of it for "
+        "the sentences, which serve every other one in the same --out_dir; the next takes minutes.",
         allow_abbrev=False,
     )
     parser.add_argument(
