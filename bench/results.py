@@ -129,7 +129,29 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
 
 
 def results(found: list[Series]) -> str:
+    """The scores of each mode."""
+    return scores({NAMES[series.mode]: series for series in found})
+
+
+def students(found: list[Series]) -> str:
+    """The scores of students by what they were taught with."""
+    return scores(by_teaching(found))
+
+
+def by_teaching(found: list[Series]) -> dict[str, Series]:
+    """The students with hints, and two kinds beside them for as many steps."""
+    hinted, untaught = found
+    (published,) = found_in("smollm2_long")
+    return {
+        "hints": hinted,
+        "the published recipe, as many steps": published,
+        "no teacher, as many steps": untaught,
+    }
+
+
+def scores(named: dict[str, Series]) -> str:
     """Mean and standard deviation of accuracy and MCC."""
+    found = list(named.values())
     numbers = ", ".join(str(run.metrics["sr_no"]) for run in found[0].runs)
     rows = [
         (
@@ -137,13 +159,12 @@ def results(found: list[Series]) -> str:
             *(f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")),
         )
     ]
-    for series in found:
-        scores = [series.scores[split] for split in DEV_SETS]
+    for name, series in named.items():
+        both = [series.scores[split] for split in DEV_SETS]
         cells = [
-            (spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark)
-            for s in scores
+            (spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark) for s in both
         ]
-        rows.append((NAMES[series.mode], *(cell for pair in cells for cell in pair)))
+        rows.append((name, *(cell for pair in cells for cell in pair)))
     majorities = [(f"{found[0].scores[split].majority:.2%}", "0") for split in DEV_SETS]
     rows.append(("majority baseline", *(cell for pair in majorities for cell in pair)))
     return markdown(rows)
@@ -160,13 +181,9 @@ def runs(found: list[Series]) -> str:
 
 def hints(found: list[Series]) -> str:
     """What hints give over as many steps without a teacher, and with the published recipe."""
-    (hinted, untaught), (published,) = (
-        [series for series in same if series.mode != "LoRA"]
-        for same in (found, found_in("smollm2_long"))
-    )
     rows = [("hints against", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
-    sides = {"no teacher, as many steps": untaught, "the published recipe, as many": published}
-    for (name, other), split in product(sides.items(), DEV_SETS):
+    (_, hinted), *others = by_teaching(found).items()
+    for (name, other), split in product(others, DEV_SETS):
         answers = hinted.answers(split), other.answers(split)
         rows.append((name, split, *difference_cells(hinted.labels(split), *answers)))
     return markdown(rows)
@@ -179,7 +196,7 @@ def pairs(found: list[Series]) -> str:
 
 def monitor(found: list[Series]) -> str:
     """What in_domain_dev says of the epoch kept, and of the one that MCC would have kept."""
-    rows = [("run", "watching accuracy keeps epochs", "which score", "watching MCC", "which score")]
+    rows = [("run", "watching accuracy keeps epochs", "these score", "watching MCC", "these score")]
     for series in found:
         cells = []
         for watched in ("val_accuracy", "val_mcc"):
@@ -196,7 +213,8 @@ def monitor(found: list[Series]) -> str:
 
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
-    function.__name__: function for function in (picture, results, runs, pairs, monitor, hints)
+    function.__name__: function
+    for function in (picture, results, students, runs, pairs, monitor, hints)
 }
 
 
