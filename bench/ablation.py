@@ -43,6 +43,7 @@ SETTINGS = {  # a name, and the mode with its options
     "60,000": f"{RECIPE} --transfer_size 60000",
     "weight 3": f"{RECIPE} --hint_weight 3",
     "weight 30": f"{RECIPE} --hint_weight 30",
+    "weight 100": f"{RECIPE} --hint_weight 100",
     "width 32": f"{RECIPE} --hint_width 32",
     "width 576": f"{RECIPE} --hint_width 576",
     "5 epochs": f"{RECIPE} --epochs 5",
