@@ -402,9 +402,11 @@ def test_any_run_in_a_folder_is_this_run_or_refused_and_can_be_overwritten(folde
     here = folder / "claimed"
     here.mkdir(exist_ok=True)
     (here / name).write_bytes(content)
+    (here / "state.safetensors").touch()  # else an unfinished run would make way unasked
     assert tried(found_finished, here, False) in (None, name == "metrics.json")
     assert (here / name).read_bytes() == content
     assert found_finished(here, True) is False
+    (here / "state.safetensors").unlink(missing_ok=True)  # gone on with where it is this run's
     assert {path.name for path in here.iterdir()} - {".lock"} == {"unfinished.json"}
     assert json.loads((here / "unfinished.json").read_text())["identity"] == IDENTITY
     (here / "unfinished.json").unlink()
