@@ -88,7 +88,9 @@ def train(
     words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
     words += ["--teacher", args.teacher] if mode == "distil" else []
     # What it prints is no part of the table.
-    subprocess.run([sys.executable, str(PROJECT / "run.py"), *words], check=True, stdout=2)
+    done = subprocess.run([sys.executable, str(PROJECT / "run.py"), *words], stdout=2)
+    if done.returncode:  # it has said why
+        sys.exit(done.returncode)
     return load_run(out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}")
 
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from ablation import figures
+
 from data_utils import DEV
 from support.bases import PROJECT
 from support.files import write_bytes
@@ -73,9 +75,11 @@ def main() -> None:
 
 
 def run(mode: str, options: dict[str, str]) -> None:
-    """A command of the front door."""
+    """A command of the front door; where it fails, it has said why."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT, check=True)
+    done = subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def keep(source: Path, target: Path, serial: str) -> None:
@@ -179,6 +183,15 @@ def runs(found: list[Series]) -> str:
     return markdown(rows)
 
 
+def ranking(found: list[Series]) -> str:
+    """How the students rank in_domain_dev, and what another threshold would give: `figures`."""
+    rows = [("in_domain_dev", "MCC", "fitted threshold", "best threshold", "AUC")]
+    for name, series in by_teaching(found).items():
+        _, mcc, fitted, best, auc, _ = figures(series.runs)
+        rows.append((name, mcc, fitted, best, auc))
+    return markdown(rows)
+
+
 def hints(found: list[Series]) -> str:
     """What hints give over as many steps without a teacher, and with the published recipe."""
     rows = [("hints against", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
@@ -214,7 +227,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (picture, results, students, runs, pairs, monitor, hints)
+    for function in (picture, results, students, runs, pairs, monitor, ranking, hints)
 }
 
 

@@ -154,7 +154,7 @@ def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
         elif used:
             check_identity(folder, None, identity)
     except UserError:
-        if not (overwrite or (used == [] and mark == unfinished)):
+        if not overwrite and (used or mark != unfinished):
             raise
         clear = True
     else:

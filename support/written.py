@@ -53,8 +53,8 @@ def written_sentences(
                 f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
                 f"at most {most} tokens, and this corpus has {len(found)}; take edits"
             )
-    kind = device.torch.type, device.precision  # each draws and rounds in its own way
-    how = repr((*kind, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    drawn = device.torch.type, device.precision  # each draws and rounds in its own way
+    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     parts = (base_print, base.tokenizer.to_str(), corpus_fingerprint(corpus))
     key = fingerprint(*parts, how, *known)
