@@ -78,5 +78,5 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its greatest value
+        mallopt(-4, 0)  # M_MMAP_MAX: no block, however large, is the kernel's own
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

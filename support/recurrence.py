@@ -21,17 +21,19 @@ class Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # in place: one dtype
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, W: Tensor, U: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
         """The states (tokens, width) of inputs x (tokens, in), laid out as in a PackedSequence.
 
         Of each time step stand first the longest sentences; ``sizes`` are how many reach it.
         """
-        states = torch.addmm(bias, x, W.T)
+        if torch.is_autocast_enabled("cpu"):  # by itself it would round U at every time step
+            x, W, U = (matrix.to(torch.get_autocast_dtype("cpu")) for matrix in (x, W, U))
+        states = torch.addmm(bias, x, W.T).to(bias.dtype)
         steps = states.split(sizes)
         steps[0].tanh_()
         for before, now in pairwise(steps):
-            now.addmm_(before[: len(now)], U.T).tanh_()
+            now.copy_(torch.addmm(now, before[: len(now)], U.T)).tanh_()
         ctx.save_for_backward(x, W, U, states)
         ctx.sizes = sizes
         return states
