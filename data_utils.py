@@ -119,6 +119,16 @@ class Split:
         ids = self.input_ids[bounds[0] : bounds[-1]]
         return Split(self.sentences[start:stop], ids, bounds - bounds[0], self.labels[start:stop])
 
+    def chosen(self, indices: np.ndarray) -> "Split":
+        """The sentences ``indices``."""
+        ids = self.input_ids.split(self.seqlens.tolist())
+        return Split(
+            sentences=[self.sentences[i] for i in indices],
+            input_ids=torch.cat([ids[i] for i in indices]),
+            cu_seqlens=torch.from_numpy(np.cumsum([0, *self.seqlens[indices]])),
+            labels=self.labels[indices],
+        )
+
     def counts(self) -> dict[str, int]:
         """How many sentences, tokens and acceptable sentences there are."""
         return {

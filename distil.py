@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from model import DistilRNN
 from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
+from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
@@ -58,6 +60,7 @@ from train_utils import (
 if TYPE_CHECKING:  # it imports transformers, which a student does not need
     from support.adapters import Adapter
 
+STUDENT_OPTIONS = ("student_width", "student_dropout", "held_out")
 DISTIL_OPTIONS = (
     "kd_temperature",
     "kd_alpha",
@@ -67,6 +70,7 @@ DISTIL_OPTIONS = (
     "hint_width",
     "embedding_start",
 )  # fmt: skip  the options of its own
+HELD_OUT = "held_out"
 
 
 def distillation(temperature: float, kd_alpha: float) -> Loss:
@@ -154,6 +158,32 @@ def with_hints(
     return {**corpus, TRAIN: train, DEV: dev}
 
 
+def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
+    """The corpus with ``size`` of its training sentences in a split of their own.
+
+    They are the same for every sr_no, so that what a teacher said of the rest serves all.
+    """
+    train = corpus[TRAIN]
+    if not size:
+        return corpus
+    if size >= len(train):
+        raise UserError(f"--held_out {size}: there are {len(train)} training sentences; keep fewer")
+    order = np.random.default_rng(0).permutation(len(train))
+    held_out, rest = np.split(order, [size])
+    return {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
+
+
+@torch.no_grad()
+def fit_bias(training: Training) -> None:
+    """Move the student's bias until it calls as many held-out sentences acceptable as are."""
+    held_out = training.corpus[HELD_OUT]
+    logits = predict_logits(training.model, held_out, training.device)
+    margins, acceptable = logits[:, 1] - logits[:, 0], held_out.labels.float().mean()
+    edge = margins.quantile(1 - acceptable)
+    training.model.linear.bias[1] -= edge.item()
+    print(f"bias moved by {-edge:.2f} after a look at {len(held_out)} held-out sentences")
+
+
 def taught_corpus(
     args: Namespace,
     base: Base,
@@ -163,13 +193,14 @@ def taught_corpus(
     folder: Path,
 ) -> dict[str, Split]:
     """The corpus with the transfer set, and with what the teacher says of every sentence."""
-    if args.transfer_size:
-        written = []
-        if args.transfer_source != "edits":
-            share = args.transfer_size // (2 if args.transfer_source == "both" else 1)
-            place = args.out_dir / "transfer"
-            written = written_sentences(base, teacher.base_print, corpus, share, device, place)
-        size, seed, longest = args.transfer_size, args.sr_no, base.max_length
+    written, size = [], args.transfer_size
+    if size and args.transfer_source != "edits":
+        share = size // (2 if args.transfer_source == "both" else 1)
+        place = args.out_dir / "transfer"
+        written = written_sentences(base, teacher.base_print, corpus, share, device, place)
+    corpus = hold_out(corpus, args.held_out)
+    if size:
+        seed, longest = args.sr_no, base.max_length
         more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
         corpus = {**corpus, TRAIN: more}
     said = teacher.model, teacher.fingerprint, device
@@ -231,7 +262,7 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     """
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
     sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
-    settings = {name: getattr(args, name) for name in ("student_width", "student_dropout")}
+    settings = {name: getattr(args, name) for name in STUDENT_OPTIONS}
     if mode == "distil":
         teacher, where = load_teacher(args)
         sources["teacher"] = {"folder": str(where), "fingerprint": teacher.fingerprint}
@@ -246,9 +277,12 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
                 training = taught_training(args, base, corpus, teacher, recipe, device, folder)
                 del teacher  # its memory
             else:
+                corpus = hold_out(corpus, args.held_out)
                 student = new_student(args, corpus, device)
                 training = Training(student, corpus, cross_entropy, recipe, device)
             progress = train(training, folder)
+            if args.held_out:
+                fit_bias(training)
             save_student(training.model, base, folder)
             results, predictions = evaluate(training)
             parameters = count_parameters(training.model)

@@ -37,7 +37,7 @@ RESULTS = (
 # Options that came later: a run of their defaults has the identity that it had before them.
 LATER = {
     "lr_schedule": "constant", "transfer_source": "edits", "hint_weight": 0.0, "hint_width": 128,
-    "student_width": 768, "student_dropout": 0.0, "embedding_start": "random",
+    "student_width": 768, "student_dropout": 0.0, "embedding_start": "random", "held_out": 0,
 }  # fmt: skip
 
 

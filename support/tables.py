@@ -33,7 +33,7 @@ OF_DISTIL = {
     "kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "hint_weight": 0,
     "embedding_start": "random",
 }  # fmt: skip
-OF_STUDENTS = {"epochs": 5, "student_width": 768, "student_dropout": 0}
+OF_STUDENTS = {"epochs": 5, "student_width": 768, "student_dropout": 0, "held_out": 0}
 PUBLISHED_RECIPES = {
     "LoRA": {**RECIPE, "epochs": 10, **OF_LORA},
     "distil": {**RECIPE, **OF_STUDENTS, **OF_DISTIL},

@@ -14,7 +14,7 @@ from itertools import islice
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data_utils import DEV, OUT_OF_DOMAIN, TRAIN, UNLABELLED, Split, token_ids, tokenize
+from data_utils import TRAIN, UNLABELLED, Split, token_ids, tokenize
 from support.errors import UserError
 
 MARKS = " .?!"  # what may stand at a sentence's end
@@ -31,13 +31,14 @@ def with_transfer_set(
 ) -> Split:
     """The training sentences, and ``size`` unlabelled ones that no split has.
 
-    They are the ``written`` ones, and variations for the rest. None is a dev sentence in another
-    case, spacing or mark at the end.
+    They are the ``written`` ones, and variations for the rest. None is a sentence of another split
+    in another case, spacing or mark at the end.
     """
     known, made = corpus[TRAIN], list(written or [])
     given = len(made)
     sources = known.sentences + made
-    taken = {bare(s) for split in (DEV, OUT_OF_DOMAIN) for s in corpus[split].sentences}
+    others = (split for name, split in corpus.items() if name != TRAIN)
+    taken = {bare(sentence) for split in others for sentence in split.sentences}
     new = (s for s in variations(sources, sr_no, set(sources)) if bare(s) not in taken)
     what = {"desc": "transfer set", "total": size, "unit": " sentences"}
     with tqdm(**what, initial=given, disable=None) as bar:

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 import distil
 from data_utils import UNLABELLED, token_ids, tokenize
-from distil import distillation, start_embedding, with_teacher_logits
+from distil import HELD_OUT, distillation, fit_bias, hold_out, start_embedding, with_teacher_logits
 from model import DistilRNN
 from support.bases import find_base
 from support.checkpoints import load_checkpoint, save_student
@@ -24,7 +24,7 @@ from support.devices import CPU
 from support.errors import UserError
 from support.export import onnx_session, save_onnx
 from support.tokens import load_tokenizer
-from support.transfer_set import variations, with_transfer_set
+from support.transfer_set import bare, variations, with_transfer_set
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
@@ -117,6 +117,59 @@ def test_the_transfer_set_keeps_out_what_is_excluded():
     sentences = ["He sat here.", "She sat here."]
     some = first(20, sentences, 1)
     assert not set(first(20, sentences, 1, set(some[:5]))) & set(some[:5])
+
+
+def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_corpus):
+    whole = nano_corpus["in_domain_train"]
+    corpus = hold_out(nano_corpus, 300)
+    held_out, rest = corpus[HELD_OUT], corpus["in_domain_train"]
+    assert len(held_out) == 300
+    assert held_out.sentences == hold_out(nano_corpus, 300)[HELD_OUT].sentences
+    rows = [list(zip(x.sentences, x.labels.tolist(), strict=True)) for x in (held_out, rest, whole)]
+    assert sorted(rows[0] + rows[1]) == sorted(rows[2])
+    assert 0.4 < held_out.labels.float().mean() < 0.6
+    tokenizer = load_tokenizer(NANO)
+    for split in (held_out, rest):
+        expected = tokenize(tokenizer, split.sentences, split.labels.tolist(), 512, "here")
+        assert torch.equal(split.input_ids, expected.input_ids)
+        assert torch.equal(split.cu_seqlens, expected.cu_seqlens)
+
+
+def test_no_edit_is_a_held_out_sentence(nano_corpus):
+    tokenizer, rest = load_tokenizer(NANO), nano_corpus["in_domain_train"]
+
+    def edits(**held_out) -> list[str]:
+        return with_transfer_set({**nano_corpus, **held_out}, tokenizer, 512, 50, 1).sentences[
+            len(rest) :
+        ]
+
+    some = [sentence.upper() for sentence in edits()[:20]]
+    held_out = tokenize(tokenizer, some, [1] * 20, 512, "here")
+    assert not {bare(s) for s in edits(held_out=held_out)} & {bare(s) for s in some}
+
+
+def test_none_held_out_is_the_corpus_and_all_of_it_is_refused(nano_corpus):
+    assert hold_out(nano_corpus, 0) is nano_corpus
+    with pytest.raises(UserError, match="--held_out 4000: there are 4000 training sentences"):
+        hold_out(nano_corpus, 4000)
+
+
+def test_a_fitted_bias_calls_as_many_acceptable_as_are(nano_corpus):
+    """It moves every margin by as much, and looks at the held-out sentences alone."""
+    corpus = hold_out(nano_corpus, 400)
+    torch.manual_seed(0)
+    student = DistilRNN(corpus["in_domain_train"].input_ids.unique(), 16)
+    with torch.no_grad():
+        student.linear.bias += torch.tensor([2.0, -1.0])
+    before = predict_logits(student, corpus[HELD_OUT], CPU)
+    assert not (before.argmax(1) == 1).any()
+    seen = {name: split if name == HELD_OUT else None for name, split in corpus.items()}
+    fit_bias(SimpleNamespace(model=student, corpus=seen, device=CPU))
+    logits = predict_logits(student, corpus[HELD_OUT], CPU)
+    assert abs((logits.argmax(1) == 1).sum() - corpus[HELD_OUT].labels.sum()) <= 1
+    moved = (logits - before)[:, 1]
+    assert moved.std() < 1e-6 < moved.mean()
+    assert torch.equal(logits[:, 0], before[:, 0])
 
 
 @pytest.mark.parametrize("sentences", [["Go.", "..."], ["..."]])
