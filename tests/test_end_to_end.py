@@ -327,7 +327,7 @@ def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_pat
     """While its base writes, its teacher reads, and it trains; its folder has no projection."""
     teacher = checkpoint(demo.folder, "LoRA")
     hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 1500)
-    hints = (*hints, "--embedding_start", "teacher", "--student_dropout", 0.3)
+    hints = (*hints, "--embedding_start", "teacher", "--student_dropout", 0.3, "--held_out", 200)
     some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
     options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]
     assert compare_killed(tmp_path, kills=3, seed=3, options=options) == []
@@ -419,7 +419,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
 def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_path):
     teacher = checkpoint(demo.folder, "LoRA")
     hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 200)
-    hints = (*hints, "--embedding_start", "teacher")
+    hints = (*hints, "--embedding_start", "teacher", "--held_out", 200)
     options = ("--mode", "distil", *demo.options, *hints, "--teacher", teacher, "--out_dir")
     assert call(*options, tmp_path / "one").returncode == 0
     result = torchrun(*options, tmp_path / "two")
