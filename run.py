@@ -16,14 +16,15 @@ MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
 TRAINING = ("LoRA", "distil", "rnn", "all")
 NANO = {"transfer_size": 40_000, "student_width": 256, "hint_weight": 10.0}  # its own recipe
 LONG = {  # to the end of a falling rate
-    "patience": 1000, "monitor": "mcc", "lr_schedule": "linear", "student_dropout": 0.3,
+    "patience": 1000, "monitor": "mcc", "lr": 5e-4, "lr_schedule": "linear",
+    "student_dropout": 0.3, "held_out": 500,
 }  # fmt: skip
 RECIPES = {  # what a mode trains with where no option says otherwise
     "published": {"LoRA": {"epochs": 10}, "distil": {"epochs": 5}, "rnn": {"epochs": 5}},
     "hints": {
         "LoRA": {"epochs": 10},
-        "distil": {"epochs": 10, "transfer_size": 40_000, "transfer_source": "written",
-                   "hint_weight": 10.0, "embedding_start": "teacher", **LONG},
+        "distil": {"epochs": 6, "transfer_size": 120_000, "transfer_source": "written",
+                   "hint_weight": 30.0, "embedding_start": "teacher", **LONG},
         "rnn": LONG,  # for as many steps as distil takes
     },
 }  # fmt: skip
@@ -156,7 +157,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 26, 80),
         description="Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
         epilog="Defaults are in brackets; those of training are the published hyperparameters. "
-        f"--recipe hints is for distil: {hints}; rnn takes as many steps, with the last four of "
+        f"--recipe hints is for distil: {hints}; rnn takes as many steps, with the last six of "
         "these. With smollm2 and CoLA on two cores the first student takes an hour, most of it for "
         "the sentences, which serve every other one in the same --out_dir; the next takes minutes.",
         allow_abbrev=False,
@@ -269,7 +270,8 @@ def options_of(
     changes = {n: v for n, v in recipe[mode].items() if n not in args.given}
     if "epochs" not in recipe[mode] and (args.mode == "all" or "epochs" not in args.given):
         taught = options_of(args, sr_no, "distil", sentences)
-        changes["epochs"] = round(taught.epochs * (1 + taught.transfer_size / sentences))
+        labelled = max(sentences - taught.held_out, 1)
+        changes["epochs"] = round(taught.epochs * (1 + taught.transfer_size / labelled))
     return argparse.Namespace(**vars(args) | changes | {"sr_no": sr_no})
 
 

@@ -27,31 +27,39 @@ from support.bases import PROJECT, variant_name
 from support.finished_runs import Run, load_run
 
 RECIPE = "distil --recipe hints"
-# The same without a transfer set, for as many steps.
+FEW = f"{RECIPE} --transfer_size 40000 --epochs 10"  # about as many steps
+# The same without a transfer set.
 ALONE = (
-    "distil --epochs 57 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
+    "distil --epochs 95 --patience 1000 --monitor mcc --lr 0.0005 --lr_schedule linear "
+    "--student_dropout 0.3 --held_out 500"
 )
 SETTINGS = {  # a name, and the mode with its options
     "labels": "rnn --recipe hints",
     "logits": ALONE,
-    "hints": f"{ALONE} --hint_weight 10 --embedding_start teacher",
+    "hints": f"{ALONE} --hint_weight 30 --embedding_start teacher",
     "recipe": RECIPE,
-    "no hints": f"{RECIPE} --hint_weight 0",
-    "edits": f"{RECIPE} --transfer_source edits",
-    "both": f"{RECIPE} --transfer_source both",
-    "20,000": f"{RECIPE} --transfer_size 20000",
-    "60,000": f"{RECIPE} --transfer_size 60000",
-    "weight 3": f"{RECIPE} --hint_weight 3",
-    "weight 30": f"{RECIPE} --hint_weight 30",
-    "weight 100": f"{RECIPE} --hint_weight 100",
-    "width 32": f"{RECIPE} --hint_width 32",
-    "width 576": f"{RECIPE} --hint_width 576",
-    "5 epochs": f"{RECIPE} --epochs 5",
-    "20 epochs": f"{RECIPE} --epochs 20",
-    "kd_alpha 1": f"{RECIPE} --kd_alpha 1",
-    "random embedding": f"{RECIPE} --embedding_start random",
-    "dropout 0": f"{RECIPE} --student_dropout 0",
-    "dropout 0.5": f"{RECIPE} --student_dropout 0.5",
+    "20,000": f"{RECIPE} --transfer_size 20000 --epochs 18",
+    "40,000": FEW,
+    "80,000": f"{RECIPE} --transfer_size 80000 --epochs 5",
+    "edits": f"{FEW} --transfer_source edits",
+    "both": f"{FEW} --transfer_source both",
+    "no hints": f"{FEW} --hint_weight 0",
+    "weight 3": f"{FEW} --hint_weight 3",
+    "weight 10": f"{FEW} --hint_weight 10",
+    "weight 100": f"{FEW} --hint_weight 100",
+    "width 32": f"{FEW} --hint_width 32",
+    "width 576": f"{FEW} --hint_width 576",
+    "5 epochs": f"{FEW} --epochs 5",
+    "20 epochs": f"{FEW} --epochs 20",
+    "batches of 64": f"{FEW} --batch_size 64",
+    "lr 0.00025": f"{FEW} --lr 0.00025",
+    "lr 0.001": f"{FEW} --lr 0.001",
+    "lr 0.002": f"{FEW} --lr 0.002",
+    "kd_alpha 1": f"{FEW} --kd_alpha 1",
+    "random embedding": f"{FEW} --embedding_start random",
+    "dropout 0": f"{FEW} --student_dropout 0",
+    "dropout 0.5": f"{FEW} --student_dropout 0.5",
+    "none held out": f"{FEW} --held_out 0",
 }
 
 
@@ -61,6 +69,7 @@ def main() -> None:
     parser.add_argument("--variant", required=True, help="as --gpt_variant")
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--teacher", required=True, help="of every student")
+    parser.add_argument("--precision", default="fp32", help="as run.py's")
     parser.add_argument("--sr_no", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="SETTING")
     args = parser.parse_args()
@@ -85,7 +94,8 @@ def train(
     if not own.exists():
         own.symlink_to(shared)
     words = ["--mode", mode, "--gpt_variant", args.variant, "--data_dir", args.data_dir]
-    words += ["--sr_no", str(sr_no), "--out_dir", str(out_dir), *options]
+    words += ["--precision", args.precision, "--sr_no", str(sr_no), "--out_dir", str(out_dir)]
+    words += options
     words += ["--teacher", args.teacher] if mode == "distil" else []
     # What it prints is no part of the table.
     done = subprocess.run([sys.executable, str(PROJECT / "run.py"), *words], stdout=2)

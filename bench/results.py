@@ -44,9 +44,12 @@ CORPUS = {"data_dir": "cola_public"}
 SMOLLM2 = {"gpt_variant": "smollm2", "sr_no": "22915-22919"}
 # One teacher of them all: what differs is the students' doing.
 TEACHER = {"teacher": "runs/smollm2_cola/checkpoints/LoRA_smollm2_22915"}
-HINTS = {**CORPUS, "recipe": "hints"}
+HINTS = {**CORPUS, "recipe": "hints", "precision": "bf16"}
 # The published distillation for as many steps as the hints take.
-LONG = {**CORPUS, "epochs": "57", "patience": "57", "monitor": "mcc", "lr_schedule": "linear"}
+LONG = {
+    **CORPUS, "epochs": "95", "patience": "95", "monitor": "mcc", "lr_schedule": "linear",
+    "held_out": "500", "precision": "bf16",
+}  # fmt: skip
 STUDIES = {
     "smollm2_cola": Study(SMOLLM2, {"all": CORPUS}),
     "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS, "report": {}}),
