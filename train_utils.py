@@ -81,7 +81,7 @@ class Recipe(NamedTuple):
     lr: float
     epochs: int
     patience: int
-    monitor: str  # "accuracy" or "mcc"
+    monitor: str  # "accuracy", "mcc" or "none": the last epoch is kept, whatever it scores
     max_steps: int | None
     lr_schedule: str = "constant"  # or "linear": falling to zero at the end of the last epoch
 
@@ -211,7 +211,7 @@ def train(training: Training, folder: Path) -> Progress:
             line = finish_epoch(training, progress)
             if progress.best_epoch == progress.epoch:
                 state.keep_best()
-                line += "  best so far"
+                line += "  best so far" if recipe.monitor != "none" else ""
             write_csv(folder / "history.csv", progress.history)
             state.save(progress)
             print(line, flush=True)  # last, since it fails where nobody reads it
@@ -328,8 +328,10 @@ def finish_epoch(training: Training, progress: Progress) -> str:
     if not math.isfinite(row["val_loss"]):
         raise diverged(f"the loss on in_domain_dev is {row['val_loss']} after epoch {row['epoch']}")
     progress.history.append(row)
-    watched = [past[f"val_{recipe.monitor}"] for past in progress.history]
-    progress.best_epoch = watched.index(max(watched)) + 1
+    progress.best_epoch = progress.epoch
+    if recipe.monitor != "none":
+        watched = [past[f"val_{recipe.monitor}"] for past in progress.history]
+        progress.best_epoch = watched.index(max(watched)) + 1
     if progress.steps == recipe.max_steps:
         progress.stopped = "max_steps"
     elif progress.epoch - progress.best_epoch >= recipe.patience:
