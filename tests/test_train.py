@@ -185,6 +185,17 @@ def test_training_stops_when_patience_runs_out_and_keeps_the_best_epoch(small, t
     assert kept["accuracy"] == max(watched)
 
 
+def test_watching_nothing_keeps_the_last_epoch_whatever_it_scores(small, tmp_path, capsys):
+    training = training_of(small, epochs=4, patience=1, lr=1e-2, monitor="none")
+    progress = train(training, tmp_path)
+    assert (progress.stopped, progress.best_epoch) == ("epochs", 4)
+    scores = [row["val_accuracy"] for row in progress.history]
+    assert max(scores) > scores[-1]  # another epoch would have been taken by its score
+    dev = small["in_domain_dev"]
+    assert measure(predict_logits(training.model, dev, CPU), dev.labels)["accuracy"] == scores[-1]
+    assert "best" not in capsys.readouterr().out
+
+
 def test_max_steps_stops_in_the_middle_of_an_epoch(small, tmp_path):
     progress = train(training_of(small, max_steps=7), tmp_path)
     assert (progress.steps, progress.epoch, progress.stopped) == (7, 2, "max_steps")
