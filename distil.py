@@ -36,7 +36,6 @@ from model import DistilRNN
 from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
-from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
@@ -163,13 +162,10 @@ def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
 
     They are the same for every sr_no, so that what a teacher said of the rest serves all.
     """
-    train = corpus[TRAIN]
     if not size:
         return corpus
-    if size >= len(train):
-        raise UserError(f"--held_out {size}: there are {len(train)} training sentences; keep fewer")
-    order = np.random.default_rng(0).permutation(len(train))
-    held_out, rest = np.split(order, [size])
+    train = corpus[TRAIN]
+    held_out, rest = np.split(np.random.default_rng(0).permutation(len(train)), [size])
     return {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
 
 

@@ -158,9 +158,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.",
         epilog="Defaults are in brackets; those of training are the published hyperparameters. "
         f"--recipe hints is for distil: {hints}; rnn takes as many steps, with the last four of "
-        "these and its best epoch by MCC. With smollm2 and CoLA on two cores the first student takes two hours, most of it for "
-        "the sentences, which serve every other one in the same --out_dir; the next takes minutes. "
-        "On a CPU that multiplies bf16 --precision bf16 takes half the time.",
+        "these and its best epoch by MCC. With smollm2 and CoLA on two cores the first student takes "
+        "two hours, most of it for the sentences, which serve every other one in the same "
+        "--out_dir; the next takes minutes. --precision bf16 takes half, where the CPU has it.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -244,8 +244,12 @@ def train(args: argparse.Namespace) -> None:
     base = find_base(args.gpt_variant, weights=args.mode != "rnn")
     corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
+    sentences = len(corpus[TRAIN])
+    for mode in modes:  # before an hour has gone by
+        if (held_out := options_of(args, args.sr_no, mode, sentences).held_out) >= sentences:
+            raise UserError(f"--held_out {held_out}: the corpus has {sentences}; hold out fewer")
     for sr_no, mode in product(args.sr_nos, modes):
-        one = options_of(args, sr_no, mode, len(corpus[TRAIN]))
+        one = options_of(args, sr_no, mode, sentences)
         if mode == "LoRA":
             from lora import run_lora
 
