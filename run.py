@@ -22,7 +22,7 @@ RECIPES = {  # what a mode trains with where no option says otherwise
     "published": {"LoRA": {"epochs": 10}, "distil": {"epochs": 5}, "rnn": {"epochs": 5}},
     "hints": {
         "LoRA": {"epochs": 10},
-        "distil": {"epochs": 6, "transfer_size": 120_000, "transfer_source": "written",
+        "distil": {"epochs": 16, "transfer_size": 40_000, "transfer_source": "written",
                    "hint_weight": 30.0, "embedding_start": "teacher", "monitor": "none", **LONG},
         # For as many steps as distil takes; it learns its sentences by heart, so the best are kept.
         "rnn": {"monitor": "mcc", "patience": 1000, **LONG},
