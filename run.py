@@ -159,8 +159,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog="Defaults are in brackets; those of training are the published hyperparameters. "
         f"--recipe hints is for distil: {hints}; rnn takes as many steps, with the last four of "
         "these and its best epoch by MCC. With smollm2 and CoLA on two cores the first student takes "
-        "two hours, most of it for the sentences, which serve every other one in the same "
-        "--out_dir; the next takes minutes. --precision bf16 takes half, where the CPU has it.",
+        "an hour, most of it for the sentences, which serve every other one in the same --out_dir; "
+        "the next takes minutes. --precision bf16 takes half, where the CPU has it.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -27,8 +27,7 @@ from support.bases import PROJECT, variant_name
 from support.finished_runs import Run, load_run
 
 RECIPE = "distil --recipe hints"
-FEW = f"{RECIPE} --transfer_size 40000 --epochs 10"  # about as many steps
-# The same without a transfer set.
+# As many steps without a transfer set.
 ALONE = (
     "distil --epochs 95 --patience 1000 --monitor mcc --lr 0.0005 --lr_schedule linear "
     "--student_dropout 0.3 --held_out 500"
@@ -38,28 +37,28 @@ SETTINGS = {  # a name, and the mode with its options
     "logits": ALONE,
     "hints": f"{ALONE} --hint_weight 30 --embedding_start teacher",
     "recipe": RECIPE,
-    "20,000": f"{RECIPE} --transfer_size 20000 --epochs 18",
-    "40,000": FEW,
-    "80,000": f"{RECIPE} --transfer_size 80000 --epochs 5",
-    "edits": f"{FEW} --transfer_source edits",
-    "both": f"{FEW} --transfer_source both",
-    "no hints": f"{FEW} --hint_weight 0",
-    "weight 3": f"{FEW} --hint_weight 3",
-    "weight 10": f"{FEW} --hint_weight 10",
-    "weight 100": f"{FEW} --hint_weight 100",
-    "width 32": f"{FEW} --hint_width 32",
-    "width 576": f"{FEW} --hint_width 576",
-    "5 epochs": f"{FEW} --epochs 5",
-    "20 epochs": f"{FEW} --epochs 20",
-    "batches of 64": f"{FEW} --batch_size 64",
-    "lr 0.00025": f"{FEW} --lr 0.00025",
-    "lr 0.001": f"{FEW} --lr 0.001",
-    "lr 0.002": f"{FEW} --lr 0.002",
-    "kd_alpha 1": f"{FEW} --kd_alpha 1",
-    "random embedding": f"{FEW} --embedding_start random",
-    "dropout 0": f"{FEW} --student_dropout 0",
-    "dropout 0.5": f"{FEW} --student_dropout 0.5",
-    "none held out": f"{FEW} --held_out 0",
+    "20,000": f"{RECIPE} --transfer_size 20000 --epochs 27",  # as many steps, as the next two
+    "80,000": f"{RECIPE} --transfer_size 80000 --epochs 9",
+    "120,000": f"{RECIPE} --transfer_size 120000 --epochs 6",
+    "edits": f"{RECIPE} --transfer_source edits",
+    "both": f"{RECIPE} --transfer_source both",
+    "no hints": f"{RECIPE} --hint_weight 0",
+    "weight 3": f"{RECIPE} --hint_weight 3",
+    "weight 10": f"{RECIPE} --hint_weight 10",
+    "weight 100": f"{RECIPE} --hint_weight 100",
+    "width 32": f"{RECIPE} --hint_width 32",
+    "width 576": f"{RECIPE} --hint_width 576",
+    "5 epochs": f"{RECIPE} --epochs 5",
+    "10 epochs": f"{RECIPE} --epochs 10",
+    "batches of 64": f"{RECIPE} --batch_size 64",
+    "lr 0.00025": f"{RECIPE} --lr 0.00025",
+    "lr 0.001": f"{RECIPE} --lr 0.001",
+    "lr 0.002": f"{RECIPE} --lr 0.002",
+    "kd_alpha 1": f"{RECIPE} --kd_alpha 1",
+    "random embedding": f"{RECIPE} --embedding_start random",
+    "dropout 0": f"{RECIPE} --student_dropout 0",
+    "dropout 0.5": f"{RECIPE} --student_dropout 0.5",
+    "none held out": f"{RECIPE} --held_out 0",
 }
 
 
