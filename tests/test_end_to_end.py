@@ -373,11 +373,11 @@ def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
 # Several processes
 
 
-def torchrun(*arguments) -> subprocess.CompletedProcess:
+def torchrun(*arguments, script=COMMAND[1]) -> subprocess.CompletedProcess:
     """The command in two processes, over Gloo, on a thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [*launcher, *COMMAND[1:], *map(str, arguments)],
+        [*launcher, script, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
@@ -427,6 +427,28 @@ def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_pa
     assert_same_training(*(checkpoint(tmp_path / name, "distil") for name in ("one", "two")))
     one, two = (next((tmp_path / name / "transfer").glob("*.json")) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that did would abort the process, now and then, as it exits."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(PROJECT)!r})
+from support.processes import any_process, process_group
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+with process_group():
+    any_process(True)
+    during = threads()
+    import torch
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)]).step()
+os.write(1, f"{{before < during > threads() == before}}\\n".encode())
+""")
+    result = torchrun(script=script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "True"]
 
 
 @pytest.mark.parametrize(("local_rank", "lines"), [(0, 1), (1, 0)])
