@@ -6,10 +6,11 @@
 
 Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is
 shown, not run again. What the base wrote and the teacher said for one serves the others too. Scored
-on in_domain_dev alone. Does another bias help? `best` is the MCC at the threshold that is best on
-in_domain_dev itself: no bias, however it is fitted, can be worth more. `fitted` is what a bias is
-worth that was fitted on labelled sentences nobody was taught on: on a half of in_domain_dev, judged
-on the other, the mean of 200 halves.
+on in_domain_dev alone. `teacher` is the correlation of the student's margins (logit 1 less logit 0)
+with its teacher's: no label has a part in it. Does another bias help? `best` is the MCC at the
+threshold that is best on in_domain_dev itself: no bias, however it is fitted, can be worth more.
+`fitted` is what a bias is worth that was fitted on labelled sentences nobody was taught on: on a
+half of in_domain_dev, judged on the other, the mean of 200 halves.
 """
 
 import argparse
@@ -73,14 +74,18 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="SETTING")
     args = parser.parse_args()
     print(
-        "| setting | accuracy | MCC | fitted | best | AUC | minutes |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |"
+        "| setting | accuracy | MCC | fitted | best | AUC | teacher | minutes |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
     )
+    taught = load_run(Path(args.teacher))
     for name in args.rows:
         mode, *options = shlex.split(SETTINGS[name])
         out_dir = PROJECT / "runs" / "ablation" / name.replace(" ", "_")
         runs = [train(args, sr_no, mode, options, out_dir) for sr_no in args.sr_no]
-        print(f"| {name} | {' | '.join(figures(runs))} |", flush=True)
+        *scores, minutes = figures(runs)
+        agreements = [np.corrcoef(margins(run), margins(taught))[0, 1] for run in runs]
+        cells = (name, *scores, f"{np.mean(agreements):.3f}", minutes)
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def train(
@@ -107,19 +112,25 @@ def figures(runs: list[Run]) -> list[str]:
     """Means over the runs, on in_domain_dev."""
     rows = []
     for run in runs:
-        found = run.predictions[DEV]
-        margins, labels = found.logits[:, 1] - found.logits[:, 0], found.labels
+        found, leaning = run.predictions[DEV], margins(run)
+        labels = found.labels
         accuracy = (found.answers == labels).mean()
         mcc = matthews_corrcoef(labels, found.answers)
-        best, _ = best_threshold(labels, margins)
-        auc = roc_auc_score(labels, margins)
+        best, _ = best_threshold(labels, leaning)
+        auc = roc_auc_score(labels, leaning)
         minutes = run.metrics["training"]["seconds"] / 60
-        rows.append((accuracy, mcc, fitted(labels, margins), best, auc, minutes))
+        rows.append((accuracy, mcc, fitted(labels, leaning), best, auc, minutes))
     mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, len(rows) - 1))
     forms = (".2%", ".3f", ".3f", ".3f", ".3f", ".1f")
     cells = [f"{value:{form}}" for value, form in zip(mean, forms, strict=True)]
     cells[1] += f" ± {deviation[1]:.3f}"
     return cells
+
+
+def margins(run: Run) -> np.ndarray:
+    """How far each sentence of in_domain_dev leans to acceptable."""
+    logits = run.predictions[DEV].logits
+    return logits[:, 1] - logits[:, 0]
 
 
 def best_threshold(labels: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
