@@ -36,6 +36,7 @@ from model import DistilRNN
 from support.bases import Base
 from support.checkpoints import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
+from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.metrics import show_run
@@ -161,21 +162,34 @@ def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
     """The corpus with ``size`` of its training sentences in a split of their own.
 
     They are the same for every sr_no, so that what a teacher said of the rest serves all.
+
+    Raises:
+        UserError: none is left, or those held out are all acceptable, or none of them is.
     """
     if not size:
         return corpus
     train = corpus[TRAIN]
+    if size >= len(train):
+        raise UserError(f"--held_out {size}: the corpus has {len(train)}; hold out fewer")
     held_out, rest = np.split(np.random.default_rng(0).permutation(len(train)), [size])
-    return {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
+    corpus = {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
+    if len(corpus[HELD_OUT].labels.unique()) == 1:
+        raise UserError(f"--held_out {size}: these have one label, a bias needs two; hold out more")
+    return corpus
 
 
 @torch.no_grad()
 def fit_bias(training: Training) -> None:
-    """Move the student's bias until it calls as many held-out sentences acceptable as are."""
+    """Have the student decide halfway between the held-out classes' mean margins.
+
+    So does a linear discriminant to which both classes weigh the same (Fisher 1936), however many
+    there are of each. Most training sentences are acceptable; trained on them for the fewest
+    mistakes a student calls too many acceptable for a good MCC.
+    """
     held_out = training.corpus[HELD_OUT]
     logits = predict_logits(training.model, held_out, training.device)
-    margins, acceptable = logits[:, 1] - logits[:, 0], held_out.labels.float().mean()
-    edge = margins.quantile(1 - acceptable)
+    margins = logits[:, 1] - logits[:, 0]
+    edge = (margins[held_out.labels == 0].mean() + margins[held_out.labels == 1].mean()) / 2
     training.model.linear.bias[1] -= edge.item()
     print(f"bias moved by {-edge:.2f} after a look at {len(held_out)} held-out sentences")
 

@@ -245,9 +245,11 @@ def train(args: argparse.Namespace) -> None:
     corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
     sentences = len(corpus[TRAIN])
-    for mode in modes:  # before an hour has gone by
-        if (held_out := options_of(args, args.sr_no, mode, sentences).held_out) >= sentences:
-            raise UserError(f"--held_out {held_out}: the corpus has {sentences}; hold out fewer")
+    for mode in modes:
+        if held_out := options_of(args, args.sr_no, mode, sentences).held_out:
+            from distil import hold_out
+
+            hold_out(corpus, held_out)  # refused before an hour has gone by
     for sr_no, mode in product(args.sr_nos, modes):
         one = options_of(args, sr_no, mode, sentences)
         if mode == "LoRA":

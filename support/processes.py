@@ -36,8 +36,8 @@ def process_group() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    # Its functions' default is the group there is when it is imported, as an optimizer does; that
-    # one would outlive its end here, and Gloo's threads then abort the process as it exits.
+    # An optimizer imports it, and its functions' defaults hold the group that there is by then:
+    # it would outlive its end here, and Gloo's threads now and then abort a process that exits.
     import torch.distributed.nn  # noqa: F401
 
     dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs

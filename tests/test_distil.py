@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from conftest import NANO, classifier
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
 import distil
@@ -152,7 +153,15 @@ def test_none_held_out_is_the_corpus(nano_corpus):
     assert hold_out(nano_corpus, 0) is nano_corpus
 
 
-def test_a_fitted_bias_calls_as_many_acceptable_as_are(nano_corpus):
+@pytest.mark.parametrize(
+    ("size", "why"), [(4000, "has 4000; hold out fewer"), (1, "hold out more")]
+)
+def test_what_no_bias_can_be_fitted_on_is_refused(nano_corpus, size, why):
+    with pytest.raises(UserError, match=f"--held_out {size}: .*{why}"):
+        hold_out(nano_corpus, size)
+
+
+def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus):
     """It moves every margin by as much, and looks at the held-out sentences alone."""
     corpus = hold_out(nano_corpus, 400)
     torch.manual_seed(0)
@@ -160,13 +169,15 @@ def test_a_fitted_bias_calls_as_many_acceptable_as_are(nano_corpus):
     with torch.no_grad():
         student.linear.bias += torch.tensor([2.0, -1.0])
     before = predict_logits(student, corpus[HELD_OUT], CPU)
-    assert not (before.argmax(1) == 1).any()
+    margins, labels = (before[:, 1] - before[:, 0]).unsqueeze(1), corpus[HELD_OUT].labels
+    assert (margins < 0).all()
     seen = {name: split if name == HELD_OUT else None for name, split in corpus.items()}
     fit_bias(SimpleNamespace(model=student, corpus=seen, device=CPU))
     logits = predict_logits(student, corpus[HELD_OUT], CPU)
-    assert abs((logits.argmax(1) == 1).sum() - corpus[HELD_OUT].labels.sum()) <= 1
     moved = (logits - before)[:, 1]
-    assert moved.std() < 1e-6 < moved.mean()
+    assert moved.std() < 1e-6
+    theirs = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(margins, labels)
+    assert -moved.mean() == pytest.approx(-theirs.intercept_[0] / theirs.coef_[0, 0], rel=1e-5)
     assert torch.equal(logits[:, 0], before[:, 0])
 
 
