@@ -68,7 +68,7 @@ def main() -> None:
         "--rows", default="", help="only the rows whose function has this in its name"
     )
     parser.add_argument(
-        "--bases", default="gpt2,gpt2_medium,smollm2", help="of the rows of LoRA [all three]"
+        "--bases", default="gpt2,gpt2_medium,smollm2", help="of LoRA's and the hints' rows [all]"
     )
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
@@ -423,27 +423,30 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
     """A teacher's pass with hidden states beside one for logits alone."""
-    from data_utils import TRAIN
+    from data_utils import TRAIN, load_corpus
     from support.teacher_states import read_states
+    from support.tokens import load_tokenizer
     from train_utils import predict_logits
 
-    split = corpus_of(args)[TRAIN]
-    split = split.part(0, 512) if args.quick else split
-    teacher = classifier(args.gpt2)
+    for name, base in bases(args):
+        split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
+        split = split.part(0, 512) if args.quick else split
+        teacher = classifier(base)
 
-    def with_hints(_: int) -> None:
-        with TemporaryDirectory() as folder:
-            read_states(split, teacher, "random", cpu(), 128, Path(folder))
+        def with_hints(_: int, teacher=teacher, split=split) -> None:
+            with TemporaryDirectory() as folder:
+                read_states(split, teacher, "random", cpu(), 128, Path(folder))
 
-    sides = {"hints": with_hints, "logits": lambda _: predict_logits(teacher, split, cpu())}
-    best = {side: min(values) for side, values in in_turn(sides, 2).items()}
-    yield Row(
-        f"teacher's hints at every token of {len(split):,} sentences, s",
-        f"{best['hints']:.1f}",
-        f"its logits alone {best['logits']:.1f}",
-        best["logits"] / best["hints"],
-        0.91,
-    )
+        alone = partial(predict_logits, teacher, split, cpu())
+        sides = {"hints": with_hints, "logits": lambda _, alone=alone: alone()}
+        best = {side: min(values) for side, values in in_turn(sides, 2).items()}
+        yield Row(
+            f"{name}'s hints at every token of {len(split):,} sentences, s",
+            f"{best['hints']:.1f}",
+            f"its logits alone {best['logits']:.1f}",
+            best["logits"] / best["hints"],
+            0.91,
+        )
 
 
 def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
