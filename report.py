@@ -88,6 +88,8 @@ def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> I
     yield from table(f"{variant}: size and speed on the CPU.", tables.size_rows(same))
     for series in same:
         each = "; thin: each run, thick: their mean" if several else ""
+        if series.metrics["arguments"].get("held_out"):
+            each += "; before the bias was fitted"
         name = f"{series.mode}_{variant}_{serial}"
         paths = plot_curves(name, [run.folder for run in series.runs], plots)
         yield from figure(f"{series.name}, epoch by epoch{each}.", *paths)

@@ -83,7 +83,8 @@ def main() -> None:
         out_dir = PROJECT / "runs" / "ablation" / name.replace(" ", "_")
         runs = [train(args, sr_no, mode, options, out_dir) for sr_no in args.sr_no]
         *scores, minutes = figures(runs)
-        agreements = [np.corrcoef(margins(run), margins(taught))[0, 1] for run in runs]
+        pairs = [(run.predictions[DEV].margins, taught.predictions[DEV].margins) for run in runs]
+        agreements = [np.corrcoef(*pair)[0, 1] for pair in pairs]
         cells = (name, *scores, f"{np.mean(agreements):.3f}", minutes)
         print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -112,25 +113,19 @@ def figures(runs: list[Run]) -> list[str]:
     """Means over the runs, on in_domain_dev."""
     rows = []
     for run in runs:
-        found, leaning = run.predictions[DEV], margins(run)
-        labels = found.labels
+        found = run.predictions[DEV]
+        labels, margins = found.labels, found.margins
         accuracy = (found.answers == labels).mean()
         mcc = matthews_corrcoef(labels, found.answers)
-        best, _ = best_threshold(labels, leaning)
-        auc = roc_auc_score(labels, leaning)
+        best, _ = best_threshold(labels, margins)
+        auc = roc_auc_score(labels, margins)
         minutes = run.metrics["training"]["seconds"] / 60
-        rows.append((accuracy, mcc, fitted(labels, leaning), best, auc, minutes))
+        rows.append((accuracy, mcc, fitted(labels, margins), best, auc, minutes))
     mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, len(rows) - 1))
     forms = (".2%", ".3f", ".3f", ".3f", ".3f", ".1f")
     cells = [f"{value:{form}}" for value, form in zip(mean, forms, strict=True)]
     cells[1] += f" ± {deviation[1]:.3f}"
     return cells
-
-
-def margins(run: Run) -> np.ndarray:
-    """How far each sentence of in_domain_dev leans to acceptable."""
-    logits = run.predictions[DEV].logits
-    return logits[:, 1] - logits[:, 0]
 
 
 def best_threshold(labels: np.ndarray, margins: np.ndarray) -> tuple[float, float]:

@@ -27,7 +27,12 @@ class Predictions(NamedTuple):
     @property
     def answers(self) -> np.ndarray:
         """0 or 1 for each sentence, (sentences,)."""
-        return (self.logits[:, 1] > self.logits[:, 0]).astype(int)
+        return (self.margins > 0).astype(int)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """The logits' differences (sentences,), positive for "acceptable"."""
+        return self.logits[:, 1] - self.logits[:, 0]
 
 
 class Run(NamedTuple):
@@ -63,9 +68,8 @@ class Series(NamedTuple):
         return np.stack([run.predictions[split].answers for run in self.runs])
 
     def margins(self, split: str) -> np.ndarray:
-        """The logits' differences (runs, sentences), positive for "acceptable"."""
-        logits = np.stack([run.predictions[split].logits for run in self.runs])
-        return logits[..., 1] - logits[..., 0]
+        """Those of every run, (runs, sentences)."""
+        return np.stack([run.predictions[split].margins for run in self.runs])
 
     def p_acceptable(self, split: str) -> np.ndarray:
         """The probability (runs, sentences) of "acceptable"."""
