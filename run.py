@@ -107,7 +107,7 @@ OPTIONS = (
     ("distil, rnn, all", ("distil", "rnn", "all"), (
         ("--student_width", "N", number(int, 1, 65536), 768, f"of the student's embedding and state [768; nano {NANO['student_width']}]"),
         ("--student_dropout", "P", number(float, 0, 0.99), 0.0, "of embedding and state, while training [0]"),
-        ("--held_out", "N", size, 0, "labelled sentences that its bias alone is fitted on [0]"),
+        ("--held_out", "N", size, 0, "labelled sentences kept from training, to set its bias on [0]"),
     )),
     ("distil, all", ("distil", "all"), (
         ("--kd_temperature", "T", softness, 2.0, "softens teacher and student [2]"),

@@ -2,15 +2,15 @@
 
     python bench/ablation.py --variant smollm2 --data_dir cola_public \\
         --teacher runs/smollm2_cola/checkpoints/LoRA_smollm2_22915
-    python bench/ablation.py ... --sr_no 1 --rows recipe "weight 30"
+    python bench/ablation.py ... --sr_no 1 --rows recipe "weight 10"
 
 Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is
 shown, not run again. What the base wrote and the teacher said for one serves the others too. Scored
 on in_domain_dev alone. `teacher` is the correlation of the student's margins (logit 1 less logit 0)
-with its teacher's: no label has a part in it. Does another bias help? `best` is the MCC at the
+with its teacher's: no label has a part in it. Would another bias help? `best` is the MCC at the
 threshold that is best on in_domain_dev itself: no bias, however it is fitted, can be worth more.
-`fitted` is what a bias is worth that was fitted on labelled sentences nobody was taught on: on a
-half of in_domain_dev, judged on the other, the mean of 200 halves.
+`fitted` is the MCC at the threshold that is best on a half of in_domain_dev, judged on the other,
+the mean of 200 halves; a student's own bias is fitted otherwise (`distil.fit_bias`).
 """
 
 import argparse
@@ -124,7 +124,8 @@ def figures(runs: list[Run]) -> list[str]:
     mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, len(rows) - 1))
     forms = (".2%", ".3f", ".3f", ".3f", ".3f", ".1f")
     cells = [f"{value:{form}}" for value, form in zip(mean, forms, strict=True)]
-    cells[1] += f" ± {deviation[1]:.3f}"
+    if len(rows) > 1:
+        cells[1] += f" ± {deviation[1]:.3f}"
     return cells
 
 

@@ -423,30 +423,34 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
     """A teacher's pass with hidden states beside one for logits alone."""
+    for name, base in bases(args):
+        yield hint_row(args, name, base)
+
+
+def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
+    """That of one base."""
     from data_utils import TRAIN, load_corpus
     from support.teacher_states import read_states
     from support.tokens import load_tokenizer
     from train_utils import predict_logits
 
-    for name, base in bases(args):
-        split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
-        split = split.part(0, 512) if args.quick else split
-        teacher = classifier(base)
+    split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
+    split = split.part(0, 512) if args.quick else split
+    teacher = classifier(base)
 
-        def with_hints(_: int, teacher=teacher, split=split) -> None:
-            with TemporaryDirectory() as folder:
-                read_states(split, teacher, "random", cpu(), 128, Path(folder))
+    def with_hints(_: int) -> None:
+        with TemporaryDirectory() as folder:
+            read_states(split, teacher, "random", cpu(), 128, Path(folder))
 
-        alone = partial(predict_logits, teacher, split, cpu())
-        sides = {"hints": with_hints, "logits": lambda _, alone=alone: alone()}
-        best = {side: min(values) for side, values in in_turn(sides, 2).items()}
-        yield Row(
-            f"{name}'s hints at every token of {len(split):,} sentences, s",
-            f"{best['hints']:.1f}",
-            f"its logits alone {best['logits']:.1f}",
-            best["logits"] / best["hints"],
-            0.91,
-        )
+    sides = {"hints": with_hints, "logits": lambda _: predict_logits(teacher, split, cpu())}
+    best = {side: min(values) for side, values in in_turn(sides, 2).items()}
+    return Row(
+        f"{name}'s hints at every token of {len(split):,} sentences, s",
+        f"{best['hints']:.1f}",
+        f"its logits alone {best['logits']:.1f}",
+        best["logits"] / best["hints"],
+        0.91,
+    )
 
 
 def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
