@@ -386,6 +386,12 @@ def test_a_setting_that_metrics_json_does_not_tell_is_not_taken_for_the_publishe
     assert tables.differences_from_published(run) == ["lr not known"]
 
 
+@pytest.mark.parametrize("held_out", [0, 5])
+def test_curves_say_whether_a_bias_was_fitted_after_them(tmp_path, held_out):
+    change_metrics(make_run(tmp_path, "rnn"), "arguments", held_out=held_out)
+    assert ("; before the bias was fitted" in report_text(tmp_path)) == (held_out > 0)
+
+
 def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
     make_run(tmp_path, "LoRA")
     change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01, batch_size=8)
