@@ -208,6 +208,7 @@ def taught_corpus(
         share = size // (2 if args.transfer_source == "both" else 1)
         place = args.out_dir / "transfer"
         written = written_sentences(base, teacher.base_print, corpus, share, device, place)
+    keep_freed_memory()  # not before: a writer's keys and values grow, and would leave holes
     corpus = hold_out(corpus, args.held_out)
     if size:
         seed, longest = args.sr_no, base.max_length
@@ -282,11 +283,11 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     folder = run_folder(args, mode)
     with claim(folder, description, args.overwrite) as claimed:
         if not claimed.finished:
-            keep_freed_memory()
             if mode == "distil":
                 training = taught_training(args, base, corpus, teacher, recipe, device, folder)
                 del teacher  # its memory
             else:
+                keep_freed_memory()
                 corpus = hold_out(corpus, args.held_out)
                 student = new_student(args, corpus, device)
                 training = Training(student, corpus, cross_entropy, recipe, device)
