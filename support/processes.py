@@ -36,8 +36,8 @@ def process_group() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    # An optimizer imports it, and its functions' defaults hold the group that there is by then:
-    # it would outlive its end here, and Gloo's threads now and then abort a process that exits.
+    # Its functions' defaults hold the group that exists when it is imported, as an optimizer does:
+    # that group would outlive its end below, and Gloo's threads now and then abort the exit.
     import torch.distributed.nn  # noqa: F401
 
     dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs
