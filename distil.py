@@ -71,6 +71,7 @@ DISTIL_OPTIONS = (
     "embedding_start",
 )  # fmt: skip  the options of its own
 HELD_OUT = "held_out"
+BIAS_RULE = "halfway"  # `fit_bias`; a part of a run's identity, so another rule is another run
 
 
 def distillation(temperature: float, kd_alpha: float) -> Loss:
@@ -274,6 +275,8 @@ def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]
     device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
     sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
     settings = {name: getattr(args, name) for name in STUDENT_OPTIONS}
+    if args.held_out:
+        settings["bias"] = BIAS_RULE
     if mode == "distil":
         teacher, where = load_teacher(args)
         sources["teacher"] = {"folder": str(where), "fingerprint": teacher.fingerprint}

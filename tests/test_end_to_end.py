@@ -170,6 +170,16 @@ def test_the_same_run_folder_with_other_options_is_refused(demo, call):
     assert "lr is 0.001 there, 0.01 here" in line
 
 
+def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
+    few = ("--data_dir", data, "--epochs", 1, "--max_steps", 1)
+    options = ("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("distil.BIAS_RULE", "as many as there are")
+        assert call(*options).returncode == 0
+        assert "kept epoch" in call(*options).stdout
+    assert "bias is as many as there are there, halfway here" in refusal(call(*options))
+
+
 @pytest.mark.parametrize("mode", ["LoRA", "distil"])
 def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, tmp_path):
     options = ("--mode", "predict", "--json", "--checkpoint", checkpoint(demo.folder, mode))
