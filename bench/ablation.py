@@ -38,7 +38,8 @@ SETTINGS = {  # a name, and the mode with its options
     "logits": ALONE,
     "hints": f"{ALONE} --hint_weight 30 --embedding_start teacher",
     "recipe": RECIPE,
-    "20,000": f"{RECIPE} --transfer_size 20000 --epochs 27",  # as many steps, as the next two
+    "20,000": f"{RECIPE} --transfer_size 20000 --epochs 27",  # as many steps, as the next three
+    "60,000": f"{RECIPE} --transfer_size 60000 --epochs 11",
     "80,000": f"{RECIPE} --transfer_size 80000 --epochs 9",
     "120,000": f"{RECIPE} --transfer_size 120000 --epochs 6",
     "edits": f"{RECIPE} --transfer_source edits",
