@@ -13,6 +13,10 @@ from support.errors import UserError
 from support.processes import any_process, rank_and_processes
 
 AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
+# oneDNN, which multiplies in bf16 on a CPU, keeps what it built for the last 1,024 shapes. A step
+# needs fewer than 128; the next one has other shapes, and between what is kept of the old ones
+# memory fills with holes. It reads this at its first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 class Device(NamedTuple):
