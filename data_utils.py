@@ -25,7 +25,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from support.cola import find_corpus
+from support.corpus import find_corpus
 from support.errors import UserError
 from support.files import read_bytes
 from support.fingerprints import fingerprint

@@ -33,18 +33,18 @@ from torch import Tensor, nn
 
 from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint
 from model import DistilRNN
-from support.bases import Base
-from support.checkpoints import load_teacher, save_student
+from support.bases.loading import Base
+from support.checkpoints.students import load_teacher, save_student
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import fingerprint
-from support.metrics import show_run
 from support.processes import is_main, sum_over_processes
-from support.run_folder import claim, describe_run, run_folder
-from support.teacher_states import Basis, kept, principal_components, read_states
-from support.transfer_set import with_transfer_set
-from support.written import written_sentences
+from support.reporting.metrics import show_run
+from support.runs.folder import claim, describe_run, run_folder
+from support.teaching.answers import Basis, kept, principal_components, read_states
+from support.teaching.edits import with_transfer_set
+from support.teaching.written import written_sentences
 from train_utils import (
     Counts,
     Loss,
@@ -58,7 +58,7 @@ from train_utils import (
 )
 
 if TYPE_CHECKING:  # it imports transformers, which a student does not need
-    from support.adapters import Adapter
+    from support.checkpoints.adapters import Adapter
 
 STUDENT_OPTIONS = ("student_width", "student_dropout", "held_out")
 DISTIL_OPTIONS = (

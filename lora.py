@@ -21,13 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from data_utils import Split
 from model import Classifier
-from support.bases import Base, load_backbone
+from support.bases.loading import Base, load_backbone
+from support.checkpoints.peft_files import write_adapter
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.fingerprints import backbone_fingerprint
-from support.metrics import show_run
-from support.peft_files import write_adapter
-from support.run_folder import claim, describe_run, run_folder
+from support.reporting.metrics import show_run
+from support.runs.folder import claim, describe_run, run_folder
 from train_utils import Recipe, Training, count_parameters, cross_entropy, evaluate, train
 
 

@@ -114,7 +114,7 @@ class Classifier(nn.Module):
     shares_prefixes = True  # sentences that begin alike cost less in one batch
 
     def __init__(self, backbone: nn.Module):
-        """Put a new head on a backbone that `support.bases.load_backbone` has loaded."""
+        """Put a new head on a backbone that `support.bases.loading.load_backbone` has loaded."""
         super().__init__()
         config = backbone.config
         in_few_passes(backbone)

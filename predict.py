@@ -7,12 +7,12 @@ from argparse import Namespace
 import torch
 
 from data_utils import UNLABELLED, read_lines, tokenize
-from support.bases import find_base, load_language_model
-from support.checkpoints import load_checkpoint
+from support.bases.loading import find_base, load_language_model
+from support.checkpoints.students import load_checkpoint
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
-from support.run_folder import run_folder
+from support.runs.folder import run_folder
 from train_utils import predict_logits
 
 

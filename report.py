@@ -11,12 +11,12 @@ from pathlib import Path
 from reportlab.platypus import Flowable
 
 from data_utils import DEV
-from support import tables
-from support.bases import variant_name
-from support.finished_runs import Series, find_runs
-from support.pages import HEADING, TITLE, figure, table, text, write_pdf
-from support.plots import plot_comparison, plot_curves, plot_reliability
-from support.statistics import wilson_interval
+from support.bases.loading import variant_name
+from support.reporting import tables
+from support.reporting.finished import Series, find_runs
+from support.reporting.pages import HEADING, TITLE, figure, table, text, write_pdf
+from support.reporting.plots import plot_comparison, plot_curves, plot_reliability
+from support.reporting.statistics import wilson_interval
 
 ABSTRACT = """A pretrained decoder is fine-tuned with LoRA to judge whether a sentence is acceptable
 English. DistilRNN, a one-layer recurrent network, is trained with that model as its teacher

@@ -231,7 +231,7 @@ def dispatch(args: argparse.Namespace) -> None:
 
         run_predict(args)
     elif args.mode == "export":
-        from support.export import run_export
+        from support.checkpoints.export import run_export
 
         run_export(args)
 
@@ -239,7 +239,7 @@ def dispatch(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
     from data_utils import TRAIN, load_corpus
-    from support.bases import find_base
+    from support.bases.loading import find_base
 
     base = find_base(args.gpt_variant, weights=args.mode != "rnn")
     corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
@@ -261,7 +261,7 @@ def train(args: argparse.Namespace) -> None:
 
             folder = run_student(one, mode, base, corpus)
         if is_main():
-            from support.plots import plot_curves
+            from support.reporting.plots import plot_curves
 
             plot_curves(folder.name, [folder], args.out_dir / "plots")
 

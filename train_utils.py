@@ -36,9 +36,9 @@ from data_utils import (
 from support.devices import Device
 from support.errors import UserError
 from support.files import write_csv
-from support.metrics import measure, one_class_note
 from support.processes import any_process, rank_and_processes, sum_over_processes
-from support.resumption import Interruption, Progress, TrainState, diverged, interruptible
+from support.reporting.metrics import measure, one_class_note
+from support.runs.resumption import Interruption, Progress, TrainState, diverged, interruptible
 
 MAX_TOKENS = 2048  # of one forward pass; a larger batch is split and its gradients accumulate
 SAVE_EVERY = 300  # seconds between saves inside a long epoch

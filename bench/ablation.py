@@ -24,8 +24,8 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV
-from support.bases import PROJECT, variant_name
-from support.finished_runs import Run, load_run
+from support.bases.loading import PROJECT, variant_name
+from support.reporting.finished import Run, load_run
 
 RECIPE = "distil --recipe hints"
 # As many steps without a transfer set.

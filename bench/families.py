@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV, TRAIN, load_corpus, shuffled
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
 from model import Classifier
-from support.bases import PROJECT, find_base, load_backbone
+from support.bases.loading import PROJECT, find_base, load_backbone
+from support.checkpoints.export import save_merged
+from support.checkpoints.peft_files import write_adapter
 from support.devices import CPU
 from support.errors import UserError
-from support.export import save_merged
 from support.fingerprints import backbone_fingerprint
-from support.peft_files import write_adapter
 from train_utils import (
     Recipe,
     Training,

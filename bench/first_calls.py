@@ -24,7 +24,7 @@ from data_utils import TRAIN, load_corpus, shuffled
 from distil import distillation
 from lora import LoraConfig, add_lora
 from model import Classifier, DistilRNN
-from support.bases import find_base, load_backbone
+from support.bases.loading import find_base, load_backbone
 from support.devices import CPU, keep_freed_memory
 from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
 

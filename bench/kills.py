@@ -26,9 +26,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 # Saves come every 0.2 s instead of every 300 s, so that kills fall into many of them.
 START = (
     f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
-    "import run, train_utils, support.teacher_states, support.written\n"
+    "import run, train_utils, support.teaching.answers, support.teaching.written\n"
     "train_utils.SAVE_EVERY = 0.2\n"
-    "support.teacher_states.CHUNK, support.written.SAVE_EVERY = 5000, 1\n"
+    "support.teaching.answers.CHUNK, support.teaching.written.SAVE_EVERY = 5000, 1\n"
     "sys.exit(run.main(sys.argv[1:]))"
 )
 OPTIONS = shlex.split(

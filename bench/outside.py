@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import DEV, TRAIN, Split, load_corpus
 from lora import lora_tensors
 from model import DistilRNN
-from support.adapters import load_adapter
-from support.bases import Base, find_base
-from support.checkpoints import load_merged
+from support.bases.loading import Base, find_base
+from support.checkpoints.adapters import load_adapter
+from support.checkpoints.export import onnx_session, save_merged, save_onnx
+from support.checkpoints.peft_files import write_adapter
+from support.checkpoints.students import load_merged
 from support.devices import CPU
 from support.errors import UserError
-from support.export import onnx_session, save_merged, save_onnx
-from support.peft_files import write_adapter
 from train_utils import predict_logits
 
 PUBLISHED = {

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_utils import TRAIN, Split, load_corpus, shuffled
 from lora import LoraConfig, add_lora, published_set
 from model import Classifier
-from support.bases import find_base, load_backbone
+from support.bases.loading import find_base, load_backbone
+from support.checkpoints.peft_files import PREFIX
 from support.devices import CPU
-from support.peft_files import PREFIX
 from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
 
 BATCH_SIZE, LR = 128, 1e-3

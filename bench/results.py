@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ablation import figures
 
 from data_utils import DEV
-from support.bases import PROJECT
+from support.bases.loading import PROJECT
 from support.files import write_bytes
-from support.finished_runs import DEV_SETS, Series, find_runs
-from support.metrics import read_history, summary
-from support.tables import difference_cells, paired_rows, spread
+from support.reporting.finished import DEV_SETS, Series, find_runs
+from support.reporting.metrics import read_history, summary
+from support.reporting.tables import difference_cells, paired_rows, spread
 
 RESULTS, README = PROJECT / "results", PROJECT / "README.md"
 KEPT = ("metrics.json", "history.csv", "predictions.csv")

@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
-    from support.bases import base_folder
+    from support.bases.loading import base_folder
     from support.errors import UserError
     from support.files import write_bytes
 
@@ -160,7 +160,7 @@ def cpu():
 def classifier(base: Path):
     """A teacher of ours, untrained."""
     from model import Classifier
-    from support.bases import load_backbone
+    from support.bases.loading import load_backbone
 
     return Classifier(load_backbone(base))
 
@@ -194,7 +194,7 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
 
     from data_utils import TRAIN, load_corpus, shuffled
     from lora import LoraConfig, add_lora, published_set
-    from support.tokens import load_tokenizer
+    from support.bases.tokens import load_tokenizer
     from train_utils import accumulate_gradients
 
     split = load_corpus(data_dir, load_tokenizer(base), 1024)[TRAIN]
@@ -362,7 +362,7 @@ def peak() -> int:
 def corpus_of(args: argparse.Namespace) -> dict:
     """The tokenised corpus."""
     from data_utils import load_corpus
-    from support.tokens import load_tokenizer
+    from support.bases.tokens import load_tokenizer
 
     return load_corpus(args.data_dir, load_tokenizer(args.gpt2), 1024)
 
@@ -434,8 +434,8 @@ def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
 def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
     """That of one base."""
     from data_utils import TRAIN, load_corpus
-    from support.teacher_states import read_states
-    from support.tokens import load_tokenizer
+    from support.bases.tokens import load_tokenizer
+    from support.teaching.answers import read_states
     from train_utils import predict_logits
 
     split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
@@ -463,8 +463,8 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     from data_utils import token_ids
     from support import written
-    from support.bases import load_language_model
-    from support.tokens import load_tokenizer
+    from support.bases.loading import load_language_model
+    from support.bases.tokens import load_tokenizer
 
     base = args.smollm2 or args.gpt2
     tokenizer, model = load_tokenizer(base), load_language_model(base)
@@ -636,7 +636,7 @@ def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Judging the training sentences with the student, here and in onnxruntime, and the teacher."""
     from data_utils import TRAIN
     from model import DistilRNN
-    from support.inference_speed import exported
+    from support.reporting.inference_speed import exported
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
@@ -665,7 +665,7 @@ def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
     """100 tokens, the likeliest each, against a static cache and reading all for each token."""
     import torch
 
-    from support.bases import load_language_model
+    from support.bases.loading import load_language_model
 
     model, prompt = load_language_model(args.gpt2), torch.tensor([[464, 4701]])
     found = {}
@@ -722,7 +722,7 @@ def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
         phases[name], began = time.perf_counter() - began, time.perf_counter()
 
     import lora  # noqa: F401
-    from support.bases import load_backbone  # noqa: F401
+    from support.bases.loading import load_backbone  # noqa: F401
 
     note("imports")
     corpus = corpus_of(args)
@@ -776,8 +776,8 @@ def growth(args: argparse.Namespace, what: str, work: str, size: int, times: int
 def transfer_set_of(args: argparse.Namespace, size: str) -> dict[str, float]:
     """Make ``size`` edits of the corpus."""
     from data_utils import load_corpus
-    from support.tokens import load_tokenizer
-    from support.transfer_set import with_transfer_set
+    from support.bases.tokens import load_tokenizer
+    from support.teaching.edits import with_transfer_set
 
     tokenizer = load_tokenizer(args.gpt2)
     corpus = load_corpus(args.data_dir, tokenizer, 512)
@@ -793,7 +793,7 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
 
     from data_utils import TRAIN, load_corpus, shuffled, tokenize
     from lora import LoraConfig, add_lora
-    from support.tokens import load_tokenizer
+    from support.bases.tokens import load_tokenizer
     from train_utils import accumulate_gradients
 
     nano, size = PROJECT / "nano", int(size)

@@ -12,9 +12,9 @@ from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassifi
 
 from data_utils import load_corpus, token_ids
 from model import Classifier, packed_attention
-from support.bases import PROJECT, load_backbone
-from support.cola import COLA_DIR
-from support.tokens import load_tokenizer
+from support.bases.loading import PROJECT, load_backbone
+from support.bases.tokens import load_tokenizer
+from support.corpus import COLA_DIR
 
 # The same examples at every run; many others, and hours of them, are
 # `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_`.

@@ -25,7 +25,7 @@ from data_utils import (
     tokenize,
     within_budget,
 )
-from support.cola import COLA_SHA256, fetch_cola, find_corpus
+from support.corpus import COLA_SHA256, fetch_cola, find_corpus
 from support.errors import UserError
 
 
@@ -182,7 +182,7 @@ def test_an_unreachable_site_is_one_clear_line(tmp_path):
 def test_no_more_than_the_limit_is_downloaded_or_unpacked(
     serve, tmp_path, monkeypatch, method, word
 ):
-    monkeypatch.setattr("support.cola.LIMIT", 100_000)
+    monkeypatch.setattr("support.corpus.LIMIT", 100_000)
     large = b"a" * 200_000
     content = zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": large}, method)
     sha256 = {**SHA256, "in_domain_dev": hashlib.sha256(large).hexdigest()}
@@ -200,9 +200,9 @@ def project(serve, tmp_path, monkeypatch) -> Path:
     """The project's own folder of CoLA, not there yet, and the site that it is fetched from."""
     folder = tmp_path / "cola_public"
     url = serve(zipped(FILES))
-    monkeypatch.setattr("support.cola.COLA_DIR", folder)
-    monkeypatch.setattr("support.cola.COLA_SHA256", SHA256)
-    monkeypatch.setattr("support.cola.fetch_cola", lambda to: fetch_cola(to, url, SHA256))
+    monkeypatch.setattr("support.corpus.COLA_DIR", folder)
+    monkeypatch.setattr("support.corpus.COLA_SHA256", SHA256)
+    monkeypatch.setattr("support.corpus.fetch_cola", lambda to: fetch_cola(to, url, SHA256))
     return folder
 
 
@@ -221,7 +221,7 @@ def test_what_the_projects_folder_lacks_is_fetched_and_what_it_holds_stays(proje
 
 def test_a_complete_corpus_is_not_fetched_again_and_a_changed_one_is_refused(project, monkeypatch):
     find_corpus(project)
-    monkeypatch.setattr("support.cola.fetch_cola", None)
+    monkeypatch.setattr("support.corpus.fetch_cola", None)
     find_corpus(project)
     (project / "raw" / "in_domain_dev.tsv").write_bytes(b"changed")
     with pytest.raises(UserError, match=r"in_domain_dev\.tsv: not the published file"):

@@ -19,13 +19,13 @@ import distil
 from data_utils import UNLABELLED, token_ids, tokenize
 from distil import HELD_OUT, distillation, fit_bias, hold_out, start_embedding, with_teacher_logits
 from model import DistilRNN
-from support.bases import find_base
-from support.checkpoints import load_checkpoint, save_student
+from support.bases.loading import find_base
+from support.bases.tokens import load_tokenizer
+from support.checkpoints.export import onnx_session, save_onnx
+from support.checkpoints.students import load_checkpoint, save_student
 from support.devices import CPU
 from support.errors import UserError
-from support.export import onnx_session, save_onnx
-from support.tokens import load_tokenizer
-from support.transfer_set import bare, variations, with_transfer_set
+from support.teaching.edits import bare, variations, with_transfer_set
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")

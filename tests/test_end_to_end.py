@@ -24,9 +24,9 @@ from transformers import GPT2ForSequenceClassification
 import lora
 import run as front_door
 from data_utils import SPLITS, read_split
-from support.bases import PROJECT
-from support.finished_runs import find_runs
-from support.tokens import load_tokenizer
+from support.bases.loading import PROJECT
+from support.bases.tokens import load_tokenizer
+from support.reporting.finished import find_runs
 
 sys.path.insert(0, str(PROJECT / "bench"))
 from kills import compare_killed

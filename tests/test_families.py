@@ -17,11 +17,17 @@ from transformers import AutoModelForSequenceClassification
 from data_utils import read_split, tokenize
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
 from model import Classifier
-from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
+from support.bases.gguf import SMOLLM2_FILE, find_smollm2
+from support.bases.loading import (
+    PROJECT,
+    base_folder,
+    find_base,
+    load_backbone,
+    load_language_model,
+)
+from support.checkpoints.peft_files import write_adapter
 from support.devices import CPU
 from support.errors import UserError
-from support.gguf_files import SMOLLM2_FILE, find_smollm2
-from support.peft_files import write_adapter
 from train_utils import count_parameters, predict_logits
 
 sys.path.insert(0, str(PROJECT / "bench"))

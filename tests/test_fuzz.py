@@ -25,27 +25,27 @@ from distil import with_teacher_logits
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import DistilRNN
 from predict import read_sentences
-from support import cola
-from support.adapters import load_adapter
-from support.bases import Base, find_base
-from support.checkpoints import STUDENT, load_checkpoint, load_student, save_student
+from support import corpus as cola
+from support.bases.loading import Base, find_base
+from support.bases.tokens import load_tokenizer
+from support.checkpoints.adapters import load_adapter
+from support.checkpoints.peft_files import read_settings, write_adapter
+from support.checkpoints.students import STUDENT, load_checkpoint, load_student, save_student
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors
 from support.fingerprints import backbone_fingerprint, fingerprint
-from support.finished_runs import load_series
-from support.metrics import read_history, show_run
-from support.peft_files import read_settings, write_adapter
-from support.resumption import Progress, TrainState
-from support.run_folder import check_finished, claim
-from support.tables import (
+from support.reporting.finished import load_series
+from support.reporting.metrics import read_history, show_run
+from support.reporting.tables import (
     calibration_rows,
     comparison_table,
     recipe_rows,
     settings_rows,
     trained_rows,
 )
-from support.tokens import load_tokenizer
+from support.runs.folder import check_finished, claim
+from support.runs.resumption import Progress, TrainState
 from train_utils import Recipe, Training, cross_entropy, predict_logits, train
 
 JSON = st.recursive(

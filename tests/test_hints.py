@@ -19,17 +19,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-import support.teacher_states
-import support.written
+import support.teaching.answers
+import support.teaching.written
 from data_utils import DEV, TRAIN, load_corpus, pack, read_split, token_ids
 from distil import HintedTraining, distillation
 from model import DistilRNN
-from support.bases import find_base, load_language_model
+from support.bases.loading import find_base, load_language_model
 from support.devices import CPU, Device, choose_device
 from support.errors import UserError
-from support.teacher_states import read_states
-from support.transfer_set import bare, with_transfer_set
-from support.written import continuations, sentence_ends, written_sentences
+from support.teaching.answers import read_states
+from support.teaching.edits import bare, with_transfer_set
+from support.teaching.written import continuations, sentence_ends, written_sentences
 from train_utils import Counts, Recipe, accumulate_gradients
 
 WIDTH = 16
@@ -55,7 +55,7 @@ def teacher() -> nn.Module:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several files of a few sentences."""
-    monkeypatch.setattr(support.teacher_states, "CHUNK", 2500)
+    monkeypatch.setattr(support.teaching.answers, "CHUNK", 2500)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -99,9 +99,9 @@ def test_hints_are_the_principal_components_of_standardised_states(
 def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
     corpus, teacher, small_chunks, tmp_path, monkeypatch
 ):
-    passes, read_part = [], support.teacher_states.read_part
+    passes, read_part = [], support.teaching.answers.read_part
     monkeypatch.setattr(
-        support.teacher_states, "read_part", lambda *a: passes.append(1) or read_part(*a)
+        support.teaching.answers, "read_part", lambda *a: passes.append(1) or read_part(*a)
     )
 
     def ask(teacher_print: str, device: Device = CPU) -> int:
@@ -229,13 +229,13 @@ def test_another_corpus_has_its_own_file_and_none_of_its_sentences(base, nano_co
 
 
 def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp_path, monkeypatch):
-    dtypes, continued = [], support.written.continued
+    dtypes, continued = [], support.teaching.written.continued
 
     def watched(model, *arguments):
         dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
         return continued(model, *arguments)
 
-    monkeypatch.setattr(support.written, "continued", watched)
+    monkeypatch.setattr(support.teaching.written, "continued", watched)
     made = written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path)
     rounded = written_sentences(
         base, "its print", nano_corpus, 200, choose_device("cpu", "bf16"), tmp_path
@@ -250,7 +250,7 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
     base, nano_corpus, tmp_path, monkeypatch
 ):
     written_sentences(base, "its print", nano_corpus, 2000, CPU, tmp_path / "whole")
-    continued, calls = support.written.continued, []
+    continued, calls = support.teaching.written.continued, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -258,7 +258,7 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
             os.kill(os.getpid(), signal.SIGTERM)
         return continued(*arguments)
 
-    monkeypatch.setattr(support.written, "continued", interrupted)
+    monkeypatch.setattr(support.teaching.written, "continued", interrupted)
     with pytest.raises(KeyboardInterrupt):
         written_sentences(base, "its print", nano_corpus, 2000, CPU, tmp_path / "cut")
     assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 3
@@ -291,7 +291,7 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
     first = threading.Thread(target=finish)
     first.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support.written, "write", None)  # nothing is left to write
+        patch.setattr(support.teaching.written, "write", None)  # nothing is left to write
         assert written_sentences(base, "its print", nano_corpus, 200, CPU, tmp_path) == made
     first.join()
     said = capfd.readouterr().err
@@ -301,8 +301,8 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
 def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
     base, nano_corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(support.written, "continued", lambda *_: ["The same sentence."])
-    monkeypatch.setattr(support.written, "FRUITLESS", 3)
+    monkeypatch.setattr(support.teaching.written, "continued", lambda *_: ["The same sentence."])
+    monkeypatch.setattr(support.teaching.written, "FRUITLESS", 3)
     message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
     with pytest.raises(UserError, match=message):
         written_sentences(base, "its print", nano_corpus, 5, CPU, tmp_path)
@@ -312,7 +312,7 @@ def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, 
     three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].part(0, 3)}
     with pytest.raises(UserError, match=r"and this corpus has [012]; take edits"):
         written_sentences(base, "its print", three, 5, CPU, tmp_path)
-    few = base._replace(max_length=support.written.MOST_TOKENS + 12)
+    few = base._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
         written_sentences(few, "its print", nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -336,16 +336,16 @@ def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
             torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0
         )[0, len(ids) :].tolist()
         stop = next(place for place, token in enumerate(greedy) if token in ends.tolist())
-        expected += [greedy[: stop + 1]] * support.written.ROWS
+        expected += [greedy[: stop + 1]] * support.teaching.written.ROWS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support.written, "TOP_K", 1)
+        patch.setattr(support.teaching.written, "TOP_K", 1)
         found = continuations(model, prompts, ends, torch.Generator())
     assert found == expected
 
 
 def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, monkeypatch):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
-    monkeypatch.setattr(support.written, "TOP_K", 10)
+    monkeypatch.setattr(support.teaching.written, "TOP_K", 10)
     model = load_language_model(NANO)
     (ids,) = token_ids(base.tokenizer, ["The dogs"])
     logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
@@ -353,7 +353,7 @@ def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, monkeypatch):
     found = continuations(model, [ids] * 50, everything, torch.Generator().manual_seed(0))
     drawn = torch.tensor(found).squeeze(1)
     counts = [(drawn == token).sum().item() for token in likeliest]
-    assert sum(counts) == len(drawn) == 50 * support.written.ROWS
+    assert sum(counts) == len(drawn) == 50 * support.teaching.written.ROWS
     expected = logits.detach().double().softmax(0).numpy() * len(drawn)
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 

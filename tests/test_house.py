@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from support.bases import PROJECT
+from support.bases.loading import PROJECT
 
 sys.path.insert(0, str(PROJECT / "bench"))
 from results import with_tables
@@ -18,7 +18,7 @@ PAGES = ["README.md", "bench/README.md", "nano/README.md"]
 
 def imports() -> dict[str, set[str]]:
     """Each module of the story and of support, and those of them that it imports anywhere."""
-    files = [PROJECT / f"{name}.py" for name in STORY] + sorted((PROJECT / "support").glob("*.py"))
+    files = [PROJECT / f"{name}.py" for name in STORY] + sorted((PROJECT / "support").rglob("*.py"))
     names = {str(f.relative_to(PROJECT).with_suffix("")).replace("/", "."): f for f in files}
     graph = {}
     for name, file in names.items():
@@ -31,7 +31,7 @@ def imports() -> dict[str, set[str]]:
 
 def test_imports_run_one_way():
     graph = imports()
-    assert "lora" in graph["support.adapters"]
+    assert "lora" in graph["support.checkpoints.adapters"]
     TopologicalSorter(graph).prepare()  # a circle is a CycleError
 
 

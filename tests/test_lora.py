@@ -23,16 +23,16 @@ from transformers.pytorch_utils import Conv1D
 from data_utils import Split, load_corpus, pack, tokenize
 from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora
 from model import Classifier
-from support.adapters import load_adapter
-from support.bases import load_backbone
-from support.checkpoints import load_merged
+from support.bases.loading import load_backbone
+from support.bases.tokens import load_tokenizer
+from support.checkpoints.adapters import load_adapter
+from support.checkpoints.export import save_merged
+from support.checkpoints.peft_files import PREFIX, read_settings, write_adapter
+from support.checkpoints.students import load_merged
 from support.devices import CPU
 from support.errors import UserError
-from support.export import save_merged
 from support.files import read_tensors, write_tensors
 from support.fingerprints import backbone_fingerprint
-from support.peft_files import PREFIX, read_settings, write_adapter
-from support.tokens import load_tokenizer
 from train_utils import count_parameters, predict_logits
 
 PUBLISHED = dict(

@@ -20,13 +20,19 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from data_utils import TRAIN, load_corpus, pack, token_ids, tokenize
 from model import DistilRNN, packed_attention, varlen_blocks
-from support.bases import PROJECT, base_folder, find_base, load_backbone, load_language_model
+from support.bases.loading import (
+    PROJECT,
+    base_folder,
+    find_base,
+    load_backbone,
+    load_language_model,
+)
+from support.bases.tokens import load_tokenizer
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
 from support.few_passes import RMSNorm, in_few_passes
 from support.fingerprints import backbone_fingerprint
 from support.recurrence import Recurrence
-from support.tokens import load_tokenizer
 from train_utils import predict_logits
 
 RECORD = """

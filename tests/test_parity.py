@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from support.bases import PROJECT
+from support.bases.loading import PROJECT
 
 sys.path.insert(0, str(PROJECT / "bench"))
 import parity

@@ -20,14 +20,14 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 import report
 from data_utils import DEV
 from model import DistilRNN
-from support import pages, tables
-from support.bases import find_base
-from support.checkpoints import save_student
+from support.bases.loading import find_base
+from support.checkpoints.students import save_student
 from support.errors import UserError
-from support.finished_runs import DEV_SETS, Series, find_runs, read_predictions
-from support.inference_speed import measure_inference
-from support.metrics import read_history
-from support.statistics import (
+from support.reporting import pages, tables
+from support.reporting.finished import DEV_SETS, Series, find_runs, read_predictions
+from support.reporting.inference_speed import measure_inference
+from support.reporting.metrics import read_history
+from support.reporting.statistics import (
     agreement,
     calibration_error,
     crossed,
@@ -462,7 +462,7 @@ def test_a_fault_of_the_programs_own_is_not_taken_for_a_model_that_cannot_be_tim
     tmp_path, monkeypatch, name
 ):
     add_student(make_run(tmp_path, "distil"))
-    monkeypatch.setattr(f"support.inference_speed.{name}", lambda *_: 1 / 0)
+    monkeypatch.setattr(f"support.reporting.inference_speed.{name}", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tables.size_rows(find_runs(tmp_path, [7]))
 

@@ -26,8 +26,8 @@ from data_utils import Split
 from distil import distillation
 from model import DistilRNN
 from support import devices, processes
-from support.adapters import load_adapter
-from support.checkpoints import load_checkpoint, load_teacher
+from support.checkpoints.adapters import load_adapter
+from support.checkpoints.students import load_checkpoint, load_teacher
 from support.devices import CPU
 from support.errors import UserError, explain
 from support.files import (
@@ -38,10 +38,10 @@ from support.files import (
     write_json,
     write_tensors,
 )
-from support.finished_runs import find_runs
-from support.metrics import describe, matthews_corrcoef, measure
-from support.resumption import Progress, TrainState
-from support.run_folder import check_finished, claim
+from support.reporting.finished import find_runs
+from support.reporting.metrics import describe, matthews_corrcoef, measure
+from support.runs.folder import check_finished, claim
+from support.runs.resumption import Progress, TrainState
 from train_utils import Recipe, Training, accumulate_gradients, cross_entropy, predict_logits, train
 
 RECIPE = Recipe(

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from data_utils import DEV
 from support.files import write_bytes
-from support.finished_runs import DEV_SETS, MODES, Series
-from support.metrics import majority, one_class_note, read_history, read_metrics, summary
+from support.reporting.finished import DEV_SETS, MODES, Series
+from support.reporting.metrics import majority, one_class_note, read_history, read_metrics, summary
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})

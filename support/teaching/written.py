@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_utils import TRAIN, Split, corpus_fingerprint, token_ids
-from support.bases import Base, load_language_model, variant_name
+from support.bases.loading import Base, load_language_model, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
 from support.fingerprints import fingerprint
-from support.locks import hold
 from support.processes import any_process, is_main
-from support.resumption import interruptible
-from support.transfer_set import bare
+from support.runs.locks import hold
+from support.runs.resumption import interruptible
+from support.teaching.edits import bare
 
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
 PROMPTS, ROWS = 8, 64  # of a batch, continuations of each

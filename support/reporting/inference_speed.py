@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from data_utils import DEV, Split, by_length, read_split, tokenize, within_budget
 from model import DistilRNN
-from support.checkpoints import load_checkpoint
+from support.checkpoints.export import onnx_session, save_onnx
+from support.checkpoints.students import load_checkpoint
 from support.devices import CPU
 from support.errors import UserError
-from support.export import onnx_session, save_onnx
-from support.finished_runs import Run
+from support.reporting.finished import Run
 from train_utils import MAX_TOKENS, predict_logits
 
 EXPORTED = "distil as ONNX"

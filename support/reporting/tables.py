@@ -10,11 +10,11 @@ import numpy as np
 
 from data_utils import DEV, SPLITS
 from support.errors import UserError
-from support.finished_runs import DEV_SETS, Series, read_sources
-from support.inference_speed import measure_inference
-from support.metrics import matthews_corrcoef, summary
-from support.run_folder import LATER
-from support.statistics import Estimate, agreement, calibration_error, difference, mcnemar
+from support.reporting.finished import DEV_SETS, Series, read_sources
+from support.reporting.inference_speed import measure_inference
+from support.reporting.metrics import matthews_corrcoef, summary
+from support.reporting.statistics import Estimate, agreement, calibration_error, difference, mcnemar
+from support.runs.folder import LATER
 
 Rows = list[tuple[str, ...]]  # of a table, the headings first
 PUBLISHED = [  # rows as of `result_rows`; "best" is the best by anyone for the same recipe

@@ -9,15 +9,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from model import DistilRNN
-from support.bases import Base
+from support.bases.loading import Base
+from support.bases.tokens import load_tokenizer, save_tokenizer
+from support.checkpoints.peft_files import CONFIG as ADAPTER_CONFIG
 from support.errors import UserError
 from support.files import copy_tensors, read_json, read_tensors, write_json, write_tensors
-from support.peft_files import CONFIG as ADAPTER_CONFIG
-from support.run_folder import check_finished, run_folder
-from support.tokens import load_tokenizer, save_tokenizer
+from support.runs.folder import check_finished, run_folder
 
 if TYPE_CHECKING:
-    from support.adapters import Adapter
+    from support.checkpoints.adapters import Adapter
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 
@@ -68,7 +68,7 @@ def load_merged(folder: Path, variant: str | None) -> "Adapter":
     """A teacher for use: merged, frozen, in evaluation mode."""
     # These import transformers, which takes seconds and which a student does not need.
     from lora import merge_lora
-    from support.adapters import load_adapter
+    from support.checkpoints.adapters import load_adapter
 
     adapter = load_adapter(folder, variant)
     merge_lora(adapter.model)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from model import DistilRNN
-from support.checkpoints import STUDENT, load_checkpoint, load_merged
+from support.bases.tokens import save_tokenizer
+from support.checkpoints.peft_files import CONFIG as ADAPTER_CONFIG
+from support.checkpoints.students import STUDENT, load_checkpoint, load_merged
 from support.errors import UserError
 from support.files import write_bytes, write_files
-from support.peft_files import CONFIG as ADAPTER_CONFIG
-from support.run_folder import run_folder
-from support.tokens import save_tokenizer
+from support.runs.folder import run_folder
 
 
 def run_export(args: Namespace) -> None:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 
 from data_utils import Split, corpus_fingerprint
-from support.bases import PROJECT, variant_name
+from support.bases.loading import PROJECT, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_csv, write_json
-from support.locks import hold, no_folder, stop_where_refused
 from support.processes import any_process, is_main
+from support.runs.locks import hold, no_folder, stop_where_refused
 
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 RESULTS = (

@@ -10,9 +10,9 @@ import numpy as np
 from data_utils import DEV, OUT_OF_DOMAIN, read_lines
 from support.errors import UserError
 from support.files import read_bytes
-from support.metrics import read_metrics
-from support.run_folder import METRICS, UNFINISHED, check_finished, short
-from support.statistics import Score, score
+from support.reporting.metrics import read_metrics
+from support.reporting.statistics import Score, score
+from support.runs.folder import METRICS, UNFINISHED, check_finished, short
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
 MODES = {"LoRA": "teacher", "distil": "taught", "rnn": "untaught"}

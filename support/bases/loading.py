@@ -17,12 +17,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from data_utils import Split, pack
 from model import last_states, packed_attention
+from support.bases.gguf import converted, find_smollm2
+from support.bases.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
 from support.errors import UserError, first_line
 from support.files import read_json
-from support.gguf_files import converted, find_smollm2
-from support.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parent.parent.parent
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")

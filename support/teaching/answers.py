@@ -19,8 +19,8 @@ from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
-from support.locks import hold
 from support.processes import any_process, sum_over_processes
+from support.runs.locks import hold
 from train_utils import pieces_of
 
 CHUNK = 45_000  # tokens a file; the components are those of the first one's states

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from lora import LoraConfig, add_lora, lora_tensors
 from model import Classifier
-from support.bases import Base, base_folder, find_base, load_backbone
+from support.bases.loading import Base, base_folder, find_base, load_backbone
+from support.checkpoints.peft_files import CONFIG, PREFIX, WEIGHTS, read_adapter
 from support.errors import UserError
 from support.files import copy_tensors
 from support.fingerprints import backbone_fingerprint, tensors_fingerprint
-from support.peft_files import CONFIG, PREFIX, WEIGHTS, read_adapter
-from support.run_folder import check_finished
+from support.runs.folder import check_finished
 
 
 class Adapter(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.metrics import matthews_corrcoef
+from support.reporting.metrics import matthews_corrcoef
 
 DRAWS = 1000  # of the bootstrap
 BINS = 15  # of the calibration error, as in Guo et al. 2017
