@@ -13,9 +13,9 @@ The corpus is CoLA, the Corpus of Linguistic Acceptability (Warstadt, Singh and 
 https://arxiv.org/abs/1805.12471), or any folder in its layout.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,124 +24,102 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from tqdm import tqdm
 
-from support.corpus import find_corpus
+from support.corpus import SPLITS, find_corpus, read_split
 from support.errors import UserError
-from support.files import read_bytes
 from support.fingerprints import fingerprint
+from support.processes import rank_and_processes
 
-SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
-TRAIN, DEV, OUT_OF_DOMAIN = SPLITS
+MAX_TOKENS = 2048  # of one forward pass; a larger batch is cut and its gradients accumulate
 UNLABELLED = -100  # torch.nn.functional.cross_entropy's ignore_index
-# What no text has, of ASCII. Three of CoLA's training sentences hold a backspace, which stays.
-CONTROL = re.compile(r"[\x00-\x07\x0b-\x1f\x7f]")
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading
-
-
-def read_lines(content: bytes, source: str) -> list[str]:
-    """The lines of a text; ``source`` says in an error where they are from."""
-    lines = []
-    # str.splitlines would also break at U+2028 and others.
-    for number, raw in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            at = f"{source}, line {number}: byte {error.start + 1}"
-            raise UserError(f"{at} is not UTF-8; convert it") from None
-        if found := CONTROL.search(line):
-            what = f"a control character, {found.group()!r}; is this text?"
-            raise UserError(f"{source}, line {number}: {what}")
-        lines.append(line)
-    return lines
-
-
-def read_split(path: Path) -> tuple[list[str], list[int]]:
-    """Read one file in CoLA's format into its sentences and their labels.
-
-    Four tab-separated columns (source code, label, the author's own mark, sentence), no header,
-    no quoting, UTF-8, with or without a newline at the end.
-    """
-    content, sentences, labels = read_bytes(path), [], []
-    if not content:
-        raise UserError(f"{path}: the file is empty; CoLA's format has one sentence a line")
-    for number, line in enumerate(read_lines(content, str(path)), start=1):
-        where, columns = f"{path}, line {number}", line.split("\t")
-        if len(columns) != 4:
-            raise UserError(
-                f"{where}: {len(columns)} tab-separated columns where CoLA has 4 "
-                "(source, label, author's mark, sentence)"
-            )
-        _, label, _, sentence = columns
-        if label not in ("0", "1"):
-            raise UserError(f"{where}: the label is {label!r}; it must be 0 or 1")
-        if not sentence.strip():
-            raise UserError(f"{where}: the sentence is empty; remove the line")
-        sentences.append(sentence)
-        labels.append(int(label))
-    return sentences, labels
-
-
-# ---------------------------------------------------------------------------------------------
-# Tokenising
+# Tokenised sentences
 
 
 class Rows(Protocol):
-    """What gives the rows (n, width) of some indices (n,), as a tensor does."""
+    """Rows (n, width) that are looked up by their indices (n,), as a tensor's are."""
 
     def __getitem__(self, indices: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenised sentences, on the CPU."""
+    """Tokenised sentences, on the CPU, and what a teacher answers for them."""
 
     sentences: list[str]
     input_ids: Tensor  # (tokens,)
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)  UNLABELLED where nobody judged the sentence
-    teacher_logits: Tensor | None = None  # (sentences, 2)  once a teacher has read it
-    teacher_states: Rows | None = None  # (tokens, hints)  where it gives hints at every token
+    teacher_logits: Tensor | None = None  # (sentences, 2)
+    teacher_states: Rows | None = None  # (tokens, hints)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
+    @cached_property
     def seqlens(self) -> np.ndarray:
-        """Tokens of each sentence, (sentences,)."""
+        """Return the tokens of each sentence, (sentences,)."""
         return np.diff(self.cu_seqlens.numpy())
 
-    def part(self, start: int, stop: int) -> "Split":
-        """The sentences from ``start`` to before ``stop``."""
-        bounds = self.cu_seqlens[start : stop + 1]
-        ids = self.input_ids[bounds[0] : bounds[-1]]
-        return Split(self.sentences[start:stop], ids, bounds - bounds[0], self.labels[start:stop])
+    @property
+    def fingerprint(self) -> str:
+        """Return the fingerprint of token ids and labels."""
+        return corpus_fingerprint({"": self})
+
+    def places(self, indices: np.ndarray) -> Tensor:
+        """Return where the tokens of the sentences ``indices`` stand, (tokens,)."""
+        lengths, starts = self.seqlens[indices], self.cu_seqlens.numpy()[indices]
+        before = np.cumsum(lengths) - lengths  # tokens before each sentence, in the result
+        return torch.from_numpy(np.arange(lengths.sum()) + np.repeat(starts - before, lengths))
 
     def chosen(self, indices: np.ndarray) -> "Split":
-        """The sentences ``indices``."""
-        ids = self.input_ids.split(self.seqlens.tolist())
+        """Return the sentences ``indices``, with the teacher's answers."""
+        places, chosen = self.places(indices), torch.from_numpy(indices)
         return Split(
             sentences=[self.sentences[i] for i in indices],
-            input_ids=torch.cat([ids[i] for i in indices]),
+            input_ids=self.input_ids[places],
             cu_seqlens=torch.from_numpy(np.cumsum([0, *self.seqlens[indices]])),
-            labels=self.labels[indices],
+            labels=self.labels[chosen],
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits[chosen],
+            teacher_states=None if self.teacher_states is None else self.teacher_states[places],
         )
 
+    def part(self, start: int, stop: int) -> "Split":
+        """Return the sentences from ``start`` to before ``stop``."""
+        return self.chosen(np.arange(start, min(stop, len(self))))
+
+    def chunks(self, max_tokens: int) -> Iterator["Split"]:
+        """Cut the split into consecutive parts of at most so many tokens, never a sentence."""
+        for indices in within_budget(self, np.arange(len(self)), max_tokens):
+            yield self.chosen(indices)
+
+    def batches(
+        self, device: torch.device, shared_prefixes: bool, description: str | None = None
+    ) -> Iterator["Batch"]:
+        """Pack this process' share of the sentences, in an order that a model reads fast.
+
+        Sentences with like beginnings go together where ``shared_prefixes``, sentences of equal
+        length otherwise. A progress bar shows under the description.
+        """
+        rank, processes = rank_and_processes()
+        order = by_prefix(self) if shared_prefixes else by_length(self)
+        pieces = list(within_budget(self, order, MAX_TOKENS))[rank::processes]
+        total, hidden = sum(map(len, pieces)), None if description else True
+        with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
+            for piece in pieces:
+                yield pack(self, piece, shared_prefixes).to(device)
+                bar.update(len(piece))
+
     def counts(self) -> dict[str, int]:
-        """How many sentences, tokens and acceptable sentences there are."""
+        """Return how many sentences, tokens and acceptable sentences there are."""
         return {
             "sentences": len(self),
             "tokens": len(self.input_ids),
             "acceptable": int((self.labels == 1).sum()),
         }
-
-
-def token_ids(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
-    """Each sentence's tokens, with the special ones that the tokenizer adds by itself, if any."""
-    found = tokenizer.encode_batch_fast(list(sentences))
-    return [encoding.ids for encoding in found]
 
 
 def tokenize(
@@ -160,7 +138,7 @@ def tokenize(
         max_length: the model's number of positions.
         source: where the sentences come from, for the error that names the line of one too long.
     """
-    ids_of = token_ids(tokenizer, sentences)
+    ids_of = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
     for number, ids in enumerate(ids_of, start=1):
         if not 0 < len(ids) <= max_length:
             raise UserError(
@@ -176,11 +154,8 @@ def tokenize(
 
 
 def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Split]:
-    """Read, check and tokenise the three files of a corpus in CoLA's layout, by split name.
-
-    The project's own CoLA folder is fetched on first use.
-    """
-    raw = find_corpus(data_dir) / "raw"
+    """Read, check and tokenise the three files of a corpus in CoLA's layout, by split name."""
+    raw = find_corpus(data_dir)
     paths = {split: raw / f"{split}.tsv" for split in SPLITS}
     return {
         split: tokenize(tokenizer, *read_split(path), max_length, str(path))
@@ -189,19 +164,33 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
 
 
 def corpus_fingerprint(corpus: dict[str, Split]) -> str:
-    """Of the token ids and labels: of the data and of the tokenizer's view of them."""
+    """Return the fingerprint of the data, and of the tokenizer's view of them."""
     return fingerprint(*(t for s in corpus.values() for t in (s.input_ids, s.cu_seqlens, s.labels)))
+
+
+def corpus_facts(corpus: dict[str, Split]) -> dict:
+    """Return what metrics.json says of a corpus: its fingerprint, and the counts of each split."""
+    counts = {name: split.counts() for name, split in corpus.items()}
+    return {"sha256": corpus_fingerprint(corpus), **counts}
 
 
 # ---------------------------------------------------------------------------------------------
 # Packing
 
 
+class TimeSteps(NamedTuple):
+    """A batch as a recurrence reads it: by time step, then by sentence, the longest first."""
+
+    tokens: Tensor  # (tokens,)  which token of the batch stands where
+    sizes: Tensor  # (steps,)  how many sentences reach each time step, on the CPU
+    last: Tensor  # (sentences,)  where each sentence's last token stands
+
+
 class Batch(NamedTuple):
     """Sentences packed end to end, longest first.
 
     Longest first puts sentences of equal length side by side, so that attention can view each such
-    block as a dense one (model.py), and it is the order that ``nn.RNN`` wants.
+    block as a dense one (model.py), and it is the order that a recurrence wants.
 
     In a causal model what is computed at a token depends on the tokens up to it, its prefix, and
     on nothing else: equal prefixes are computed once. They are numbered as they appear. "She sat ."
@@ -213,45 +202,69 @@ class Batch(NamedTuple):
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)
     indices: Tensor  # (sentences,)  which sentence of the split each one is
+    places: Tensor  # (tokens,)  which token of the split each one is
     teacher_logits: Tensor | None  # (sentences, 2)
     teacher_states: Tensor | None  # (tokens, hints)
-    prefix_ids: Tensor  # (tokens,)  which prefix ends at each token
-    prefix_tokens: Tensor  # (prefixes,)  the token where each prefix is met first
+    prefix_ids: Tensor | None  # (tokens,)  which prefix ends at each token
+    prefix_tokens: Tensor | None  # (prefixes,)  the token where each prefix is met first
     blocks: tuple[tuple[int, int], ...]  # (length, sentences) of equally long ones, on the host
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors on ``device``."""
+        """Return the batch with its tensors on ``device``."""
         return Batch(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
 
+    @property
+    def last_tokens(self) -> Tensor:
+        """Return each sentence's last token, (sentences,)."""
+        return self.cu_seqlens[1:] - 1
 
-def pack(split: Split, indices: np.ndarray) -> Batch:
-    """Pack the sentences ``indices (sentences,)`` of a split into one batch."""
-    seqlens = split.seqlens
-    indices = indices[np.argsort(-seqlens[indices], kind="stable")]
-    lengths = seqlens[indices]  # (sentences,), falling
+    @property
+    def last_prefixes(self) -> Tensor:
+        """Return the prefix that is each whole sentence, (sentences,)."""
+        return self.prefix_ids[self.last_tokens]
+
+    def time_steps(self) -> TimeSteps:
+        """Return the order in which a recurrence reads the tokens."""
+        tokens = torch.argsort(self.position_ids, stable=True)
+        lengths, counts = (torch.tensor(column) for column in zip(*self.blocks, strict=True))
+        # How many sentences are longer than t, for each t.
+        sizes = ((lengths.unsqueeze(1) > torch.arange(lengths[0])) * counts.unsqueeze(1)).sum(0)
+        starts = (sizes.cumsum(0) - sizes)[lengths - 1].repeat_interleave(counts)
+        last = starts + torch.arange(len(starts))
+        return TimeSteps(tokens, sizes, last.to(tokens.device))
+
+
+def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Batch:
+    """Pack the sentences ``indices (sentences,)`` of a split into one batch.
+
+    Prefixes are numbered where ``shared_prefixes``: for a model that computes each once.
+    """
+    indices = indices[np.argsort(-split.seqlens[indices], kind="stable")]
+    lengths = split.seqlens[indices]  # (sentences,), falling
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
-    starts = split.cu_seqlens.numpy()[indices]
-    chosen = torch.from_numpy(indices)
-    places = torch.from_numpy(np.repeat(starts, lengths) + position_ids)  # in the split
+    chosen, places = torch.from_numpy(indices), split.places(indices)
     input_ids = split.input_ids[places]
-    prefix_ids, prefix_tokens = distinct_prefixes(input_ids.tolist(), position_ids.tolist())
+    prefixes = (None, None)
+    if shared_prefixes:
+        prefixes = distinct_prefixes(input_ids.tolist(), position_ids.tolist())
     return Batch(
         input_ids=input_ids,
         position_ids=torch.from_numpy(position_ids),
         cu_seqlens=torch.from_numpy(cu_seqlens),
         labels=split.labels[chosen],
         indices=chosen,
+        places=places,
         teacher_logits=None if split.teacher_logits is None else split.teacher_logits[chosen],
         teacher_states=None if split.teacher_states is None else split.teacher_states[places],
-        prefix_ids=torch.tensor(prefix_ids),
-        prefix_tokens=torch.tensor(prefix_tokens),
+        prefix_ids=prefixes[0],
+        prefix_tokens=prefixes[1],
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),
     )
 
 
-def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[list, list]:
-    """``Batch.prefix_ids`` and ``Batch.prefix_tokens`` of packed tokens."""
+def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Return ``Batch.prefix_ids`` and ``Batch.prefix_tokens`` of packed tokens."""
     known: dict[tuple[int, int], int] = {}  # (the prefix before, the token) -> the prefix
     prefix_ids, prefix_tokens = [], []
     for place, (token, position) in enumerate(zip(input_ids, position_ids, strict=True)):
@@ -259,22 +272,22 @@ def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[li
         prefix_ids.append(known.setdefault((before, token), len(known)))
         if len(known) > len(prefix_tokens):
             prefix_tokens.append(place)
-    return prefix_ids, prefix_tokens
+    return torch.tensor(prefix_ids), torch.tensor(prefix_tokens)
 
 
 def by_prefix(split: Split) -> np.ndarray:
-    """The sentences (sentences,) in the order of their tokens, like beginnings side by side."""
+    """Return the sentences (sentences,) in the order of their tokens: like beginnings together."""
     bounds, tokens = split.cu_seqlens.tolist(), split.input_ids.tolist()
     return np.array(sorted(range(len(split)), key=lambda i: tokens[bounds[i] : bounds[i + 1]]))
 
 
 def by_length(split: Split) -> np.ndarray:
-    """The sentences (sentences,), the longest first."""
+    """Return the sentences (sentences,), the longest first."""
     return np.argsort(-split.seqlens, kind="stable")
 
 
 def shuffled(sentences: int, sr_no: int, epoch: int) -> np.ndarray:
-    """The order (sentences,) of an epoch, a function of ``sr_no`` and ``epoch`` alone."""
+    """Return the order (sentences,) of an epoch, a function of ``sr_no`` and ``epoch`` alone."""
     return np.random.default_rng([sr_no, epoch]).permutation(sentences)
 
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the loss, the teacher's logits, the student's run.
+"""Knowledge distillation: the loss, hints, and the runs of a student with and without a teacher.
 
 A teacher's softened probabilities tell a student more than a label does (Hinton, Vinyals and Dean
 2015, https://arxiv.org/abs/1503.02531). Their loss, section 2, as used here:
@@ -8,47 +8,50 @@ A teacher's softened probabilities tell a student more than a label does (Hinton
 The gradient of the softened term with respect to the student's logits shrinks as 1 / T^2; the
 factor T^2 restores it, so that kd_alpha keeps its meaning when the temperature changes.
 
-A teacher that knows its training sentences by heart has little to add on those. The transfer set
-(support/transfer_set.py) is where it can: sentences that nobody has labelled but the teacher.
+A teacher that knows its training sentences by heart has little to add on those. It can on the
+transfer set: sentences that nobody has labelled but the teacher (support/teaching/).
 
 One answer a sentence is still little. Hints (FitNets, Romero et al. 2015, section 2.2,
-https://arxiv.org/abs/1412.6550) are what the teacher thinks at every token: the leading components
-of its final hidden state (support/teacher_states.py), which a linear projection of the student's
-own state is to meet,
+https://arxiv.org/abs/1412.6550) are the leading components of the teacher's final hidden state at
+every token (support/teaching/answers.py). A linear projection P of the student's state learns them:
 
-    hint_weight * mean over tokens and dimensions of (P student's state - hints)^2
+    hint_weight * mean over tokens and components of (P student's state - hints)^2
 
-The projection P serves this alone; the student that is kept does not have it.
+P serves this alone; the saved student does not have it.
 """
 
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_utils import DEV, TRAIN, Batch, Split, corpus_fingerprint
-from model import DistilRNN
-from support.bases.loading import Base
-from support.checkpoints.students import load_teacher, save_student
+from data_utils import UNLABELLED, Batch, Split, corpus_facts, corpus_fingerprint, tokenize
+from model import DistilRNN, Reading
+from support.bases import Base
+from support.checkpoints import save_student, teacher_fingerprint
+from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import fingerprint
 from support.processes import is_main, sum_over_processes
-from support.reporting.metrics import show_run
-from support.runs.folder import claim, describe_run, run_folder
-from support.teaching.answers import Basis, kept, principal_components, read_states
-from support.teaching.edits import with_transfer_set
-from support.teaching.written import written_sentences
+from support.reporting import show_run
+from support.runs import claim, describe_run, run_folder
+from support.teaching import (
+    Basis,
+    principal_components,
+    read_hints,
+    saved_tensors,
+    transfer_sentences,
+    written_sentences,
+)
 from train_utils import (
     Counts,
     Loss,
-    Recipe,
     Training,
     count_parameters,
     cross_entropy,
@@ -57,26 +60,19 @@ from train_utils import (
     train,
 )
 
-if TYPE_CHECKING:  # it imports transformers, which a student does not need
-    from support.checkpoints.adapters import Adapter
-
-STUDENT_OPTIONS = ("student_width", "student_dropout", "held_out")
-DISTIL_OPTIONS = (
-    "kd_temperature",
-    "kd_alpha",
-    "transfer_size",
-    "transfer_source",
-    "hint_weight",
-    "hint_width",
-    "embedding_start",
-)  # fmt: skip  the options of its own
 HELD_OUT = "held_out"
 BIAS_RULE = "halfway"  # `fit_bias`; a part of a run's identity, so another rule is another run
 
 
+# ---------------------------------------------------------------------------------------------
+# The losses
+
+
 def distillation(temperature: float, kd_alpha: float) -> Loss:
-    """The loss above: the KD term is the mean over all sentences of the batch, the cross-entropy
-    the mean over its labelled ones.
+    """Return the loss above.
+
+    The KD term is the mean over all sentences of the batch, the cross-entropy the mean over its
+    labelled ones.
     """
 
     def loss(logits: Tensor, examples: Batch | Split, counts: Counts) -> Tensor:
@@ -92,77 +88,29 @@ def distillation(temperature: float, kd_alpha: float) -> Loss:
     return loss
 
 
-def with_teacher_logits(
-    corpus: dict[str, Split], teacher: nn.Module, teacher_print: str, device: Device, path: Path
-) -> dict[str, Split]:
-    """The corpus, its training sentences and in_domain_dev with their ``teacher_logits``.
+class HintLoss(nn.Module):
+    """The loss of hints: a share of the mean over the tokens of a whole batch."""
 
-    The teacher is frozen, so one pass serves all epochs. The logits are kept at ``path`` and
-    computed anew when the teacher, the sentences or the tokens are others.
-    """
-    teacher.to(device.torch)
-    key = fingerprint(teacher_print, corpus_fingerprint(corpus), device.precision)
-    splits = {name: corpus[name] for name in (TRAIN, DEV)}
-    found = kept(path, key, {name: (len(split), 2) for name, split in splits.items()})
-    if found is None:
-        found = {
-            name: predict_logits(teacher, split, device, f"teacher reads {name}")
-            for name, split in splits.items()
-        }
-        write_tensors(path, found, {"key": key})
-    taught = {name: replace(split, teacher_logits=found[name]) for name, split in splits.items()}
-    return {**corpus, **taught}
+    def __init__(self, width: int, hints: int, weight: float):
+        """Make a projection of states (tokens, width) to hints (tokens, hints)."""
+        super().__init__()
+        self.projection = nn.Linear(width, hints)
+        self.weight = weight
+
+    def forward(self, reading: Reading, batch: Batch, counts: Counts) -> Tensor:
+        """Return what these tokens add to the batch's mean, times the weight."""
+        missed = self.projection(reading.states).float() - batch.teacher_states[reading.tokens]
+        return self.weight * (missed.square().sum() / (counts.tokens * missed.shape[1]))
 
 
-@dataclass
-class HintedTraining(Training):
-    """Training with hints: the corpus' training split has ``teacher_states``."""
-
-    projection: nn.Linear  # of the student's states (tokens, width) to hints (tokens, hints)
-    weight: float
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The projection trains too."""
-        named = self.projection.named_parameters(prefix="projection")
-        return super().parameters() | dict(named)
-
-    def fingerprint(self) -> str:
-        """The hints belong to it."""
-        return fingerprint(super().fingerprint(), self.corpus[TRAIN].teacher_states.fingerprint)
-
-    def judge(self, batch: Batch, counts: Counts) -> tuple[Tensor, Tensor, Tensor]:
-        """The hints' loss stands beside the students' own, which is what a history tells."""
-        with self.device.autocast():
-            logits, states, places = self.model.read(batch)
-            missed = self.projection(states).float() - batch.teacher_states[places]
-        hint = missed.square().sum() / (counts.tokens * missed.shape[1])
-        logits = logits.float()
-        loss = self.loss(logits, batch, counts)
-        return logits, loss, loss + self.weight * hint
-
-
-def with_hints(
-    corpus: dict[str, Split],
-    teacher: nn.Module,
-    teacher_print: str,
-    device: Device,
-    width: int,
-    folder: Path,
-) -> dict[str, Split]:
-    """The same, and the training sentences with ``width`` hints at every token.
-
-    Kept in ``folder`` is what the teacher says of the training sentences.
-    """
-    logits, states = read_states(corpus[TRAIN], teacher, teacher_print, device, width, folder)
-    train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
-    dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
-    return {**corpus, TRAIN: train, DEV: dev}
+# ---------------------------------------------------------------------------------------------
+# The lesson: which sentences, and what the teacher answers for them
 
 
 def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
-    """The corpus with ``size`` of its training sentences in a split of their own.
+    """Return the corpus with ``size`` of its training sentences in a split of their own.
 
-    They are the same for every sr_no, so that what a teacher said of the rest serves all.
+    They are the same for every sr_no, so that a teacher's answers for the rest serve all.
 
     Raises:
         UserError: none is left, or those held out are all acceptable, or none of them is.
@@ -179,53 +127,73 @@ def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
     return corpus
 
 
-@torch.no_grad()
-def fit_bias(training: Training) -> None:
-    """Have the student decide halfway between the held-out classes' mean margins.
-
-    So does a linear discriminant to which both classes weigh the same (Fisher 1936), however many
-    there are of each. Most training sentences are acceptable; trained on them for the fewest
-    mistakes a student calls too many acceptable for a good MCC.
-    """
-    held_out = training.corpus[HELD_OUT]
-    logits = predict_logits(training.model, held_out, training.device)
-    margins = logits[:, 1] - logits[:, 0]
-    edge = (margins[held_out.labels == 0].mean() + margins[held_out.labels == 1].mean()) / 2
-    training.model.linear.bias[1] -= edge.item()
-    print(f"bias moved by {-edge:.2f} after a look at {len(held_out)} held-out sentences")
+def sentences_by_base(
+    options: Namespace, base: Base, corpus: dict[str, Split], base_key: str, device: Device
+) -> list[str]:
+    """Return the transfer set's sentences that the base writes; its fingerprint is ``base_key``."""
+    if not options.transfer_size or options.transfer_source == "edits":
+        return []
+    size = options.transfer_size // (2 if options.transfer_source == "both" else 1)
+    return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
 
 
-def taught_corpus(
-    args: Namespace,
-    base: Base,
+def with_transfer_set(
+    options: Namespace, base: Base, corpus: dict[str, Split], written: list[str]
+) -> dict[str, Split]:
+    """Return the corpus with the transfer set behind its training sentences, unlabelled."""
+    size, train = options.transfer_size, corpus[TRAIN]
+    if not size:
+        return corpus
+    longest, seed = base.max_length, options.sr_no
+    made = transfer_sentences(corpus, base.tokenizer, longest, size, seed, written)
+    sentences, labels = train.sentences + made, train.labels.tolist() + [UNLABELLED] * size
+    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, "transfer set")}
+
+
+def with_answers(
+    options: Namespace,
     corpus: dict[str, Split],
-    teacher: "Adapter",
+    teacher: nn.Module,
+    key: str,
     device: Device,
     folder: Path,
 ) -> dict[str, Split]:
-    """The corpus with the transfer set, and with what the teacher says of every sentence."""
-    written, size = [], args.transfer_size
-    if size and args.transfer_source != "edits":
-        share = size // (2 if args.transfer_source == "both" else 1)
-        place = args.out_dir / "transfer"
-        written = written_sentences(base, teacher.base_print, corpus, share, device, place)
-    keep_freed_memory()  # not before: a writer's keys and values grow, and would leave holes
-    corpus = hold_out(corpus, args.held_out)
-    if size:
-        seed, longest = args.sr_no, base.max_length
-        more = with_transfer_set(corpus, base.tokenizer, longest, size, seed, written)
-        corpus = {**corpus, TRAIN: more}
-    said = teacher.model, teacher.fingerprint, device
-    if args.hint_weight:
-        return with_hints(corpus, *said, args.hint_width, args.out_dir / "transfer")
-    return with_teacher_logits(corpus, *said, folder / "teacher_logits.safetensors")
+    """Return the corpus with a teacher's logits and, where they have a weight, its hints.
+
+    The teacher is frozen, so one pass serves all epochs. Logits are saved in the run's ``folder``,
+    hints in ``transfer/`` for every other student. Both are computed anew when the teacher (its
+    fingerprint is ``key``) or the sentences change.
+    """
+    teacher.to(device.torch)
+    if options.hint_weight:
+        width, place = options.hint_width, options.out_dir / "transfer"
+        logits, states = read_hints(corpus[TRAIN], teacher, key, device, width, place)
+        train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
+        dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
+        return {**corpus, TRAIN: train, DEV: dev}
+    path = folder / "teacher_logits.safetensors"
+    whole = fingerprint(key, corpus_fingerprint(corpus), device.precision)
+    splits = {name: corpus[name] for name in (TRAIN, DEV)}
+    saved = saved_tensors(path, whole, {name: (len(split), 2) for name, split in splits.items()})
+    if saved is None:
+        saved = {
+            name: predict_logits(teacher, split, device, f"teacher reads {name}")
+            for name, split in splits.items()
+        }
+        write_tensors(path, saved, {"key": whole})
+    answered = {name: replace(split, teacher_logits=saved[name]) for name, split in splits.items()}
+    return {**corpus, **answered}
 
 
-def new_student(args: Namespace, corpus: dict[str, Split], device: Device) -> DistilRNN:
-    """A student for the training sentences, its weights a function of ``args.sr_no``."""
-    torch.manual_seed(args.sr_no)
+# ---------------------------------------------------------------------------------------------
+# The student
+
+
+def new_student(options: Namespace, corpus: dict[str, Split], device: Device) -> DistilRNN:
+    """Return a student for the training sentences, its weights a function of ``sr_no``."""
+    torch.manual_seed(options.sr_no)
     vocabulary = corpus[TRAIN].input_ids.unique()
-    student = DistilRNN(vocabulary, args.student_width, args.student_dropout)
+    student = DistilRNN(vocabulary, options.student_width, options.student_dropout)
     return student.to(device.torch)
 
 
@@ -236,70 +204,99 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     What is wider than the teacher's stays random. Of several processes all take the main one's: on
     another machine the components may come out turned.
     """
-    taught = teacher.backbone.get_input_embeddings().weight
-    rows = taught[student.vocabulary].float().cpu()  # (rows, the teacher's width)
+    rows = teacher.backbone.get_input_embeddings().weight[student.vocabulary]
+    rows = rows.float().cpu()  # (rows, the teacher's width)
     basis = Basis(**principal_components(rows, student.embedding.embedding_dim))
-    found = basis.hints_of(rows) * is_main()
-    sum_over_processes(found)
-    student.embedding.weight[:-1, : found.shape[1]] = found
+    start = basis.hints_of(rows) * is_main()
+    sum_over_processes(start)
+    student.embedding.weight[:-1, : start.shape[1]] = start
 
 
-def taught_training(
-    args: Namespace,
-    base: Base,
-    corpus: dict[str, Split],
-    teacher: "Adapter",
-    recipe: Recipe,
-    device: Device,
-    folder: Path,
-) -> Training:
-    """A student on the sentences that its teacher has judged, with its losses."""
-    corpus = taught_corpus(args, base, corpus, teacher, device, folder)
-    loss = distillation(args.kd_temperature, args.kd_alpha)
-    student = new_student(args, corpus, device)
-    if args.embedding_start == "teacher":
-        start_embedding(student, teacher.model)
-    if not args.hint_weight:
-        return Training(student, corpus, loss, recipe, device)
-    hints = corpus[TRAIN].teacher_states.width
-    projection = nn.Linear(args.student_width, hints).to(device.torch)
-    return HintedTraining(student, corpus, loss, recipe, device, projection, args.hint_weight)
+@torch.no_grad()
+def fit_bias(student: DistilRNN, held_out: Split | None, device: Device) -> None:
+    """Have the student decide halfway between the mean margins of held-out classes, if there are.
 
-
-def run_student(args: Namespace, mode: str, base: Base, corpus: dict[str, Split]) -> Path:
-    """Train the student with a teacher ("distil") or without ("rnn"), unless that is done.
-
-    Returns:
-        The run's folder.
+    So does a linear discriminant to which both classes weigh the same (Fisher 1936), however many
+    there are of each. Most training sentences are acceptable; trained on them for the fewest
+    mistakes a student calls too many acceptable for a good MCC.
     """
-    device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
-    sources = {"base": {"name": args.gpt_variant, "fingerprint": None}}
-    settings = {name: getattr(args, name) for name in STUDENT_OPTIONS}
-    if args.held_out:
-        settings["bias"] = BIAS_RULE
-    if mode == "distil":
-        teacher, where = load_teacher(args)
-        sources["teacher"] = {"folder": str(where), "fingerprint": teacher.fingerprint}
-        settings |= {name: getattr(args, name) for name in DISTIL_OPTIONS}
+    if held_out is None:
+        return
+    logits = predict_logits(student, held_out, device)
+    margins = logits[:, 1] - logits[:, 0]
+    edge = (margins[held_out.labels == 0].mean() + margins[held_out.labels == 1].mean()) / 2
+    student.linear.bias[1] -= edge.item()
+    print(f"bias moved by {-edge:.2f} after a look at {len(held_out)} held-out sentences")
 
-    description = describe_run(args, mode, corpus, device, sources, recipe._asdict() | settings)
-    folder = run_folder(args, mode)
-    with claim(folder, description, args.overwrite) as claimed:
+
+# ---------------------------------------------------------------------------------------------
+# The runs
+
+
+def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
+    """Train the student with a teacher, unless that is done; return the run's folder."""
+    device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
+    teacher_folder = options.teacher or run_folder(options, "LoRA")
+    key = teacher_fingerprint(teacher_folder, options)
+    sources = {
+        "base": {"name": options.gpt_variant, "fingerprint": None},
+        "teacher": {"folder": str(teacher_folder), "fingerprint": key},
+    }
+    facts = corpus_facts(corpus)
+    description = describe_run(options, "distil", device, facts, sources, **rules(options))
+    with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
-            if mode == "distil":
-                training = taught_training(args, base, corpus, teacher, recipe, device, folder)
-                del teacher  # its memory
-            else:
-                keep_freed_memory()
-                corpus = hold_out(corpus, args.held_out)
-                student = new_student(args, corpus, device)
-                training = Training(student, corpus, cross_entropy, recipe, device)
+            from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
+
+            teacher = load_teacher(teacher_folder, options.gpt_variant)
+            written = sentences_by_base(options, base, corpus, teacher.base_fingerprint, device)
+            keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes
+            corpus = hold_out(corpus, options.held_out)
+            corpus = with_transfer_set(options, base, corpus, written)
+            corpus = with_answers(options, corpus, teacher.model, key, device, folder)
+
+            student, hints = new_student(options, corpus, device), None
+            if options.embedding_start == "teacher":
+                start_embedding(student, teacher.model)
+            if options.hint_weight:
+                width = corpus[TRAIN].teacher_states.width
+                hints = HintLoss(options.student_width, width, options.hint_weight)
+                hints.to(device.torch)
+            del teacher  # its memory
+            loss = distillation(options.kd_temperature, options.kd_alpha)
+            training = Training(student, corpus, loss, options, device, hints)
             progress = train(training, folder)
-            if args.held_out:
-                fit_bias(training)
-            save_student(training.model, base, folder)
+
+            fit_bias(student, corpus.get(HELD_OUT), device)
+            save_student(student, base, folder)
             results, predictions = evaluate(training)
-            parameters = count_parameters(training.model)
-            claimed.finish(parameters, progress.summary(), results, predictions)
+            claimed.finish(count_parameters(student), progress.summary(), results, predictions)
     show_run(folder)
     return folder
+
+
+def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
+    """Train the student without a teacher, unless that is done; return the run's folder."""
+    device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
+    sources = {"base": {"name": options.gpt_variant, "fingerprint": None}}
+    facts = corpus_facts(corpus)
+    description = describe_run(options, "rnn", device, facts, sources, **rules(options))
+    with claim(folder, description, options.overwrite) as claimed:
+        if not claimed.finished:
+            keep_freed_memory()
+            corpus = hold_out(corpus, options.held_out)
+            student = new_student(options, corpus, device)
+            training = Training(student, corpus, cross_entropy, options, device)
+            progress = train(training, folder)
+
+            fit_bias(student, corpus.get(HELD_OUT), device)
+            save_student(student, base, folder)
+            results, predictions = evaluate(training)
+            claimed.finish(count_parameters(student), progress.summary(), results, predictions)
+    show_run(folder)
+    return folder
+
+
+def rules(options: Namespace) -> dict[str, str]:
+    """Return what changes a student's result beside its options."""
+    return {"bias": BIAS_RULE} if options.held_out else {}

@@ -13,22 +13,23 @@ are stored, so that PEFT loads ours and we load PEFT's.
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import regex
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import Split
-from model import Classifier
-from support.bases.loading import Base, load_backbone
-from support.checkpoints.peft_files import write_adapter
+from data_utils import Split, corpus_facts
+from model import Classifier, load_classifier
+from support.bases import Base, base_fingerprint
+from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
-from support.fingerprints import backbone_fingerprint
-from support.reporting.metrics import show_run
-from support.runs.folder import claim, describe_run, run_folder
-from train_utils import Recipe, Training, count_parameters, cross_entropy, evaluate, train
+from support.files import copy_tensors
+from support.reporting import read_metrics, show_run
+from support.runs import claim, describe_run, run_folder
+from train_utils import Training, count_parameters, cross_entropy, evaluate, train
 
 
 @dataclass
@@ -46,7 +47,7 @@ class LoraConfig:
 
     @property
     def scaling(self) -> float:
-        """What the correction is multiplied by."""
+        """Return what the correction is multiplied by."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
@@ -78,7 +79,7 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Return (..., out) of x (..., in)."""
         # LowRankCorrection has no dropout, and its in-place products need one dtype.
         dropping = self.training and self.lora_dropout.p > 0
         if dropping or torch.is_autocast_enabled(x.device.type):
@@ -91,14 +92,14 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | Conv1D:
-        """The wrapped layer, the correction added to its weight: one product in place of three."""
+        """Return the wrapped layer, the correction added to its weight: one product for three."""
         correction = self.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
         self.base_layer.weight += correction.T if self.transposed else correction
         return self.base_layer
 
 
 class LowRankCorrection(torch.autograd.Function):
-    """y = x W0 + bias + s (x A^T) B^T and its gradients, the wide tensors read and written once.
+    """Compute y = x W0 + bias + s (x A^T) B^T, the wide tensors read and written once.
 
     With g = dL/dy, by the chain rule, W0 being frozen:
 
@@ -136,14 +137,18 @@ class LowRankCorrection(torch.autograd.Function):
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Wrap the targeted layers of any model, in place, and say which parameters train."""
+    """Wrap the targeted layers of any model, in place, and set which parameters train."""
     layers = [
         (name, layer)
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | Conv1D) and is_target(name, config.target_modules)
     ]
     if not layers:
-        raise UserError(f"LoRA: no layer of this model is one of {config.target_modules}")
+        names = linear_layers(model)
+        raise UserError(
+            f"LoRA: no layer of this model is one of {config.target_modules}; target_modules takes "
+            f"names of its linear layers: {', '.join(names) or 'it has none'}"
+        )
     for name, layer in layers:
         try:
             model.set_submodule(name, LoRALinear(layer, config))
@@ -152,8 +157,14 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
     mark_trainable(model, config)
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """Return the names, each once and without its place, of a model's linear layers."""
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
 def is_target(name: str, targets: list[str] | str) -> bool:
-    """Whether a layer's name is, or ends in a dot and, one of the names, as in PEFT.
+    """Return whether a layer's name is, or ends in a dot and, one of the names, as in PEFT.
 
     A string is a regular expression for the whole name. It may come from a downloaded file and take
     forever, so it is given a tenth of a second.
@@ -187,12 +198,12 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters, which are what an adapter keeps."""
+    """Return the trained parameters, which are what an adapter keeps."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def published_set(model: Classifier) -> dict:
-    """What trains of a classifier, as settings of a `LoraConfig`.
+    """Return what trains of a classifier, as settings of a `LoraConfig`.
 
     Every linear layer of every block with its bias, the final norm, and the head. PEFT matches
     ``modules_to_save`` by the bare end of a name, and blocks have norms too: so the final norm is
@@ -200,52 +211,88 @@ def published_set(model: Classifier) -> dict:
     """
     named = dict(model.named_modules())
     depth = model.backbone.config.num_hidden_layers
-    blocks = next(
-        name
+    name, blocks = next(
+        (name, module)
         for name, module in named.items()
         if isinstance(module, nn.ModuleList) and len(module) == depth
     )
-    inside = {name: module for name, module in named.items() if name.startswith(f"{blocks}.")}
-    linear = {n: m for n, m in inside.items() if isinstance(m, nn.Linear | Conv1D)}
-    targets = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    norms = [n for n, m in named.items() if "Norm" in type(m).__name__ and n not in inside]
-    final = [norm.removeprefix("transformer.") for norm in norms[-1:]]
-    conv1d = any(isinstance(module, Conv1D) for module in linear.values())
-    saved = ["score", *final]
-    return {"target_modules": targets, "modules_to_save": saved, "fan_in_fan_out": conv1d}
+    norms = [n for n, m in named.items() if "Norm" in type(m).__name__]
+    final = [norm for norm in norms if not norm.startswith(f"{name}.")][-1:]
+    return {
+        "target_modules": linear_layers(blocks),
+        "modules_to_save": ["score", *(norm.removeprefix("transformer.") for norm in final)],
+        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in blocks.modules()),
+    }
 
 
 # ---------------------------------------------------------------------------------------------
-# The run
+# The run, and its model again
 
 
-def run_lora(args: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
-    """Fine-tune a base with LoRA, unless that is done; returns the run's folder."""
-    device, recipe = choose_device(args.device, args.precision), Recipe.of(args)
+def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
+    """Fine-tune a base with LoRA, unless that is done; return the run's folder."""
+    device, folder = choose_device(options.device, options.precision), run_folder(options, "LoRA")
+    fingerprint = base_fingerprint(base.folder)
+    sources = {"base": {"name": options.gpt_variant, "fingerprint": fingerprint.now}}
+    description = describe_run(options, "LoRA", device, corpus_facts(corpus), sources)
+    same = {fingerprint.before: fingerprint.now}
+    with claim(folder, description, options.overwrite, same) as claimed:
+        if not claimed.finished:
+            torch.manual_seed(options.sr_no)
+            model = load_classifier(base.folder)
+            config = LoraConfig(
+                options.lora_rank, options.lora_alpha, options.lora_dropout, **published_set(model)
+            )
+            add_lora(model, config)
+            print_counts(count := count_parameters(model))
 
-    torch.manual_seed(args.sr_no)
-    model = Classifier(load_backbone(base.folder))
-    base_print = backbone_fingerprint(model.backbone)
-    alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-    config = LoraConfig(args.lora_rank, alpha, args.lora_dropout, **published_set(model))
-    add_lora(model, config)
-    count = count_parameters(model)
+            keep_freed_memory()
+            training = Training(model.to(device.torch), corpus, cross_entropy, options, device)
+            progress = train(training, folder)
+
+            tensors, base_name = lora_tensors(model), options.gpt_variant
+            write_adapter(folder, asdict(config), tensors, base_name, fingerprint.now)
+            adapter = adapter_fingerprint(tensors, fingerprint.now, config.scaling)
+            results, predictions = evaluate(training)
+            claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
+        else:
+            print_counts(read_metrics(folder)["parameters"])
+    show_run(folder)
+    return folder
+
+
+def print_counts(count: dict[str, int]) -> None:
+    """Print how many parameters there are, and how many of them train."""
     print(f"Number of parameters: {count['total'] / 1e6:.2f}M")
     print(f"Number of trainable parameters: {count['trainable'] / 1e6:.2f}M")
     print(f"Reduction: {1 - count['trainable'] / count['total']:.2%}")
 
-    sources = {"base": {"name": args.gpt_variant, "fingerprint": base_print}}
-    settings = {"lora_rank": config.r, "lora_alpha": alpha, "lora_dropout": config.lora_dropout}
-    description = describe_run(args, "LoRA", corpus, device, sources, recipe._asdict() | settings)
-    folder = run_folder(args, "LoRA")
-    with claim(folder, description, args.overwrite) as claimed:
-        if not claimed.finished:
-            keep_freed_memory()
-            training = Training(model.to(device.torch), corpus, cross_entropy, recipe, device)
-            progress = train(training, folder)
-            tensors = lora_tensors(model)
-            write_adapter(folder, asdict(config), tensors, args.gpt_variant, base_print)
-            results, predictions = evaluate(training)
-            claimed.finish(count, progress.summary(), results, predictions)
-    show_run(folder)
-    return folder
+
+class Teacher(NamedTuple):
+    """A saved LoRA classifier in memory."""
+
+    model: Classifier
+    config: LoraConfig
+    base: Base
+    base_fingerprint: str
+    fingerprint: str  # of base and adapter together
+
+
+def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) -> Teacher:
+    """Load a saved LoRA classifier, ours or PEFT's, frozen and in evaluation mode.
+
+    Args:
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        variant: the base model; None takes the one that the adapter names.
+        merged: put each correction into its weight; else LoRA's layers stay, and train.
+    """
+    saved = read_adapter(folder)
+    base, trained_on = find_own_base(saved, folder, variant)
+    config, model = LoraConfig(**saved.settings), load_classifier(base.folder)
+    add_lora(model, config)
+    copy_tensors(folder / "adapter_model.safetensors", saved.tensors, lora_tensors(model))
+    if merged:
+        merge_lora(model)
+        model.requires_grad_(False).eval()
+    whole = adapter_fingerprint(saved.tensors, trained_on, config.scaling)
+    return Teacher(model, config, base, trained_on, whole)

@@ -6,22 +6,27 @@
 `DistilRNN`   the student: embedding, one Elman RNN layer, linear.
 """
 
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from data_utils import Batch
+from support.bases import check_packing, load_backbone
+from support.checkpoints import read_student
 from support.devices import has_bf16
-from support.few_passes import in_few_passes
-from support.recurrence import Recurrence
+from support.fast_layers import in_few_passes, recurrent_states
+from support.files import copy_tensors
 
-# PyTorch's x86 builds leave these two functions to oneMKL, which settles on a kernel in the first
-# call. Where several threads make that call together, one of them may run a coarse kernel in it,
-# its results 1e-4 off (https://github.com/pytorch/pytorch/issues/188792). One element is one
-# thread's. tanh is the RNN's and the GELU's of Hugging Face, exp the KL divergence's.
-torch.tanh(torch.zeros(1))
-torch.exp(torch.zeros(1))
+
+class Reading(NamedTuple):
+    """What a model makes of a packed batch, token by token."""
+
+    logits: Tensor  # (sentences, 2)
+    states: Tensor  # (tokens, width)  final hidden states
+    tokens: Tensor | slice = slice(None)  # (tokens,)  which token of the batch each state is at
 
 
 # ---------------------------------------------------------------------------------------------
@@ -41,7 +46,7 @@ def packed_attention(
     last_only: bool = False,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each packed sentence, for `transformers.AttentionInterface`.
+    """Attend causally within each packed sentence, for `transformers.AttentionInterface`.
 
     Args:
         module: the attention layer; not used.
@@ -70,19 +75,23 @@ def packed_attention(
 def dense_blocks(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
 ) -> Tensor:
-    """Attention of q, k, v (tokens, heads, head_dim), on any device.
+    """Attend with q, k, v (tokens, heads, head_dim), on any device.
 
     Each block of n equally long sentences is viewed, without a copy, as a dense tensor (n, heads,
     length, head_dim), so nothing is padded and nothing masked.
     """
     sizes = [length * count for length, count in batch.blocks]
     outputs = []
-    blocks = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
-    for block, (length, count) in zip(blocks, batch.blocks, strict=True):
-        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in block)
-        q, causal = (q[:, :, -1:], False) if last_only else (q, True)
+    pieces = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
+    for piece, (length, count) in zip(pieces, batch.blocks, strict=True):
+        queries, keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in piece)
         out = F.scaled_dot_product_attention(  # (count, heads, length or 1, head_dim)
-            q, k, v, is_causal=causal, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            queries[:, :, -1:] if last_only else queries,
+            keys,
+            values,
+            is_causal=not last_only,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
@@ -91,7 +100,7 @@ def dense_blocks(
 def varlen_blocks(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
 ) -> Tensor:
-    """The same in one kernel, FlashAttention's for variable lengths (Dao et al. 2022)."""
+    """Attend in one kernel, FlashAttention's for variable lengths (Dao et al. 2022)."""
     from torch.nn.attention.varlen import varlen_attn  # takes a second, for GPUs alone
 
     ends, longest = batch.cu_seqlens.int(), batch.blocks[0][0]
@@ -126,47 +135,55 @@ class Classifier(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The decoder."""
+        """Return the decoder."""
         return getattr(self, self.prefix)
 
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (sentences, 2) and hidden states (tokens, width)."""
+    def read(self, batch: Batch) -> Reading:
+        """Return the logits, and the state at every token."""
         states = prefix_states(self.backbone, batch)[batch.prefix_ids]
-        return self.score(states[batch.cu_seqlens[1:] - 1]), states
+        return Reading(self.score(states[batch.last_tokens]), states)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (sentences, 2) of a packed batch."""
+        """Return logits (sentences, 2)."""
         gpt2 = self.backbone.config.model_type == "gpt2"
         states = gpt2_last_states if gpt2 else last_states
         return self.score(states(self.backbone, batch))
 
 
+def load_classifier(folder: Path) -> Classifier:
+    """Load a base's blocks under a new head, and prove that they read packed sentences apart."""
+    classifier = Classifier(load_backbone(folder, packed_attention))
+    check_packing(classifier, folder)
+    return classifier
+
+
 def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """The final hidden state (prefixes, width) of each prefix."""
-    ids, positions = (x[batch.prefix_tokens].unsqueeze(0) for x in batch[:2])  # (1, prefixes)
-    found = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
-    return found.last_hidden_state[0]
+    """Return the final hidden state (prefixes, width) of each prefix."""
+    ids, positions = (
+        x[batch.prefix_tokens].unsqueeze(0) for x in (batch.input_ids, batch.position_ids)
+    )  # (1, prefixes)
+    output = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
+    return output.last_hidden_state[0]
 
 
 def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """The final hidden state (sentences, width) at each sentence's last token."""
-    return prefix_states(backbone, batch)[batch.prefix_ids[batch.cu_seqlens[1:] - 1]]
+    """Return the final hidden state (sentences, width) at each sentence's last token."""
+    return prefix_states(backbone, batch)[batch.last_prefixes]
 
 
 def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
-    """The same with less work: nobody reads the last block's other tokens.
+    """Return `last_states` with less work: nobody reads the last block's other tokens.
 
     It needs keys and values for every prefix, and everything after them for the last tokens only.
     """
     tokens = batch.prefix_tokens
-    last = batch.prefix_ids[batch.cu_seqlens[1:] - 1]  # (sentences,)
     hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
     hidden = hidden.unsqueeze(0)  # (1, prefixes, width), as the blocks want it
     *blocks, block = gpt2.h
     for earlier in blocks:
         hidden = earlier(hidden, batch=batch)
     attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
-    hidden = hidden[:, last] + attended  # (1, sentences, width)
+    hidden = hidden[:, batch.last_prefixes] + attended  # (1, sentences, width)
     hidden = hidden + block.mlp(block.ln_2(hidden))
     return gpt2.ln_f(hidden).squeeze(0)
 
@@ -202,32 +219,27 @@ class DistilRNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def rows(self, input_ids: Tensor) -> Tensor:
-        """The embedding's row of each token id; the last row for those not in the vocabulary."""
+        """Return the embedding's row of each token id; the last one where it has none."""
         unknown = len(self.vocabulary)
-        found = torch.searchsorted(self.vocabulary, input_ids).clamp(max=unknown - 1)
-        return torch.where(self.vocabulary[found] == input_ids, found, unknown)
+        rows = torch.searchsorted(self.vocabulary, input_ids).clamp(max=unknown - 1)
+        return torch.where(self.vocabulary[rows] == input_ids, rows, unknown)
+
+    def read(self, batch: Batch) -> Reading:
+        """Return the logits, and the state at every token, in the order of the time steps."""
+        steps = batch.time_steps()
+        embedded = self.dropout(self.embedding(self.rows(batch.input_ids[steps.tokens])))
+        states = recurrent_states(self.rnn, embedded, steps.sizes)  # (tokens, width)
+        logits = self.linear(self.dropout(states[steps.last]))
+        return Reading(logits, states, steps.tokens)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (sentences, 2) of a packed batch."""
-        return self.read(batch)[0]
+        """Return logits (sentences, 2)."""
+        return self.read(batch).logits
 
-    def read(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (sentences, 2), and the hidden states (tokens, width) with the tokens' places.
 
-        A PackedSequence lays tokens out by time, then by sentence, the longest sentence first: the
-        states stand in that order, and the places (tokens,) say where each token is in the batch.
-        """
-        by_time = torch.argsort(batch.position_ids, stable=True)
-        lengths, counts = (torch.tensor(column) for column in zip(*batch.blocks, strict=True))
-        # How many sentences are longer than t, for each t; on the CPU, where nn.RNN wants it.
-        reaching = ((lengths.unsqueeze(1) > torch.arange(lengths[0])) * counts.unsqueeze(1)).sum(0)
-        embedded = self.embedding(self.rows(batch.input_ids[by_time]))
-        embedded = self.dropout(embedded)  # (tokens, width)
-        if embedded.is_cuda:  # cuDNN's is faster there
-            states = self.rnn(PackedSequence(embedded, reaching))[0].data
-        else:
-            W, U, *biases = self.rnn.parameters()
-            states = Recurrence.apply(embedded, W, U, sum(biases), reaching.tolist())
-        ends = (reaching.cumsum(0) - reaching)[lengths - 1].repeat_interleave(counts)
-        last = states[(ends + torch.arange(len(ends))).to(states.device)]  # (sentences, width)
-        return self.linear(self.dropout(last)), states, by_time
+def load_student(folder: Path) -> DistilRNN:
+    """Load a saved student for use."""
+    tensors = read_student(folder)
+    model = DistilRNN(tensors["vocabulary"], tensors["embedding.weight"].shape[1])
+    copy_tensors(folder / "model.safetensors", tensors, model.state_dict())
+    return model.requires_grad_(False).eval()

@@ -1,18 +1,23 @@
-"""gen and predict: models at work."""
+"""Saved models at work: gen continues a prompt, predict judges sentences, export hands them on."""
 
 import json
 import sys
 from argparse import Namespace
 
 import torch
+from tokenizers import Tokenizer
+from torch import nn
 
-from data_utils import UNLABELLED, read_lines, tokenize
-from support.bases.loading import find_base, load_language_model
-from support.checkpoints.students import load_checkpoint
+from data_utils import UNLABELLED, tokenize
+from model import load_student
+from support.bases import find_base, is_nano, load_language_model, load_tokenizer, nano_lexicon
+from support.checkpoints import kind_of, read_max_length
+from support.corpus import is_layout, parse_row, read_lines
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
-from support.runs.folder import run_folder
+from support.reporting import confusion, describe, measure
+from support.runs import run_folder
 from train_utils import predict_logits
 
 
@@ -26,19 +31,20 @@ def run_gen(args: Namespace) -> None:
     device = choose_device(args.device, args.precision)
     base = find_base(args.gpt_variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    ids = tokenizer(args.prompt, verbose=False)["input_ids"]
+    text = args.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    ids = tokenizer(text, verbose=False)["input_ids"]
     opening = tokenizer.bos_token_id
     opening = tokenizer.eos_token_id if opening is None else opening
     if not ids and opening is None:
         raise UserError(f"--prompt: {args.gpt_variant} has no token that opens a text; give one")
     prompt = torch.tensor([ids or [opening]])  # (1, tokens)
-    model = load_language_model(base.folder).to(device.torch)
     room = base.max_length - prompt.shape[1]
     if args.max_new_tokens > room:
         raise UserError(
             f"--max_new_tokens {args.max_new_tokens}: after the prompt's {prompt.shape[1]} tokens "
             f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
         )
+    model = load_language_model(base.folder).to(device.torch)
     sampling = {}
     if sampled := args.temperature > 1e-6:  # the softmax of less has one token, or overflows
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
@@ -58,31 +64,57 @@ def run_gen(args: Namespace) -> None:
             )
 
 
+# ---------------------------------------------------------------------------------------------
+# predict
+
+
 def run_predict(args: Namespace) -> None:
-    """Judge sentences with a saved teacher or student: a table, or one JSON object a line."""
+    """Judge sentences with a saved teacher or student: a table, or one JSON object a line.
+
+    Labelled sentences, in CoLA's layout, are scored as well.
+    """
     device = choose_device(args.device, args.precision)
-    sentences, source = read_sentences(args)
-    folder = args.checkpoint or run_folder(args, "LoRA")
-    variant = args.gpt_variant if "gpt_variant" in args.given else None
-    model, tokenizer, max_length = load_checkpoint(folder, variant)
-    split = tokenize(tokenizer, sentences, [UNLABELLED] * len(sentences), max_length, source)
+    sentences, labels, source = read_sentences(args)
+    model, tokenizer, max_length = load_model(args)
+    split = tokenize(tokenizer, sentences, labels, max_length, source)
+    if is_nano(tokenizer):
+        warn_of_lexicon(sentences)
     keep_freed_memory()
     logits = predict_logits(model.to(device.torch), split, device, "judging")  # (sentences, 2)
     answers, probabilities = logits.argmax(dim=1).tolist(), logits.softmax(dim=1)[:, 1].tolist()
-    rows = zip(sentences, answers, probabilities, logits.tolist(), strict=True)
     if args.json:
-        for row in rows:
-            named = dict(zip(("sentence", "label", "p_acceptable", "logits"), row, strict=True))
-            print(json.dumps(named, ensure_ascii=False))
-        return
-    print("p(acceptable)  judgement     sentence")
-    for sentence, label, p_acceptable, _ in rows:
-        word = ("unacceptable", "acceptable")[label]
-        print(f"{p_acceptable:>13.3f}  {word:<12}  {sentence}")
+        names = ("sentence", "label", "p_acceptable", "logits")
+        for row in zip(sentences, answers, probabilities, logits.tolist(), strict=True):
+            print(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False))
+    else:
+        print("p(acceptable)  judgement     sentence")
+        for sentence, label, p_acceptable in zip(sentences, answers, probabilities, strict=True):
+            word = ("unacceptable", "acceptable")[label]
+            print(f"{p_acceptable:>13.3f}  {word:<12}  {sentence}")
+    if UNLABELLED not in labels:
+        metrics = measure(logits, split.labels)
+        lines = f"{describe(metrics)}\n{confusion(metrics)}"
+        print(lines, file=sys.stderr if args.json else sys.stdout)
 
 
-def read_sentences(args: Namespace) -> tuple[list[str], str]:
-    """The sentences to judge, and where they are from: the command line, a file, standard input."""
+def load_model(args: Namespace) -> tuple[nn.Module, Tokenizer, int]:
+    """Load the checkpoint that the options name: its tokenizer, and its longest sentence, too."""
+    folder = args.checkpoint or run_folder(args, "LoRA")
+    if kind_of(folder) == "student":
+        return load_student(folder), load_tokenizer(folder), read_max_length(folder)
+    from lora import load_teacher  # transformers takes seconds, which a student does not need
+
+    teacher = load_teacher(folder, named_variant(args))
+    return teacher.model, teacher.base.tokenizer, teacher.base.max_length
+
+
+def named_variant(args: Namespace) -> str | None:
+    """Return the base that the command line names; None takes the one that the adapter names."""
+    return args.gpt_variant if "gpt_variant" in args.given else None
+
+
+def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
+    """Return the sentences to judge, their labels where they have any, and where they are from."""
     if args.sentences:
         if args.input:
             raise UserError("--input: sentences are given on the command line too; choose one")
@@ -93,10 +125,49 @@ def read_sentences(args: Namespace) -> tuple[list[str], str]:
             print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
         source = str(args.input or "standard input")
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
-    lines = read_lines(content, source)
-    if lines == [""]:
+    lines = [
+        (line, f"{source}, line {number}")
+        for number, line in enumerate(read_lines(content, source), start=1)
+    ]
+    filled = [(line, where) for line, where in lines if line.strip()]
+    if not filled:
         raise UserError(f"{source}: no sentences; give them as arguments, in a file or piped in")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise UserError(f"{source}, line {number}: the sentence is empty; remove the line")
-    return lines, source
+    if blank := len(lines) - len(filled):
+        print(f"{source}: {blank} blank line{'s' * (blank > 1)} passed over", file=sys.stderr)
+    if is_layout(filled[0][0]):
+        rows = [parse_row(line, where) for line, where in filled]
+        return [row.sentence for row in rows], [row.label for row in rows], source
+    for line, where in filled:
+        if "\t" in line:
+            raise UserError(
+                f"{where}: a tab in the sentence; a file in CoLA's layout has 4 columns"
+            )
+    return [line for line, _ in filled], [UNLABELLED] * len(filled), source
+
+
+def warn_of_lexicon(sentences: list[str]) -> None:
+    """Say in one line that nano knows no other words than its own, where it is asked about some."""
+    words = {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}
+    if unknown := sorted(words - nano_lexicon()):
+        what = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
+        print(f"note: {what}: what it says of ordinary English means nothing", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+# export
+
+
+def run_export(args: Namespace) -> None:
+    """Write a checkpoint to ``<out_dir>/exports/``, in a form that needs nothing of ours."""
+    from support.checkpoints.export import save_merged, save_onnx
+
+    folder = args.checkpoint or run_folder(args, "LoRA")
+    target = args.out_dir / "exports" / folder.resolve().name
+    if kind_of(folder) == "adapter":
+        from lora import load_teacher
+
+        save_merged(load_teacher(folder, named_variant(args)), target)
+        print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
+    else:
+        save_onnx(load_student(folder), load_tokenizer(folder), folder, target)
+        print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")

@@ -1,4 +1,4 @@
-"""On what, and how precisely, is it computed?"""
+"""Choose on what, and how precisely, it is computed."""
 
 import ctypes
 import os
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from support.errors import UserError
-from support.processes import any_process, rank_and_processes
+from support.errors import UserError, first_line
+from support.processes import rank_and_processes, together
 
 AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
 # oneDNN, which multiplies in bf16 on a CPU, keeps what it built for the last 1,024 shapes. A step
@@ -20,18 +20,18 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 class Device(NamedTuple):
-    """A device of PyTorch's, and the precision of the matrix products on it."""
+    """Hold a device of PyTorch's, and the precision of the matrix products on it."""
 
     torch: torch.device
     precision: str  # "fp32" or "bf16"
 
     def autocast(self) -> torch.autocast:
-        """bf16 matrix products where the precision says so; weights are fp32 in either case."""
+        """Return a context of bf16 matrix products, or of none; weights are fp32 in either case."""
         bf16 = self.precision == "bf16"
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=bf16)
 
     def description(self) -> dict[str, str | int]:
-        """The machine in words."""
+        """Return the machine in words."""
         if self.torch.type == "cuda":
             name = torch.cuda.get_device_name(self.torch)
         else:
@@ -57,20 +57,18 @@ def choose_device(name: str = "auto", precision: str | None = None) -> Device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and rank_and_processes()[1] > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    reason = ""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-    if any_process(bool(reason)):
-        reason = reason or "another process has none of its own"
-        raise UserError(f"--device {name}: not usable here ({reason}); use cpu")
+    with together():
+        try:
+            torch.zeros(1, device=name).item()  # a device may exist, as "meta", and not compute
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = f"not usable here ({first_line(error)}); use cpu"
+            raise UserError(f"--device {name}: {reason}") from None
     device = torch.device(name)
     return Device(device, precision or ("bf16" if has_bf16(device) else "fp32"))
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether it is a GPU that multiplies bf16 in hardware, not by emulation."""
+    """Return whether it is a GPU that multiplies bf16 in hardware, not by emulation."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 

@@ -1,14 +1,14 @@
-"""Which errors can the user mend, and what is the one line that says so?"""
+"""Tell the errors that a user can mend from the program's own, and put each in one line."""
 
 import errno
 
 
 class UserError(Exception):
-    """What the user can mend: one line that says what is wrong, where, and what to do."""
+    """One line for what the user can mend: what is wrong, where, and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """Return what a library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -16,7 +16,7 @@ MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, err
 
 
 def explain(error: Exception) -> str | None:
-    """One line for an error that the user can mend; None for one that is the program's own."""
+    """Return one line for an error that the user can mend; None for one of the program's own."""
     text = str(error)
     if isinstance(error, UserError):
         return " ".join(text.split("\n"))
@@ -25,7 +25,11 @@ def explain(error: Exception) -> str | None:
         "out of memory" in text or "can't allocate memory" in text
     )
     if isinstance(error, MemoryError) or in_pytorch:
-        return "out of memory; lower --batch_size, or choose a smaller --gpt_variant or student"
+        # A smaller batch would not help: it is cut to train_utils.MAX_TOKENS in any case.
+        return (
+            "out of memory; choose a smaller --gpt_variant, --student_width or --transfer_size, "
+            "or close other programs"
+        )
     if isinstance(error, OSError) and error.errno in MACHINE:
         return f"{error.filename or 'output'}: {error.strerror}; what was saved before is whole"
     return None

@@ -1,7 +1,7 @@
-"""How are files read, and replaced whole or not at all?
+"""Read files, and replace them whole or not at all.
 
-Of several processes only the main one writes. Nothing is ever unpickled: weights are safetensors,
-the rest is JSON, CSV and text.
+Nothing is ever unpickled: weights are safetensors, the rest is JSON, CSV and text. Of several
+processes only the main one writes, but for what every machine needs (`replace_file`).
 """
 
 import csv
@@ -26,9 +26,13 @@ from support.processes import is_main
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: beside it, fsync, rename. A crash leaves the old or the new one."""
-    if not is_main():
-        return
+    """Replace a file in the main process."""
+    if is_main():
+        replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside the file, fsync, rename: a crash leaves the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,9 +71,14 @@ def write_files(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    """The error for a full disk, a folder without permission, and the like."""
+    """Return the error for a full disk, a folder without permission, and the like."""
     reason = error.strerror or error
     return UserError(f"{path}: cannot be written ({reason}); what was saved before is whole")
+
+
+def no_folder(folder: Path, error: OSError) -> UserError:
+    """Return the error for a folder that cannot be made or locked."""
+    return UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out_dir")
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -135,8 +144,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def check_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Compare the tensors that ``path`` held with those of a model, by name and shape."""
+def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy ``source``, which ``path`` holds, into ``target`` in place: equal names and shapes."""
     for name in sorted(source.keys() | target.keys()):
         if name not in source:
             raise UserError(f"{path}: tensor {name} is missing; the file belongs to another model")
@@ -147,11 +156,6 @@ def check_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tenso
                 f"{path}: tensor {name} is {tuple(source[name].shape)} where the model has "
                 f"{tuple(target[name].shape)}; the file belongs to another model"
             )
-
-
-def copy_tensors(path: Path, source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Copy ``source``, which ``path`` held, into ``target`` in place."""
-    check_tensors(path, source, target)
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])

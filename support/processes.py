@@ -1,4 +1,4 @@
-"""One process, or several as torchrun starts them: which one am I, and what do all know?
+"""Tell which process this is, of one or of several that torchrun started, and what all know.
 
 Only the main process prints and writes. Several processes train one model: each takes its share of
 every batch, and the sum of their gradients is that of one process.
@@ -9,28 +9,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
+from support.errors import UserError
+
 if TYPE_CHECKING:  # PyTorch is imported where it is used: run.py asks is_main() without it
     from torch import Tensor
 
 
+class PeerLost(UserError):
+    """Another process has ended, and has said why."""
+
+
 def several() -> bool:
-    """Whether torchrun started several processes."""
+    """Return whether torchrun started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Return whether this is the process that prints and writes."""
     return not several() or os.environ.get("RANK", "0") == "0"
 
 
 def is_first_of_machine() -> bool:
-    """Whether this is the process that speaks for its machine, when all meet the same error."""
+    """Return whether this is the process that speaks for its machine, when all meet an error."""
     return not several() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; all but the main one fall silent."""
+    """Join the processes that torchrun started, if it did; all but the main one fall silent.
+
+    Raises:
+        PeerLost: another process has ended.
+    """
     if not several():
         yield
         return
@@ -47,12 +57,17 @@ def process_group() -> Iterator[None]:
         else:
             with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
                 yield
+    except RuntimeError as error:
+        lost = "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error)
+        if lost or isinstance(error, dist.DistNetworkError):
+            raise PeerLost from None
+        raise
     finally:
         dist.destroy_process_group()
 
 
 def rank_and_processes() -> tuple[int, int]:
-    """This process' number in its group and how many there are; (0, 1) where there is no group."""
+    """Return this process' number and how many there are; (0, 1) where there is no group."""
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -71,7 +86,7 @@ def sum_over_processes(*tensors: "Tensor") -> None:
 
 
 def any_process(value: bool) -> bool:
-    """Whether ``value`` is true in any process. All must ask: each waits for the others."""
+    """Return whether ``value`` is true in any process. All must ask: each waits for the others."""
     if rank_and_processes()[1] == 1:
         return value
     import torch
@@ -79,3 +94,24 @@ def any_process(value: bool) -> bool:
     total = torch.tensor([float(value)])
     sum_over_processes(total)
     return bool(total)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have all processes leave the block, or none: one's user error is raised in every process.
+
+    What is inside must not wait for other processes.
+    """
+    message = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    processes = rank_and_processes()[1]
+    messages = [message] * processes
+    if processes > 1:
+        import torch.distributed as dist
+
+        dist.all_gather_object(messages, message)
+    if first := next(filter(None, messages), None):
+        raise UserError(first)

@@ -1,4 +1,4 @@
-"""Whose is a run's folder, is its run finished, and what does it leave there?
+"""Tell whose a run's folder is and whether its run is finished; write what a run leaves there.
 
 `unfinished.json` stands in the folder from before a run's first step until after `metrics.json`,
 which is written last. While it stands, the folder holds no model that may be used.
@@ -8,19 +8,21 @@ import platform
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from data_utils import Split, corpus_fingerprint
-from support.bases.loading import PROJECT, variant_name
+from support import PROJECT
+from support.bases import variant_name
 from support.devices import Device
 from support.errors import UserError
-from support.files import read_json, write_csv, write_json
-from support.processes import any_process, is_main
-from support.runs.locks import hold, no_folder, stop_where_refused
+from support.files import no_folder, read_json, write_csv, write_json
+from support.options import published
+from support.processes import any_process, is_main, together
+from support.runs.locks import locked
 
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 RESULTS = (
@@ -34,21 +36,27 @@ RESULTS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )  # fmt: skip  what a finished run leaves, and another must not find
-# Options that came later: a run of their defaults has the identity that it had before them.
-LATER = {
-    "lr_schedule": "constant", "transfer_source": "edits", "hint_weight": 0.0, "hint_width": 128,
-    "student_width": 768, "student_dropout": 0.0, "embedding_start": "random", "held_out": 0,
-}  # fmt: skip
+
+
+class State(Enum):
+    """What a folder holds, for a command that wants to run there."""
+
+    ABSENT = "nothing that would be lost"
+    UNFINISHED = "this run, to be gone on with"
+    FINISHED = "this run, done"
+    FOREIGN = "another run, or files of somebody else's"
 
 
 class Claim(NamedTuple):
-    """A claimed folder; ``description`` is what metrics.json says of a run before it trains."""
+    """A folder that is this command's; ``description`` is what metrics.json says beforehand."""
 
     folder: Path
     description: dict
     finished: bool
 
-    def finish(self, parameters: dict, training: dict, results: dict, predictions: list) -> None:
+    def finish(
+        self, parameters: dict, training: dict, results: dict, predictions: list, **more: str
+    ) -> None:
         """Write what was measured, and with it that the run is finished.
 
         Args:
@@ -56,62 +64,62 @@ class Claim(NamedTuple):
             training: how the training went.
             results: by dev set.
             predictions: the rows of predictions.csv.
+            more: further entries of metrics.json.
         """
         write_csv(self.folder / "predictions.csv", predictions)
-        measured = {"parameters": parameters, "training": training, **results}
+        measured = {"parameters": parameters, "training": training, **more, **results}
         write_json(self.folder / METRICS, {**self.description, **measured})
         if is_main():
             (self.folder / UNFINISHED).unlink()
             (self.folder / STATE).unlink(missing_ok=True)
 
 
-def run_folder(args: Namespace, mode: str) -> Path:
-    """Where a run lives: ``<out_dir>/checkpoints/<mode>_<variant>_<sr_no>``."""
-    return args.out_dir / "checkpoints" / f"{mode}_{variant_name(args.gpt_variant)}_{args.sr_no}"
+def run_folder(options: Namespace, mode: str) -> Path:
+    """Return where a run lives: ``<out_dir>/checkpoints/<mode>_<variant>_<sr_no>``."""
+    return (
+        options.out_dir
+        / "checkpoints"
+        / f"{mode}_{variant_name(options.gpt_variant)}_{options.sr_no}"
+    )
 
 
 def describe_run(
-    args: Namespace,
+    options: Namespace,
     mode: str,
-    corpus: dict[str, Split],
     device: Device,
+    corpus: dict,
     sources: dict[str, dict],
-    arguments: dict,
+    **rules: str,
 ) -> dict:
-    """The description of a `Claim`, with the identity that a folder is compared by.
+    """Return what metrics.json says of a run beforehand, with the identity that it is known by.
 
     Args:
-        args: the command line.
+        options: of this run.
         mode: "LoRA", "distil" or "rnn".
-        corpus: as it was read.
         device: where it is computed.
+        corpus: its fingerprint as "sha256", and the counts of its splits.
         sources: the base and the teacher, each with its "fingerprint".
-        arguments: the options that change the result.
+        rules: what else changes the result, beside the options.
     """
-    place = args.data_dir.resolve()
+    place = options.data_dir.resolve()
     inside = place.is_relative_to(PROJECT)
     name = place.relative_to(PROJECT).as_posix() if inside else place.name
-    data = corpus_fingerprint(corpus)
-    identity = {
-        "mode": mode,
-        "data": data,
-        "precision": device.precision,
-        **{key: source["fingerprint"] for key, source in sources.items()},
-        **{key: value for key, value in arguments.items() if LATER.get(key, ...) != value},
-    }
+    arguments = {**options.settings, **rules}
     return {
         "mode": mode,
-        "variant": variant_name(args.gpt_variant),
-        "sr_no": args.sr_no,
-        "command": args.command,
-        "arguments": {key: value for key, value in arguments.items() if key != "sr_no"},
-        "identity": identity,
-        "data": {
-            "name": name,
-            "folder": str(args.data_dir),
-            "sha256": data,
-            **{key: split.counts() for key, split in corpus.items()},
+        "variant": variant_name(options.gpt_variant),
+        "sr_no": options.sr_no,
+        "command": options.command,
+        "arguments": arguments,
+        "identity": {
+            "mode": mode,
+            "data": corpus["sha256"],
+            "precision": device.precision,
+            "sr_no": options.sr_no,
+            **{key: source["fingerprint"] for key, source in sources.items()},
+            **arguments,
         },
+        "data": {"name": name, "folder": str(options.data_dir), **corpus},
         "teacher": None,
         **sources,
         "hardware": device.description(),
@@ -124,76 +132,96 @@ def describe_run(
 
 
 @contextmanager
-def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
+def claim(
+    folder: Path, description: dict, overwrite: bool, same: dict[str, str] | None = None
+) -> Iterator[Claim]:
     """Hold a run's folder, and tell whether its run is finished.
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
     it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
+    ``same`` maps fingerprints that earlier versions wrote to those of today.
     """
-    with hold(folder / ".lock"):
-        finished, refusal = False, None
-        if is_main():
-            try:
-                finished = prepare(folder, description, overwrite)
-            except UserError as error:
-                refusal = error
-            except OSError as error:
-                refusal = no_folder(folder, error)
-        stop_where_refused(refusal, folder)
+    with locked(folder / ".lock"):
+        finished = False
+        with together():
+            if is_main():
+                try:
+                    finished = prepare(folder, description, overwrite, same or {})
+                except OSError as error:
+                    raise no_folder(folder, error) from None
         yield Claim(folder, description, any_process(finished))
 
 
-def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
-    """Make a claimed folder ready for a run; returns whether it is finished already."""
-    unfinished, metrics, state = (folder / name for name in (UNFINISHED, METRICS, STATE))
-    identity, mark = description["identity"], unfinished if unfinished.exists() else metrics
-    used = [name for name in (*RESULTS, STATE) if (folder / name).exists()]
-    try:
-        if mark.exists():
-            check_identity(folder, read_json(mark).get("identity"), identity)
-        elif used:
-            check_identity(folder, None, identity)
-    except UserError:
-        if not overwrite and (used or mark != unfinished):
-            raise
-        clear = True
-    else:
-        clear = overwrite and mark == metrics
-    if mark == metrics and metrics.exists() and not clear:
-        state.unlink(missing_ok=True)  # left by a kill right after the mark was removed
+def prepare(folder: Path, description: dict, overwrite: bool, same: dict[str, str]) -> bool:
+    """Make a claimed folder ready for a run; return whether it is finished already."""
+    identity = description["identity"]
+    state, reason = state_of(folder, identity, same)
+    if state is State.FOREIGN and not overwrite:
+        raise UserError(f"{folder}{reason}")
+    if state is State.FINISHED and not overwrite:
+        (folder / STATE).unlink(missing_ok=True)  # left by a kill right after the mark's removal
         return True
-    if clear or not unfinished.exists():
+    if state is not State.UNFINISHED:
         # In this order, a kill between two lines leaves the old run's mark or the new one's.
-        state.unlink(missing_ok=True)
-        write_json(unfinished, {"command": description["command"], "identity": identity})
+        (folder / STATE).unlink(missing_ok=True)
+        write_json(folder / UNFINISHED, {"command": description["command"], "identity": identity})
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)
     return False
 
 
-def check_identity(folder: Path, found: object, identity: dict) -> None:
-    """Compare the identity of the run on disk with the one asked for; says what differs."""
-    if not isinstance(found, dict):
-        raise UserError(f"{folder}: not a run of this project; add --overwrite to replace it")
-    differing = [
-        f"{key} is {short(found.get(key))} there, {short(identity.get(key))} here"
-        for key in sorted(found.keys() | identity.keys())
-        if found.get(key) != identity.get(key)
-    ]
-    if differing:
-        raise UserError(
-            f"{folder} holds another run ({'; '.join(differing)}); add --overwrite to replace it, "
-            "or choose another --sr_no or --out_dir"
-        )
+def state_of(folder: Path, identity: dict, same: dict[str, str]) -> tuple[State, str]:
+    """Return the state of a folder for the run of this identity, and why it is a foreign one."""
+    unfinished = (folder / UNFINISHED).exists()
+    used = any((folder / name).exists() for name in (*RESULTS, STATE))
+    if not unfinished and not used:
+        return State.ABSENT, ""
+    try:
+        recorded = read_json(folder / (UNFINISHED if unfinished else METRICS)).get("identity")
+        if not isinstance(recorded, dict):
+            raise UserError("not a run of this project")
+    except UserError:
+        reason = ": not a run of this project; add --overwrite to replace it"
+        return (State.FOREIGN if used or not unfinished else State.ABSENT), reason
+    if differing := differences(recorded, identity, same):
+        # A run that has saved nothing makes way: nothing would be lost.
+        return (State.FOREIGN if used else State.ABSENT), another_run(differing, unfinished)
+    return (State.UNFINISHED if unfinished else State.FINISHED), ""
+
+
+def differences(recorded: dict, identity: dict, same: dict[str, str]) -> dict[str, tuple]:
+    """Return the entries in which two identities differ, as they are there and here.
+
+    An option that an identity does not name has its published value: it came later.
+    """
+    values = published(str(identity.get("mode")))
+    there = {k: same.get(v, v) if isinstance(v, str) else v for k, v in recorded.items()}
+    there, here = values | there, values | identity
+    return {
+        key: (there.get(key), here.get(key))
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    }
+
+
+def another_run(differing: dict[str, tuple], unfinished: bool) -> str:
+    """Return what to say of a folder whose run differs in some entries."""
+    parts = [f"{key} is {short(a)} there, {short(b)} here" for key, (a, b) in differing.items()]
+    extended = set(differing) <= {"epochs", "max_steps"} and not unfinished
+    words = " A finished run is not extended: train it anew." if extended else ""
+    return (
+        f" holds another run ({'; '.join(parts)}).{words} Add --overwrite to replace it, or choose "
+        "another --sr_no or --out_dir"
+    )
 
 
 def short(value: object) -> str:
-    """A fingerprint's first digits; anything else as it is."""
+    """Return a fingerprint's first digits; anything else as it is."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def check_finished(folder: Path) -> None:
-    """Refuse a folder whose run is not finished, saying which command finishes it."""
+    """Refuse a folder whose run is not finished, naming the command that finishes it."""
     if (folder / UNFINISHED).exists():
         command = read_json(folder / UNFINISHED).get("command")
         raise UserError(f"{folder}: this run is not finished; finish it with: {command}")

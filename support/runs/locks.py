@@ -1,4 +1,4 @@
-"""How is a folder held against every other command?
+"""Hold a folder against every other command.
 
 A lock dies with its process. Of several processes the main one holds it, and all of them stop where
 it is refused.
@@ -12,44 +12,37 @@ from pathlib import Path
 import filelock
 
 from support.errors import UserError
-from support.processes import any_process, is_main
+from support.files import no_folder
+from support.processes import any_process, is_main, together
 
 
 @contextmanager
-def hold(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file; its folder is made. While another command holds it, wait or refuse."""
-    lock, refusal, folder = filelock.FileLock(path), None, path.parent
-    busy, seconds = f"{folder}: another command is at work here", 0.0
+    lock, folder = filelock.FileLock(path), path.parent
+    busy = f"{folder}: another command is at work here"
+    with together():
+        free = not is_main() or acquired(lock, folder, 0)
+        if not free and not wait:
+            raise UserError(f"{busy}; wait for it")
     try:
-        while True:
-            taken = False
-            if is_main():
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    lock.acquire(timeout=seconds)
-                except filelock.Timeout:
-                    taken = True
-                except OSError as error:
-                    refusal = no_folder(folder, error)
-            if not (any_process(taken) and wait):
-                break
-            if is_main() and not seconds:
-                print(f"{busy}; waiting for it", file=sys.stderr)
-            seconds = 1.0  # short, since the other processes wait meanwhile
-        refusal = UserError(f"{busy}; wait for it") if taken else refusal
-        stop_where_refused(refusal, folder)
+        if is_main() and not free:
+            print(f"{busy}; waiting for it", file=sys.stderr)
+        while any_process(not free):  # in short turns, since the other processes wait meanwhile
+            free = not is_main() or acquired(lock, folder, 1)
         yield
         any_process(False)  # nobody reads before the main process has written all
     finally:
         lock.release()
 
 
-def stop_where_refused(refusal: UserError | None, folder: Path) -> None:
-    """Raise in every process what the main one found."""
-    if any_process(bool(refusal)):
-        raise refusal or UserError(f"{folder}: refused by the main process")
-
-
-def no_folder(folder: Path, error: OSError) -> UserError:
-    """The error for a folder in which nothing can be written."""
-    return UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out_dir")
+def acquired(lock: filelock.FileLock, folder: Path, seconds: float) -> bool:
+    """Return whether the lock could be had within so many seconds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        raise no_folder(folder, error) from None
+    return True

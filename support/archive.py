@@ -1,0 +1,78 @@
+"""Fetch CoLA's archive, and take from it what has the published checksum."""
+
+import hashlib
+import http.client
+import socket
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import filelock
+import torch
+
+from support.errors import UserError
+from support.files import no_folder, replace_file
+
+URL = "https://nyu-mll.github.io/CoLA/cola_public_1.1.zip"
+LIMIT = 1 << 26  # bytes of a file in the archive; CoLA's largest has 0.5 MB
+TIMEOUT = 20  # seconds without an answer
+
+
+def fetch_cola(folder: Path, sha256: dict[str, str], url: str = URL) -> None:
+    """Put CoLA's three raw files into ``folder/raw``, unless they are there.
+
+    Every process of every machine may call this: one of those that share the folder fetches, the
+    others wait for it. Only the three named members are read, and nothing is written unless all
+    have their checksum.
+    """
+    raw = folder / "raw"
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(raw / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise no_folder(raw, error) from None
+    try:
+        if not all((raw / f"{split}.tsv").exists() for split in sha256):
+            for split, content in published_files(sha256, url).items():
+                replace_file(raw / f"{split}.tsv", content)
+    finally:
+        lock.release()
+
+
+def published_files(sha256: dict[str, str], url: str) -> dict[str, bytes]:
+    """Download the archive and return the content of each split's file."""
+    remedy = f"download {url} yourself, unpack it and pass the folder as --data_dir"
+    with TemporaryDirectory() as place:
+        path = Path(place, "cola.zip")
+        try:
+            download(url, path)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(f"{url}: cannot be downloaded ({reason}); {remedy}") from None
+        try:
+            with zipfile.ZipFile(path) as archive:
+                files = {split: read_member(archive, split) for split in sha256}
+        except Exception as error:  # zipfile raises a dozen kinds for a broken archive
+            raise UserError(f"{url}: not CoLA's archive ({error!r}); {remedy}") from None
+    for split, content in files.items():
+        if hashlib.sha256(content).hexdigest() != sha256[split]:
+            raise UserError(f"{url}: {split}.tsv has the wrong checksum; {remedy}")
+    return files
+
+
+def download(url: str, path: Path) -> None:
+    """Download a file, under a progress bar where somebody looks."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def read_member(archive: zipfile.ZipFile, split: str) -> bytes:
+    """Return the content of a split's file, or its beginning where it is larger than any is."""
+    with archive.open(f"cola_public/raw/{split}.tsv") as member:
+        return member.read(LIMIT)

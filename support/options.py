@@ -1,0 +1,338 @@
+"""Describe every option once, and read the command line by that table.
+
+What a recipe sets, a run's identity, the help, and which option means something to which mode:
+all of it is read from `OPTIONS`.
+"""
+
+import argparse
+import difflib
+import os
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support import PROJECT
+from support.processes import is_main
+
+MODES = {  # what it does, and an example
+    "gen": ("continue a prompt", "--mode gen --prompt 'The teacher'"),
+    "LoRA": ("fine-tune a base on CoLA with LoRA", "--mode LoRA --gpt_variant gpt2-medium"),
+    "distil": ("teach the student; needs a LoRA run", "--mode distil --sr_no 22915"),
+    "rnn": ("train the student without a teacher", "--mode rnn"),
+    "predict": ("judge sentences; needs a saved model", "--mode predict 'The cat sleeps.'"),
+    "export": ("a saved model for other programs", "--mode export --checkpoint DIR"),
+    "report": ("compare the finished runs", "--mode report --sr_no 22915-22919"),
+    "all": ("LoRA, rnn, distil and report in a row", "--mode all --gpt_variant nano"),
+}
+TRAINING = ("LoRA", "rnn", "distil", "all")
+STUDENTS = ("distil", "rnn", "all")
+TAUGHT = ("distil", "all")
+RECIPES = ("published", "hints", "nano")
+DESCRIPTION = "Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN."
+UNTAUGHT = "With --recipe hints rnn takes as many steps as distil. README.md says what it gives."
+
+
+# ---------------------------------------------------------------------------------------------
+# Types of values
+
+
+def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
+    """Return an argparse type: a number in [low, high], or in (low, high] where ``open_low``."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number ({kind.__name__})"
+            ) from None
+        if not (low <= value <= high) or (open_low and value == low) or value == float("inf"):
+            bounds = f"{'more than' if open_low else 'at least'} {low}"
+            bounds += f" and at most {high}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+        return value
+
+    return parse
+
+
+def serial_numbers(text: str) -> tuple[str, list[int]]:
+    """Parse one seed, or several as in 22915,22917-22919; return the text and the numbers."""
+    if len(text) > 100:
+        raise argparse.ArgumentTypeError("more than 100 characters, which name the report")
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not like 22915, 22915,22916 or 22915-22919"
+            )
+        low, high = int(first), int(last or first)
+        if high > 2**63 - 1:
+            raise argparse.ArgumentTypeError(f"{high} is out of range: at most {2**63 - 1}")
+        if not low <= high < low + 1000:
+            raise argparse.ArgumentTypeError(f"{part}: a range rises, by less than 1000")
+        numbers += range(low, high + 1)
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text} has a number twice")
+    return text, numbers
+
+
+def path(text: str) -> Path:
+    """Parse a path, with ~ for the home folder, also in --option=~/place."""
+    return Path(text).expanduser()
+
+
+def variant(text: str) -> str:
+    """Parse the name of a base; a folder or file may begin with ~."""
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
+count, size = number(int, 1), number(int, 0)
+positive, share, dropout = (
+    number(float, 0, open_low=True),
+    number(float, 0, 1),
+    number(float, 0, 0.99),
+)
+softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overflows
+
+
+# ---------------------------------------------------------------------------------------------
+# The table
+
+
+class Option(NamedTuple):
+    """A row of the table; a tuple as ``kind`` lists the choices, and bool is a switch."""
+
+    flag: str
+    metavar: str | None
+    kind: Any
+    default: Any  # the published value; a dict has one for each mode
+    recipes: dict[str, Any]  # what the other recipes set; a dict has a value for some modes
+    identity: bool  # whether it changes the result, and so belongs to a run's identity
+    modes: tuple[str, ...]
+    help: str
+
+    @property
+    def name(self) -> str:
+        """Return the name in the parsed arguments."""
+        return self.flag.removeprefix("--")
+
+    def value(self, recipe: str, mode: str) -> Any:
+        """Return what a recipe gives it in a mode."""
+        setting = self.recipes.get(recipe, self.default)
+        if isinstance(setting, dict):
+            setting = setting.get(mode, self.default)
+        return setting.get(mode) if isinstance(setting, dict) else setting
+
+
+YES, NO = True, False
+ALL, BUT = tuple(MODES), tuple(mode for mode in MODES if mode not in ("export", "report"))
+# Where hints are the recipe, the untaught student takes as many steps, by the same schedule. It
+# learns its sentences by heart, so its best epoch is kept.
+OPTIONS = tuple(Option(*row) for row in (
+    ("--sr_no", "N", serial_numbers, ("22915", [22915]), {}, NO, ALL, "the random seed; it names the outputs; several: 1,2 or 1-5"),
+    ("--gpt_variant", "NAME", variant, "gpt2", {}, NO, ALL, "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"),
+    ("--out_dir", "DIR", path, Path("."), {}, NO, ALL, "for checkpoints/, plots/, transfer/, exports/, the report"),
+    ("--device", "NAME", str, "auto", {}, NO, BUT, "auto, cpu, cuda, cuda:1, mps"),
+    ("--precision", None, ("fp32", "bf16"), None, {}, NO, BUT, "fp32; bf16 where the GPU has it"),
+    ("--data_dir", "DIR", path, None, {}, NO, TRAINING, "a folder in CoLA's layout [cola_public; nano's own]"),
+    ("--recipe", None, RECIPES, None, {}, NO, STUDENTS, "values for the options below [published; for nano: nano]"),
+    ("--batch_size", "N", count, 128, {}, YES, TRAINING, "sentences an optimiser step, of all processes"),
+    ("--lr", "X", positive, 1e-3, {"hints": {"distil": 5e-4, "rnn": 5e-4}}, YES, TRAINING, "Adam's learning rate"),
+    ("--epochs", "N", count, {"LoRA": 10, "distil": 5, "rnn": 5}, {"hints": {"distil": 16}}, YES, TRAINING, "passes over the corpus"),
+    ("--patience", "N", count, 3, {"hints": {"rnn": 1000}}, YES, TRAINING, "stop after N epochs without a better one"),
+    ("--monitor", None, ("accuracy", "mcc", "none"), "accuracy", {"hints": {"distil": "none", "rnn": "mcc"}}, YES, TRAINING, "what early stopping watches on in_domain_dev; none keeps the last epoch"),
+    ("--lr_schedule", None, ("constant", "linear"), "constant", {"hints": {"distil": "linear", "rnn": "linear"}}, YES, TRAINING, "linear falls to 0 over all epochs"),
+    ("--max_steps", "N", count, None, {}, YES, TRAINING, "stop after N optimiser steps"),
+    ("--overwrite", None, bool, False, {}, NO, TRAINING, "train again what is finished"),
+    ("--lora_rank", "N", count, 4, {}, YES, ("LoRA", "all"), "r, the rank of the correction"),
+    ("--lora_alpha", "X", positive, None, {}, YES, ("LoRA", "all"), "the correction times alpha / r [the rank]"),
+    ("--lora_dropout", "P", dropout, 0.0, {}, YES, ("LoRA", "all"), "dropout before A"),
+    ("--student_width", "N", number(int, 1, 65536), 768, {"nano": 256}, YES, STUDENTS, "units of the student's embedding and state"),
+    ("--student_dropout", "P", dropout, 0.0, {"hints": 0.3}, YES, STUDENTS, "dropout of embedding and state, while training"),
+    ("--held_out", "N", size, 0, {"hints": 500}, YES, STUDENTS, "labelled sentences kept from training, to set its bias on"),
+    ("--kd_temperature", "T", softness, 2.0, {}, YES, TAUGHT, "softens teacher and student"),
+    ("--kd_alpha", "X", share, 0.5, {}, YES, TAUGHT, "weight of the KD term against cross-entropy"),
+    ("--transfer_size", "N", number(int, 0, 1_000_000), 0, {"hints": 40_000, "nano": 40_000}, YES, TAUGHT, "extra sentences that the teacher labels"),
+    ("--transfer_source", None, ("edits", "written", "both"), "edits", {"hints": "written"}, YES, TAUGHT, "edited training sentences, or written by the base"),
+    ("--hint_weight", "X", number(float, 0, 1e6), 0.0, {"hints": 30.0, "nano": 10.0}, YES, TAUGHT, "weight of the teacher's hidden states"),
+    ("--hint_width", "N", count, 128, {}, YES, TAUGHT, "how many of their components"),
+    ("--embedding_start", None, ("random", "teacher"), "random", {"hints": "teacher"}, YES, TAUGHT, "where the student's embedding starts"),
+    ("--teacher", "DIR", path, None, {}, NO, ("distil",), "a LoRA run [the one of this variant and sr_no]"),
+    ("--prompt", "TEXT", str, "The teacher", {}, NO, ("gen",), "the text to continue"),
+    ("--max_new_tokens", "N", count, 50, {}, NO, ("gen",), "tokens to add"),
+    ("--temperature", "X", number(float, 0), 0.8, {}, NO, ("gen",), "0 takes the likeliest token"),
+    ("--top_k", "N", size, 50, {}, NO, ("gen",), "sample among the N likeliest; 0 all"),
+    ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, {}, NO, ("gen",), "sample among the likeliest of this mass"),
+    ("--num_samples", "N", count, 1, {}, NO, ("gen",), "how many continuations"),
+    ("--checkpoint", "DIR", path, None, {}, NO, ("predict", "export"), "any saved teacher or student [one's own LoRA run]"),
+    ("--input", "FILE", path, None, {}, NO, ("predict",), "one sentence a line, or a file in CoLA's layout"),
+    ("--json", None, bool, False, {}, NO, ("predict",), "one JSON object a line instead of a table"),
+    ("sentences", "SENTENCE", str, [], {}, NO, ("predict",), "to judge; none: from --input or standard input"),
+))  # fmt: skip
+
+
+def published(mode: str) -> dict[str, Any]:
+    """Return the published value of each option in the identity of a mode's runs."""
+    rows = (option for option in OPTIONS if option.identity and mode in option.modes)
+    values = {option.name: option.value("published", mode) for option in rows}
+    return values | ({"lora_alpha": values["lora_rank"]} if mode == "LoRA" else {})
+
+
+# ---------------------------------------------------------------------------------------------
+# One run's options
+
+
+def options_of(
+    args: argparse.Namespace, mode: str, sr_no: int, sentences: int
+) -> argparse.Namespace:
+    """Return the options of one run: those given, and its recipe's for the rest.
+
+    ``sentences`` is the size of the training split: beside hints the untaught student takes as many
+    steps as the taught one, which sees its transfer set too. ``settings`` of the result are the
+    options in the run's identity.
+    """
+    values = {option.name: chosen(args, option, mode) for option in OPTIONS} | {"sr_no": sr_no}
+    if (
+        mode == "rnn"
+        and args.recipe == "hints"
+        and (args.mode == "all" or "epochs" not in args.given)
+    ):
+        taught = {option.name: chosen(args, option, "distil") for option in OPTIONS}
+        labelled = max(sentences - taught["held_out"], 1)
+        values["epochs"] = round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))
+    if values["lora_alpha"] is None:
+        values["lora_alpha"] = values["lora_rank"]
+    settings = {name: values[name] for name in published(mode)}
+    return argparse.Namespace(**vars(args) | values, settings=settings)
+
+
+def chosen(args: argparse.Namespace, option: Option, mode: str) -> Any:
+    """Return an option's value in a mode: as given, or as the recipe has it."""
+    if option.name in args.given or option.name in ("data_dir", "recipe"):
+        return getattr(args, option.name)
+    return option.value(args.recipe, mode)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Report an error in one line; of several processes the main one does."""
+
+    def error(self, message: str) -> None:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n" if is_main() else None)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the command line; ``given`` names the options that it has."""
+    argv = sys.argv[1:] if argv is None else argv
+    mode = mode_in(argv)
+    parser = parser_of(mode)
+    if mode is None:
+        parser.parse_known_args(argv)  # --help, or no mode
+        parser.error(f"--mode: choose one of {', '.join(MODES)}")
+    args = parser.parse_intermixed_args(argv)
+    names = {option.name: option for option in OPTIONS}
+    args.given = {name for name in vars(args) if name in names and vars(args)[name] != []}
+    for name in sorted(args.given):
+        flag, modes = names[name].flag, names[name].modes
+        if mode not in modes:
+            parser.error(f"{flag} means nothing to --mode {mode}: it is for {', '.join(modes)}")
+    for name, option in names.items():
+        if name not in args.given:
+            setattr(args, name, option.default)
+    args.serial, args.sr_nos = args.sr_no
+    args.sr_no = args.sr_nos[0]
+    if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
+        parser.error(f"--sr_no: --mode {mode} takes one number")
+    nano = args.gpt_variant == "nano"
+    args.recipe = args.recipe or ("nano" if nano else "published")
+    if args.data_dir is None:
+        args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
+    if mode in TAUGHT:
+        for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
+            if name in args.given and not chosen(args, names[needed], "distil"):
+                parser.error(f"--{name} means nothing without --{needed}")
+    args.command = shlex.join(["python", "run.py", *argv])
+    return args
+
+
+def mode_in(argv: list[str]) -> str | None:
+    """Return the mode that a command line names; an unknown one is an error that names its like."""
+    first = Parser(prog="run.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--mode")
+    mode = first.parse_known_args(argv)[0].mode
+    if mode is not None and mode not in MODES:
+        known = {name.lower(): name for name in MODES}
+        like = difflib.get_close_matches(mode.lower(), known, 1)
+        advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(MODES)}"
+        first.error(f"--mode {mode}: {advice}")
+    return mode
+
+
+def parser_of(mode: str | None) -> Parser:
+    """Return the parser; its help lists the options of a mode, or the modes where that is None."""
+    if mode is None:
+        usage, description = "run.py --mode MODE [options] [SENTENCE ...]", DESCRIPTION
+        epilog = "\n".join(
+            f"{name:<8} {does:<40} python run.py {example}"
+            for name, (does, example) in MODES.items()
+        )
+        epilog += "\n\npython run.py --mode MODE --help lists the options of a mode."
+    else:
+        usage, description = f"run.py --mode {mode} [options]", f"{mode}: {MODES[mode][0]}."
+        epilog = f"Example: python run.py {MODES[mode][1]}{recipe_help(mode)}"
+    parser = Parser(
+        prog="run.py",
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 28, 100),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--mode", metavar="MODE", help=argparse.SUPPRESS)
+    for option in OPTIONS:
+        settings = {"help": option_help(option, mode), "default": argparse.SUPPRESS}
+        if option.kind is bool:
+            settings["action"] = "store_true"
+        elif isinstance(option.kind, tuple):
+            settings |= {"choices": option.kind, "metavar": "|".join(option.kind)}
+        else:
+            settings |= {"type": option.kind, "metavar": option.metavar}
+        if not option.flag.startswith("--"):
+            settings["nargs"] = "*"
+        parser.add_argument(option.flag, **settings)
+    return parser
+
+
+def option_help(option: Option, mode: str | None) -> str:
+    """Return an option's line of help, with its default; nothing where the mode has no use for it."""
+    if mode not in option.modes:
+        return argparse.SUPPRESS
+    default = option.default if mode == "all" else option.value("published", mode)
+    if isinstance(default, tuple):
+        default = default[0]
+    if isinstance(default, dict):
+        default = ", ".join(f"{name} {value}" for name, value in default.items())
+    plain = default in (None, [], False) and default != 0
+    text = option.help if plain or option.kind is bool else f"{option.help} [{default}]"
+    return text.replace("%", "%%")
+
+
+def recipe_help(mode: str) -> str:
+    """Return what the recipes set in a mode, in lines of help."""
+    if mode not in STUDENTS:
+        return ""
+    lines = []
+    for recipe in RECIPES[1:]:
+        student = "distil" if mode == "all" else mode
+        rows = [o for o in OPTIONS if recipe in o.recipes and student in o.modes]
+        changes = [(o.flag, o.value(recipe, student)) for o in rows]
+        words = " ".join(f"{flag} {value}" for flag, value in changes if value is not None)
+        lines += textwrap.wrap(f"--recipe {recipe}: {words}", 100, subsequent_indent="    ")
+    return "\n\n" + "\n".join([*lines, UNTAUGHT])
