@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,12 +39,6 @@ UNLABELLED = -100  # torch.nn.functional.cross_entropy's ignore_index
 # Tokenised sentences
 
 
-class Rows(Protocol):
-    """Rows (n, width) that are looked up by their indices (n,), as a tensor's are."""
-
-    def __getitem__(self, indices: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Split:
     """Tokenised sentences, on the CPU, and what a teacher answers for them."""
@@ -54,7 +48,7 @@ class Split:
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)  UNLABELLED where nobody judged the sentence
     teacher_logits: Tensor | None = None  # (sentences, 2)
-    teacher_states: Rows | None = None  # (tokens, hints)
+    teacher_states: Tensor | None = None  # (tokens, hints), or what looks them up by token
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,14 +123,10 @@ def tokenize(
     max_length: int,
     source: str,
 ) -> Split:
-    """Tokenise sentences, cutting none short.
+    """Tokenise sentences, each with a label 0, 1 or ``UNLABELLED``, cutting none short.
 
-    Args:
-        tokenizer: the model's.
-        sentences: the sentences, each giving at least one token.
-        labels: 0, 1 or ``UNLABELLED`` for each sentence.
-        max_length: the model's number of positions.
-        source: where the sentences come from, for the error that names the line of one too long.
+    ``max_length`` is the model's number of positions, and ``source`` says where the sentences are
+    from: the error for one that is too long names its line there.
     """
     ids_of = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
     for number, ids in enumerate(ids_of, start=1):

@@ -49,20 +49,16 @@ def packed_attention(
     """Attend causally within each packed sentence, for `transformers.AttentionInterface`.
 
     Args:
-        module: the attention layer; not used.
+        module, attention_mask, dropout, **kwargs: what Hugging Face passes; not used.
         query: (1, heads, prefixes, head_dim).
-        key, value: the same, or with fewer heads, each for a group of the query's (grouped-query
-            attention, Ainslie et al. 2023).
-        attention_mask: None, since a packed batch needs none.
+        key, value: shaped alike, or with fewer heads, each for a group of the query's
+            (grouped-query attention, Ainslie et al. 2023).
         scaling: what the dot products are multiplied by.
-        dropout: probability of dropping an attention weight; 0, as the backbone is loaded.
         batch: how the tokens are packed.
         last_only: attend from each sentence's last token alone.
-        **kwargs: what Hugging Face passes to every attention function.
 
     Returns:
-        (1, prefixes, heads, head_dim), or (1, sentences, heads, head_dim) where ``last_only``; and
-        None for the attention weights.
+        (1, prefixes, heads, head_dim), or (1, sentences, ...) where ``last_only``; and no weights.
     """
     # The kernel for variable lengths wants half precision, and a GPU that has it in hardware.
     half = query.dtype in (torch.bfloat16, torch.float16)
@@ -204,7 +200,7 @@ class DistilRNN(nn.Module):
     shares_prefixes = False  # it steps through time: equal lengths go together
 
     def __init__(self, vocabulary: Tensor, width: int = 768, dropout: float = 0.0):
-        """A new student.
+        """Make a student.
 
         Args:
             vocabulary: (rows,) the token ids that have an embedding, rising.

@@ -19,7 +19,7 @@ LIMIT = 1 << 26  # bytes of a file in the archive; CoLA's largest has 0.5 MB
 TIMEOUT = 20  # seconds without an answer
 
 
-def fetch_cola(folder: Path, sha256: dict[str, str], url: str = URL) -> None:
+def fetch_cola(folder: Path, sha256: dict[str, str]) -> None:
     """Put CoLA's three raw files into ``folder/raw``, unless they are there.
 
     Every process of every machine may call this: one of those that share the folder fetches, the
@@ -35,13 +35,13 @@ def fetch_cola(folder: Path, sha256: dict[str, str], url: str = URL) -> None:
         raise no_folder(raw, error) from None
     try:
         if not all((raw / f"{split}.tsv").exists() for split in sha256):
-            for split, content in published_files(sha256, url).items():
+            for split, content in published_files(URL, sha256).items():
                 replace_file(raw / f"{split}.tsv", content)
     finally:
         lock.release()
 
 
-def published_files(sha256: dict[str, str], url: str) -> dict[str, bytes]:
+def published_files(url: str, sha256: dict[str, str]) -> dict[str, bytes]:
     """Download the archive and return the content of each split's file."""
     remedy = f"download {url} yourself, unpack it and pass the folder as --data_dir"
     with TemporaryDirectory() as place:

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import textwrap
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,12 @@ MODES = {  # what it does, and an example
     "report": ("compare the finished runs", "--mode report --sr_no 22915-22919"),
     "all": ("LoRA, rnn, distil and report in a row", "--mode all --gpt_variant nano"),
 }
-TRAINING = ("LoRA", "rnn", "distil", "all")
-STUDENTS = ("distil", "rnn", "all")
-TAUGHT = ("distil", "all")
+TRAINING, STUDENTS, TAUGHT = (
+    ("LoRA", "rnn", "distil", "all"),
+    ("distil", "rnn", "all"),
+    ("distil", "all"),
+)
 RECIPES = ("published", "hints", "nano")
-DESCRIPTION = "Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN."
-UNTAUGHT = "With --recipe hints rnn takes as many steps as distil. README.md says what it gives."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -41,41 +42,35 @@ UNTAUGHT = "With --recipe hints rnn takes as many steps as distil. README.md say
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
     """Return an argparse type: a number in [low, high], or in (low, high] where ``open_low``."""
 
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number ({kind.__name__})"
-            ) from None
+    def parse_number(text: str):
+        value = kind(text)
         if not (low <= value <= high) or (open_low and value == low) or value == float("inf"):
             bounds = f"{'more than' if open_low else 'at least'} {low}"
             bounds += f" and at most {high}" if high != float("inf") else ""
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {bounds}")
+            raise ArgumentTypeError(f"{text} is out of range: {bounds}")
         return value
 
-    return parse
+    parse_number.__name__ = {int: "whole number", float: "number"}[kind]  # for argparse's errors
+    return parse_number
 
 
 def serial_numbers(text: str) -> tuple[str, list[int]]:
     """Parse one seed, or several as in 22915,22917-22919; return the text and the numbers."""
     if len(text) > 100:
-        raise argparse.ArgumentTypeError("more than 100 characters, which name the report")
+        raise ArgumentTypeError("more than 100 characters, which name the report")
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not like 22915, 22915,22916 or 22915-22919"
-            )
+            raise ArgumentTypeError(f"{text!r} is not like 22915, 22915,22916 or 22915-22919")
         low, high = int(first), int(last or first)
         if high > 2**63 - 1:
-            raise argparse.ArgumentTypeError(f"{high} is out of range: at most {2**63 - 1}")
+            raise ArgumentTypeError(f"{high} is out of range: at most {2**63 - 1}")
         if not low <= high < low + 1000:
-            raise argparse.ArgumentTypeError(f"{part}: a range rises, by less than 1000")
+            raise ArgumentTypeError(f"{part}: a range rises, by less than 1000")
         numbers += range(low, high + 1)
     if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text} has a number twice")
+        raise ArgumentTypeError(f"{text} has a number twice")
     return text, numbers
 
 
@@ -119,18 +114,18 @@ class Option(NamedTuple):
         """Return the name in the parsed arguments."""
         return self.flag.removeprefix("--")
 
-    def value(self, recipe: str, mode: str) -> Any:
+    def value(self, recipe: str | None, mode: str) -> Any:
         """Return what a recipe gives it in a mode."""
-        setting = self.recipes.get(recipe, self.default)
-        if isinstance(setting, dict):
-            setting = setting.get(mode, self.default)
-        return setting.get(mode) if isinstance(setting, dict) else setting
+        value = self.recipes.get(recipe, self.default)
+        if isinstance(value, dict):
+            value = value.get(mode, self.default)
+        return value.get(mode) if isinstance(value, dict) else value
 
 
 YES, NO = True, False
 ALL, BUT = tuple(MODES), tuple(mode for mode in MODES if mode not in ("export", "report"))
-# Where hints are the recipe, the untaught student takes as many steps, by the same schedule. It
-# learns its sentences by heart, so its best epoch is kept.
+# Beside hints the untaught student takes as many steps, by the same schedule. It learns its sentences
+# by heart, so its best epoch is kept.
 OPTIONS = tuple(Option(*row) for row in (
     ("--sr_no", "N", serial_numbers, ("22915", [22915]), {}, NO, ALL, "the random seed; it names the outputs; several: 1,2 or 1-5"),
     ("--gpt_variant", "NAME", variant, "gpt2", {}, NO, ALL, "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"),
@@ -141,7 +136,7 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--recipe", None, RECIPES, None, {}, NO, STUDENTS, "values for the options below [published; for nano: nano]"),
     ("--batch_size", "N", count, 128, {}, YES, TRAINING, "sentences an optimiser step, of all processes"),
     ("--lr", "X", positive, 1e-3, {"hints": {"distil": 5e-4, "rnn": 5e-4}}, YES, TRAINING, "Adam's learning rate"),
-    ("--epochs", "N", count, {"LoRA": 10, "distil": 5, "rnn": 5}, {"hints": {"distil": 16}}, YES, TRAINING, "passes over the corpus"),
+    ("--epochs", "N", count, {"LoRA": 10, "distil": 5, "rnn": 5}, {"hints": {"distil": 16, "rnn": None}}, YES, TRAINING, "passes over the corpus; rnn with --recipe hints: as many steps as distil"),
     ("--patience", "N", count, 3, {"hints": {"rnn": 1000}}, YES, TRAINING, "stop after N epochs without a better one"),
     ("--monitor", None, ("accuracy", "mcc", "none"), "accuracy", {"hints": {"distil": "none", "rnn": "mcc"}}, YES, TRAINING, "what early stopping watches on in_domain_dev; none keeps the last epoch"),
     ("--lr_schedule", None, ("constant", "linear"), "constant", {"hints": {"distil": "linear", "rnn": "linear"}}, YES, TRAINING, "linear falls to 0 over all epochs"),
@@ -176,44 +171,35 @@ OPTIONS = tuple(Option(*row) for row in (
 
 def published(mode: str) -> dict[str, Any]:
     """Return the published value of each option in the identity of a mode's runs."""
-    rows = (option for option in OPTIONS if option.identity and mode in option.modes)
-    values = {option.name: option.value("published", mode) for option in rows}
+    values = {o.name: o.value("published", mode) for o in OPTIONS if o.identity and mode in o.modes}
     return values | ({"lora_alpha": values["lora_rank"]} if mode == "LoRA" else {})
 
 
-# ---------------------------------------------------------------------------------------------
-# One run's options
-
-
-def options_of(
-    args: argparse.Namespace, mode: str, sr_no: int, sentences: int
-) -> argparse.Namespace:
+def options_of(args: Namespace, mode: str, sr_no: int, sentences: int) -> Namespace:
     """Return the options of one run: those given, and its recipe's for the rest.
 
-    ``sentences`` is the size of the training split: beside hints the untaught student takes as many
-    steps as the taught one, which sees its transfer set too. ``settings`` of the result are the
-    options in the run's identity.
+    ``settings`` of the result are those in the run's identity. ``sentences`` is the size of the
+    training split: beside hints the untaught student takes as many steps as the taught one, which
+    sees a transfer set too.
     """
-    values = {option.name: chosen(args, option, mode) for option in OPTIONS} | {"sr_no": sr_no}
+    values = {o.name: chosen(args, o, mode) for o in OPTIONS if o.identity}
     if (
         mode == "rnn"
         and args.recipe == "hints"
         and (args.mode == "all" or "epochs" not in args.given)
     ):
-        taught = {option.name: chosen(args, option, "distil") for option in OPTIONS}
+        taught = {o.name: chosen(args, o, "distil") for o in OPTIONS}
         labelled = max(sentences - taught["held_out"], 1)
         values["epochs"] = round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))
-    if values["lora_alpha"] is None:
-        values["lora_alpha"] = values["lora_rank"]
+    values["lora_alpha"] = values["lora_alpha"] or values["lora_rank"]
     settings = {name: values[name] for name in published(mode)}
-    return argparse.Namespace(**vars(args) | values, settings=settings)
+    return Namespace(**vars(args) | values | {"sr_no": sr_no, "settings": settings})
 
 
-def chosen(args: argparse.Namespace, option: Option, mode: str) -> Any:
+def chosen(args: Namespace, option: Option, mode: str) -> Any:
     """Return an option's value in a mode: as given, or as the recipe has it."""
-    if option.name in args.given or option.name in ("data_dir", "recipe"):
-        return getattr(args, option.name)
-    return option.value(args.recipe, mode)
+    given = option.name in args.given
+    return getattr(args, option.name) if given else option.value(args.recipe, mode)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -228,76 +214,73 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n" if is_main() else None)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> Namespace:
     """Parse and check the command line; ``given`` names the options that it has."""
     argv = sys.argv[1:] if argv is None else argv
     mode = mode_in(argv)
     parser = parser_of(mode)
-    if mode is None:
-        parser.parse_known_args(argv)  # --help, or no mode
-        parser.error(f"--mode: choose one of {', '.join(MODES)}")
-    args = parser.parse_intermixed_args(argv)
-    names = {option.name: option for option in OPTIONS}
-    args.given = {name for name in vars(args) if name in names and vars(args)[name] != []}
-    for name in sorted(args.given):
-        flag, modes = names[name].flag, names[name].modes
-        if mode not in modes:
-            parser.error(f"{flag} means nothing to --mode {mode}: it is for {', '.join(modes)}")
-    for name, option in names.items():
+    args, by_name = parser.parse_intermixed_args(argv), {option.name: option for option in OPTIONS}
+    args.given = {name for name in by_name if getattr(args, name, []) != []}
+    for name, option in by_name.items():
         if name not in args.given:
             setattr(args, name, option.default)
+        elif mode not in option.modes:
+            modes = ", ".join(option.modes)
+            parser.error(f"{option.flag} means nothing to --mode {mode}: it is for {modes}")
     args.serial, args.sr_nos = args.sr_no
     args.sr_no = args.sr_nos[0]
     if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
         parser.error(f"--sr_no: --mode {mode} takes one number")
     nano = args.gpt_variant == "nano"
     args.recipe = args.recipe or ("nano" if nano else "published")
-    if args.data_dir is None:
-        args.data_dir = PROJECT / ("nano/corpus" if nano else "cola_public")
-    if mode in TAUGHT:
-        for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
-            if name in args.given and not chosen(args, names[needed], "distil"):
-                parser.error(f"--{name} means nothing without --{needed}")
+    args.data_dir = args.data_dir or PROJECT / ("nano/corpus" if nano else "cola_public")
+    for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
+        if name in args.given and not chosen(args, by_name[needed], "distil"):
+            parser.error(f"--{name} means nothing without --{needed}")
     args.command = shlex.join(["python", "run.py", *argv])
     return args
 
 
-def mode_in(argv: list[str]) -> str | None:
-    """Return the mode that a command line names; an unknown one is an error that names its like."""
-    first = Parser(prog="run.py", add_help=False, allow_abbrev=False)
-    first.add_argument("--mode")
-    mode = first.parse_known_args(argv)[0].mode
-    if mode is not None and mode not in MODES:
+def mode_in(argv: list[str]) -> str:
+    """Return the mode that a command line names; without one show them all, or name the likeliest."""
+    parser = Parser(prog="run.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--mode")
+    mode = parser.parse_known_args(argv)[0].mode
+    if mode is None and {"-h", "--help"} & set(argv):
+        lines = [f"  {m:<8} {does:<40} run.py {example}" for m, (does, example) in MODES.items()]
+        print(OVERVIEW.format("\n".join(lines)))
+        parser.exit()
+    if mode not in MODES:
         known = {name.lower(): name for name in MODES}
-        like = difflib.get_close_matches(mode.lower(), known, 1)
+        like = difflib.get_close_matches(str(mode).lower(), known, 1, 0.7)
         advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(MODES)}"
-        first.error(f"--mode {mode}: {advice}")
+        parser.error(f"--mode{f' {mode}' if mode else ''}: {advice}")
     return mode
 
 
-def parser_of(mode: str | None) -> Parser:
-    """Return the parser; its help lists the options of a mode, or the modes where that is None."""
-    if mode is None:
-        usage, description = "run.py --mode MODE [options] [SENTENCE ...]", DESCRIPTION
-        epilog = "\n".join(
-            f"{name:<8} {does:<40} python run.py {example}"
-            for name, (does, example) in MODES.items()
-        )
-        epilog += "\n\npython run.py --mode MODE --help lists the options of a mode."
-    else:
-        usage, description = f"run.py --mode {mode} [options]", f"{mode}: {MODES[mode][0]}."
-        epilog = f"Example: python run.py {MODES[mode][1]}{recipe_help(mode)}"
+OVERVIEW = """Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.
+
+usage: python run.py --mode MODE [options] [SENTENCE ...]
+
+{}
+
+python run.py --mode MODE --help lists the options of a mode."""
+
+
+def parser_of(mode: str) -> Parser:
+    """Return the parser; its help shows the options of the mode."""
     parser = Parser(
         prog="run.py",
-        usage=usage,
-        description=description,
-        epilog=epilog,
+        usage=f"run.py --mode {mode} [options]{' [SENTENCE ...]' if mode == 'predict' else ''}",
+        description=f"{mode}: {MODES[mode][0]}.",
+        epilog=f"Example: python run.py {MODES[mode][1]}\n\n{recipes_in_words(mode)}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 28, 100),
         allow_abbrev=False,
     )
     parser.add_argument("--mode", metavar="MODE", help=argparse.SUPPRESS)
     for option in OPTIONS:
-        settings = {"help": option_help(option, mode), "default": argparse.SUPPRESS}
+        words = option_in_words(option, mode).replace("%", "%%")
+        settings = {"help": words if mode in option.modes else argparse.SUPPRESS}
         if option.kind is bool:
             settings["action"] = "store_true"
         elif isinstance(option.kind, tuple):
@@ -306,33 +289,33 @@ def parser_of(mode: str | None) -> Parser:
             settings |= {"type": option.kind, "metavar": option.metavar}
         if not option.flag.startswith("--"):
             settings["nargs"] = "*"
-        parser.add_argument(option.flag, **settings)
+        parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
     return parser
 
 
-def option_help(option: Option, mode: str | None) -> str:
-    """Return an option's line of help, with its default; nothing where the mode has no use for it."""
-    if mode not in option.modes:
-        return argparse.SUPPRESS
+def option_in_words(option: Option, mode: str) -> str:
+    """Return an option's line of help, with its default."""
     default = option.default if mode == "all" else option.value("published", mode)
-    if isinstance(default, tuple):
-        default = default[0]
     if isinstance(default, dict):
         default = ", ".join(f"{name} {value}" for name, value in default.items())
-    plain = default in (None, [], False) and default != 0
-    text = option.help if plain or option.kind is bool else f"{option.help} [{default}]"
-    return text.replace("%", "%%")
+    if isinstance(default, tuple):
+        default = default[0]
+    plain = default is None or default is False or default == []
+    return option.help if plain else f"{option.help} [{default}]"
 
 
-def recipe_help(mode: str) -> str:
+def recipes_in_words(mode: str) -> str:
     """Return what the recipes set in a mode, in lines of help."""
-    if mode not in STUDENTS:
-        return ""
-    lines = []
-    for recipe in RECIPES[1:]:
-        student = "distil" if mode == "all" else mode
-        rows = [o for o in OPTIONS if recipe in o.recipes and student in o.modes]
-        changes = [(o.flag, o.value(recipe, student)) for o in rows]
-        words = " ".join(f"{flag} {value}" for flag, value in changes if value is not None)
-        lines += textwrap.wrap(f"--recipe {recipe}: {words}", 100, subsequent_indent="    ")
-    return "\n\n" + "\n".join([*lines, UNTAUGHT])
+    student, lines = "distil" if mode == "all" else mode, []
+    for recipe in RECIPES if mode in STUDENTS else ():
+        rows = [
+            option for option in OPTIONS if recipe in option.recipes and student in option.modes
+        ]
+        values = [(option.flag, option.value(recipe, student)) for option in rows]
+        words = " ".join(f"{flag} {value}" for flag, value in values if value is not None)
+        lines += (
+            textwrap.wrap(f"--recipe {recipe}: {words}", 100, subsequent_indent="    ")
+            if rows
+            else []
+        )
+    return "\n".join(lines)

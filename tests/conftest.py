@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
-from data_utils import load_corpus, token_ids
-from model import Classifier, packed_attention
-from support.bases.loading import PROJECT, load_backbone
-from support.bases.tokens import load_tokenizer
+from data_utils import load_corpus
+from model import Classifier, load_classifier, packed_attention
+from support import PROJECT
+from support.bases import load_tokenizer, token_ids
 from support.corpus import COLA_DIR
 
 # The same examples at every run; many others, and hours of them, are
@@ -55,7 +55,7 @@ def random_base() -> GPT2ForSequenceClassification:
 def classifier(folder: Path = NANO) -> Classifier:
     """Our classifier on a base, its head the same in every call."""
     torch.manual_seed(0)
-    return Classifier(load_backbone(folder))
+    return load_classifier(folder)
 
 
 def random_gpt2(**settings) -> GPT2ForSequenceClassification:

@@ -6,6 +6,7 @@ import io
 import itertools
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_utils import (
-    SPLITS,
-    Split,
-    by_prefix,
-    load_corpus,
-    pack,
-    read_split,
-    shuffled,
-    tokenize,
-    within_budget,
-)
-from support.corpus import COLA_SHA256, fetch_cola, find_corpus
+from data_utils import Split, by_prefix, load_corpus, pack, shuffled, tokenize, within_budget
+from support.archive import fetch_cola
+from support.corpus import COLA_SHA256, SPLITS, find_corpus, is_layout, read_rows, read_split
 from support.errors import UserError
 
 
@@ -58,6 +50,23 @@ def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(written)
 
 def test_a_backspace_as_in_colas_own_training_sentences_is_read_as_it_is(written):
     assert read_split(written(b"a\t1\t\tF\bne.\r\n")) == (["F\bne."], [1])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_source(written):
+    assert read_rows(written(b"\xef\xbb\xbfa\t1\t\tFine.\n"))[0].source == "a"
+
+
+def test_commas_where_tabs_belong_are_named(written):
+    with pytest.raises(UserError, match=r"line 1: 1 tab-.*commas stand between them"):
+        read_split(written(b"a,1,,Fine.\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [("a\t1\t\tIt.", True), ("It.", False), ("a\tb\tc\td", False), ("a\t1\tIt.", False)],
+)
+def test_a_line_in_colas_layout_is_known(line, answer):
+    assert is_layout(line) == answer
 
 
 @pytest.mark.parametrize(
@@ -133,11 +142,23 @@ def damaged(archive: bytes) -> bytes:
     return archive[:start] + b"\xff" * 8 + archive[start + 8 :]
 
 
+def fetch(folder: Path, url: str, sha256: dict[str, str] = SHA256) -> None:
+    """Fetch the archive from a URL."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("support.archive.URL", url)
+        fetch_cola(folder, sha256)
+
+
+def left_behind(folder: Path) -> set[str]:
+    """The files in a folder, but for a lock."""
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return {name for name in files if not name.endswith("raw/.lock")}
+
+
 def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(serve, tmp_path):
     hostile = {"../outside.txt": b"x", "/tmp/outside.txt": b"x", "cola_public/raw/more.tsv": b"x"}
-    fetch_cola(tmp_path / "here" / "cola", serve(zipped({**FILES, **hostile})), SHA256)
-    written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    assert written == {f"here/cola/raw/{split}.tsv" for split in SPLITS}
+    fetch(tmp_path / "here" / "cola", serve(zipped({**FILES, **hostile})))
+    assert left_behind(tmp_path) == {f"here/cola/raw/{split}.tsv" for split in SPLITS}
     assert (
         tmp_path / "here/cola/raw/in_domain_dev.tsv"
     ).read_text() == "a\t1\t\tIn in_domain_dev.\n"
@@ -145,7 +166,7 @@ def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(serve,
 
 def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
     files = {f"cola_public/raw/{s}.tsv": (cola / "raw" / f"{s}.tsv").read_bytes() for s in SPLITS}
-    fetch_cola(tmp_path / "cola", serve(zipped(files)))
+    fetch(tmp_path / "cola", serve(zipped(files)), COLA_SHA256)
     for split, sha256 in COLA_SHA256.items():
         content = (tmp_path / "cola" / "raw" / f"{split}.tsv").read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256
@@ -164,45 +185,38 @@ def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
 )
 def test_a_bad_download_leaves_nothing_behind(serve, tmp_path, content, cut, word):
     with pytest.raises(UserError, match=word) as caught:
-        fetch_cola(tmp_path / "cola", serve(content, cut), SHA256)
+        fetch(tmp_path / "cola", serve(content, cut))
     assert "--data_dir" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert not left_behind(tmp_path)
 
 
 def test_an_unreachable_site_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="cannot be downloaded"):
-        fetch_cola(tmp_path / "cola", "http://127.0.0.1:1/cola.zip")
-    assert list(tmp_path.iterdir()) == []
+        fetch(tmp_path / "cola", "http://127.0.0.1:1/cola.zip")
+    assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("method", "word"),
-    [(zipfile.ZIP_STORED, "cannot be downloaded .more than"), (zipfile.ZIP_DEFLATED, "checksum")],
-)
-def test_no_more_than_the_limit_is_downloaded_or_unpacked(
-    serve, tmp_path, monkeypatch, method, word
-):
-    monkeypatch.setattr("support.corpus.LIMIT", 100_000)
+def test_no_more_than_the_limit_is_unpacked(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr("support.archive.LIMIT", 100_000)
     large = b"a" * 200_000
-    content = zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": large}, method)
+    content = zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": large})
     sha256 = {**SHA256, "in_domain_dev": hashlib.sha256(large).hexdigest()}
-    with pytest.raises(UserError, match=word):
-        fetch_cola(tmp_path / "cola", serve(content), sha256)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="checksum"):
+        fetch(tmp_path / "cola", serve(content), sha256)
+    assert not left_behind(tmp_path)
 
 
 def raw_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "raw").glob("*")}
+    return {path.name: path.read_bytes() for path in (folder / "raw").glob("*.tsv")}
 
 
 @pytest.fixture
 def project(serve, tmp_path, monkeypatch) -> Path:
     """The project's own folder of CoLA, not there yet, and the site that it is fetched from."""
     folder = tmp_path / "cola_public"
-    url = serve(zipped(FILES))
+    monkeypatch.setattr("support.archive.URL", serve(zipped(FILES)))
     monkeypatch.setattr("support.corpus.COLA_DIR", folder)
     monkeypatch.setattr("support.corpus.COLA_SHA256", SHA256)
-    monkeypatch.setattr("support.corpus.fetch_cola", lambda to: fetch_cola(to, url, SHA256))
     return folder
 
 
@@ -211,7 +225,7 @@ def test_what_the_projects_folder_lacks_is_fetched_and_what_it_holds_stays(proje
     (project / "raw").mkdir(parents=True)
     (project / "README.md").write_text("Put CoLA here.")
     (project / "raw" / "more.tsv").write_bytes(b"mine")
-    assert find_corpus(project) == project
+    assert find_corpus(project) == project / "raw"
     assert raw_files(project) == {**expected, "more.tsv": b"mine"}
     (project / "raw" / "in_domain_dev.tsv").unlink()
     find_corpus(project)
@@ -221,7 +235,7 @@ def test_what_the_projects_folder_lacks_is_fetched_and_what_it_holds_stays(proje
 
 def test_a_complete_corpus_is_not_fetched_again_and_a_changed_one_is_refused(project, monkeypatch):
     find_corpus(project)
-    monkeypatch.setattr("support.corpus.fetch_cola", None)
+    monkeypatch.setattr("support.archive.fetch_cola", None)
     find_corpus(project)
     (project / "raw" / "in_domain_dev.tsv").write_bytes(b"changed")
     with pytest.raises(UserError, match=r"in_domain_dev\.tsv: not the published file"):
@@ -232,8 +246,23 @@ def test_another_folder_is_never_fetched(project, tmp_path):
     with pytest.raises(UserError, match="elsewhere: no such folder"):
         find_corpus(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
-    assert find_corpus(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    with pytest.raises(UserError, match="elsewhere: it has no folder raw/ with in_domain_train"):
+        find_corpus(tmp_path / "elsewhere")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "words"),
+    [
+        ("raw/in_domain_train.tsv", "raw", "this is the folder raw/ itself; give the one that"),
+        ("original/raw/in_domain_train.tsv", "", "this is GLUE's layout; .* beside it: .*original"),
+    ],
+)
+def test_a_folder_beside_the_right_one_names_it(tmp_path, file, given, words):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=words):
+        find_corpus(tmp_path / given)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -309,3 +338,31 @@ def test_each_distinct_prefix_of_a_batch_is_computed_once(sentences):
         assert ends[batch.prefix_tokens[prefix]] == ends[place]
     order = by_prefix(split)
     assert [sentences[i] for i in order] == sorted(sentences)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
+def test_time_steps_are_those_of_a_packed_sequence(lengths):
+    split = split_of(lengths)
+    batch = pack(split, np.arange(len(lengths)), shared_prefixes=False)
+    rows = [split.input_ids[a:b] for a, b in itertools.pairwise(split.cu_seqlens)]
+    rows.sort(key=len, reverse=True)
+    expected = torch.nn.utils.rnn.pack_sequence(rows)
+    steps = batch.time_steps()
+    assert torch.equal(batch.input_ids[steps.tokens], expected.data)
+    assert torch.equal(steps.sizes, expected.batch_sizes)
+    assert torch.equal(steps.tokens[steps.last], batch.last_tokens)
+    assert batch.prefix_ids is None  # nobody asked for them
+
+
+def test_chosen_sentences_keep_the_teachers_answers():
+    split = replace(
+        split_of([3, 1, 2]),
+        teacher_logits=torch.arange(6.0).view(3, 2),
+        teacher_states=torch.arange(6.0).unsqueeze(1),
+    )
+    part = split.chosen(np.array([2, 0]))
+    assert part.teacher_logits.tolist() == [[4, 5], [0, 1]]
+    assert part.teacher_states.flatten().tolist() == [4, 5, 0, 1, 2]
+    assert part.input_ids.tolist() == [4, 5, 0, 1, 2]
+    assert split.part(1, 3).teacher_logits.tolist() == [[2, 3], [4, 5]]
+    assert [len(chunk) for chunk in split.chunks(3)] == [1, 2]

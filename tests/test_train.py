@@ -20,16 +20,18 @@ from conftest import NANO, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
+import data_utils
 import run
-import train_utils
 from data_utils import Split
 from distil import distillation
+from lora import load_teacher
 from model import DistilRNN
+from predict import load_model
 from support import devices, processes
-from support.checkpoints.adapters import load_adapter
-from support.checkpoints.students import load_checkpoint, load_teacher
+from support.checkpoints import teacher_fingerprint
 from support.devices import CPU
 from support.errors import UserError, explain
+from support.fast_layers import library_states
 from support.files import (
     read_json,
     read_tensors,
@@ -38,29 +40,30 @@ from support.files import (
     write_json,
     write_tensors,
 )
+from support.reporting import describe, matthews_corrcoef, measure
 from support.reporting.finished import find_runs
-from support.reporting.metrics import describe, matthews_corrcoef, measure
-from support.runs.folder import check_finished, claim
-from support.runs.resumption import Progress, TrainState
-from train_utils import Recipe, Training, accumulate_gradients, cross_entropy, predict_logits, train
-
-RECIPE = Recipe(
-    sr_no=1, batch_size=32, lr=1e-3, epochs=2, patience=3, monitor="accuracy", max_steps=None
+from support.runs import Progress, Session, check_finished, claim
+from support.runs.folder import State, state_of
+from train_utils import (
+    Training,
+    accumulate_gradients,
+    cross_entropy,
+    learning_rate,
+    predict_logits,
+    train,
 )
+
+OPTIONS = {
+    "sr_no": 1, "batch_size": 32, "lr": 1e-3, "epochs": 2, "patience": 3, "monitor": "accuracy",
+    "max_steps": None, "lr_schedule": "constant",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def small(nano_corpus):
+def small(nano_corpus) -> dict[str, Split]:
     """150 training and 60 dev sentences of nano's corpus."""
-
-    def head(split: Split, n: int) -> Split:
-        end = split.cu_seqlens[n]
-        return Split(
-            split.sentences[:n], split.input_ids[:end], split.cu_seqlens[: n + 1], split.labels[:n]
-        )
-
     sizes = {"in_domain_train": 150, "in_domain_dev": 60, "out_of_domain_dev": 60}
-    return {name: head(nano_corpus[name], n) for name, n in sizes.items()}
+    return {name: nano_corpus[name].part(0, n) for name, n in sizes.items()}
 
 
 def new_student(corpus, dropout: float = 0.0) -> torch.nn.Module:
@@ -72,9 +75,9 @@ def new_student(corpus, dropout: float = 0.0) -> torch.nn.Module:
 
 
 def training_of(corpus, model=None, loss=cross_entropy, **changes) -> Training:
-    """A training of a new student by ``RECIPE``, with changes."""
+    """A training of a new student by ``OPTIONS``, with changes."""
     model = model or new_student(corpus)
-    return Training(model, corpus, loss, RECIPE._replace(**changes), CPU)
+    return Training(model, corpus, loss, Namespace(**OPTIONS | changes), CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,9 +116,32 @@ def test_a_model_that_answers_one_class_only_is_called_that():
 
 
 def test_a_device_that_another_process_lacks_is_refused_in_all(monkeypatch):
-    monkeypatch.setattr(devices, "any_process", lambda value: True)
-    with pytest.raises(UserError, match=r"--device cpu: .*another process has none"):
+    """Each raises the first one's error."""
+
+    def gather(messages: list, message: str | None) -> None:
+        messages[:] = [message, "--device cuda:1: not usable here"]
+
+    monkeypatch.setattr(processes, "rank_and_processes", lambda: (0, 2))
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    with pytest.raises(UserError, match="--device cuda:1: not usable here"):
         devices.choose_device("cpu", None)
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "nonsense"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(UserError, match=f"--device {name}: not usable here .*; use cpu"):
+        devices.choose_device(name)
+
+
+def test_no_recurrent_kernel_is_run_in_half_precision_under_autocast():
+    """Written out for PyTorch's own cell, which computes on GPUs."""
+    torch.manual_seed(0)
+    rnn, x, sizes = torch.nn.RNN(5, 7), torch.randn(5, 5), torch.tensor([3, 2])
+    expected = library_states(rnn, x, sizes)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = library_states(rnn, x.half().float(), sizes), library_states(rnn, x, sizes)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert torch.equal(found[1], expected)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
@@ -125,7 +151,7 @@ def test_a_batch_cut_in_pieces_has_the_gradients_of_the_whole(small, loss, monke
     training = training_of(taught, classifier(NANO), loss)
     results, gradients = [], []
     for max_tokens in (10**6, 50):
-        monkeypatch.setattr(train_utils, "MAX_TOKENS", max_tokens)
+        monkeypatch.setattr(data_utils, "MAX_TOKENS", max_tokens)
         training.model.zero_grad()
         result, counts = accumulate_gradients(training, np.arange(64))
         assert counts == (64, 64, split.seqlens[:64].sum())
@@ -246,23 +272,24 @@ def test_progress_survives_json_bit_for_bit():
     assert Progress(**json.loads(json.dumps(vars(progress)))) == progress
 
 
-def new_state(path, value: float) -> TrainState:
-    """A state after one step of Adam."""
+def new_session(folder, value: float) -> Session:
+    """A session after one step of Adam."""
     parameter = torch.nn.Parameter(torch.full((3,), value))
     optimizer = torch.optim.Adam([parameter], lr=0.1)
     parameter.grad = torch.full((3,), value)
     optimizer.step()
-    return TrainState(path, {"w": parameter}, optimizer)
+    return Session(folder, {"w": parameter}, optimizer)
 
 
 def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
-    path = tmp_path / "state.safetensors"
-    saved, loaded = new_state(path, 1.0), new_state(path, 7.0)
-    assert loaded.load() == Progress()  # there is no file yet
-    saved.keep_best()
+    saved, loaded = new_session(tmp_path, 1.0), new_session(tmp_path, 7.0)
+    assert loaded.progress == Progress()  # there is no file yet
+    saved.finish_epoch({"epoch": 1, "val_loss": 0.5}, "none")
     saved.parameters["w"].data += 1
-    saved.save(Progress(steps=5, best_epoch=1))
-    assert loaded.load() == Progress(steps=5, best_epoch=1)
+    saved.progress.steps = 5
+    saved.save()
+    assert loaded.load() == saved.progress
+    assert (saved.progress.steps, saved.progress.best_epoch) == (5, 1)
     assert torch.equal(loaded.parameters["w"], saved.parameters["w"])
     assert torch.equal(loaded.best["w"], saved.best["w"])
     assert not torch.equal(loaded.best["w"], loaded.parameters["w"])
@@ -274,13 +301,24 @@ def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
 
 
 def test_weights_that_are_not_finite_do_not_replace_the_saved_ones(tmp_path):
-    state = new_state(tmp_path / "state.safetensors", 1.0)
-    state.save(Progress(steps=1))
-    state.parameters["w"].data[1] = math.nan
+    session = new_session(tmp_path, 1.0)
+    session.progress.steps = 1
+    session.save()
+    session.parameters["w"].data[1] = math.nan
+    session.progress.steps = 2
     with pytest.raises(UserError, match="weights are not finite after step 2"):
-        state.save(Progress(steps=2))
-    assert state.load() == Progress(steps=1)
-    assert state.parameters["w"].isfinite().all()
+        session.save()
+    assert session.load() == Progress(steps=1)
+    assert session.parameters["w"].isfinite().all()
+
+
+def test_a_falling_learning_rate_ends_at_nothing_and_a_constant_one_is_itself():
+    constant, falling = Namespace(**OPTIONS), Namespace(**OPTIONS | {"lr_schedule": "linear"})
+    rates = [learning_rate(falling, step, 300) for step in range(2 * 10)]  # 2 epochs of 10 steps
+    assert rates == pytest.approx([1e-3 * (1 - step / 20) for step in range(20)])
+    assert {learning_rate(constant, step, 300) for step in range(20)} == {1e-3}
+    falling.max_steps = 4
+    assert learning_rate(falling, 3, 300) == pytest.approx(0.25e-3)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -392,6 +430,47 @@ def test_a_finished_run_is_found_finished_and_holds_no_state(tmp_path):
     assert files(tmp_path) == DONE
 
 
+def test_a_folders_state_has_a_name(tmp_path):
+    identity = {"lr": 0.1, "base": "a" * 64}
+
+    def state(**changes) -> State:
+        return state_of(tmp_path, identity | changes, {})[0]
+
+    assert state() is State.ABSENT
+    asked(0.1, tmp_path, finish=False)
+    assert (state(), state(lr=0.2)) == (State.UNFINISHED, State.FOREIGN)
+    (tmp_path / STATE).unlink()
+    (tmp_path / WEIGHTS).unlink()
+    assert state(lr=0.2) is State.ABSENT  # nothing would be lost
+    asked(0.1, tmp_path)
+    assert (state(), state(lr=0.2)) == (State.FINISHED, State.FOREIGN)
+
+
+def test_a_fingerprint_of_an_earlier_version_is_known(tmp_path):
+    asked(0.1, tmp_path)
+    identity = {"lr": 0.1, "base": "b" * 64}
+    assert state_of(tmp_path, identity, {})[0] is State.FOREIGN
+    assert state_of(tmp_path, identity, {"a" * 64: "b" * 64})[0] is State.FINISHED
+
+
+def test_an_option_that_came_later_has_its_published_value(tmp_path):
+    earlier = {"mode": "rnn", "sr_no": 1, "lr": 0.001}
+    (tmp_path / METRICS).write_text(json.dumps({"identity": earlier}))
+    now = earlier | {"lr_schedule": "constant", "student_width": 768, "held_out": 0}
+    assert state_of(tmp_path, now, {})[0] is State.FINISHED
+    state, reason = state_of(tmp_path, now | {"student_width": 256}, {})
+    assert state is State.FOREIGN
+    assert "student_width is 768 there, 256 here" in reason
+
+
+def test_more_epochs_for_a_finished_run_are_refused_with_the_ways_out(tmp_path):
+    (tmp_path / METRICS).write_text(json.dumps({"identity": {"mode": "rnn", "epochs": 2}}))
+    _, reason = state_of(tmp_path, {"mode": "rnn", "epochs": 3}, {})
+    assert "epochs is 2 there, 3 here" in reason
+    assert "A finished run is not extended" in reason
+    assert "--overwrite" in reason
+
+
 @pytest.mark.parametrize("finish", [True, False])
 def test_another_identity_is_refused_and_says_what_differs(tmp_path, finish):
     asked(0.1, tmp_path, finish=finish)
@@ -417,7 +496,7 @@ def test_a_run_that_had_saved_nothing_makes_way_for_another(tmp_path):
 def test_a_folder_without_an_identity_is_refused_and_overwritten(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     (tmp_path / WEIGHTS).write_text("whose?")
-    with pytest.raises(UserError, match=r"broken JSON|not a run of this project; add --overwrite"):
+    with pytest.raises(UserError, match="not a run of this project; add --overwrite"):
         asked(0.1, tmp_path)
     assert not asked(0.1, tmp_path, overwrite=True)
     assert files(tmp_path) == DONE
@@ -509,9 +588,11 @@ def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_pat
 def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
     folder = tmp_path / "checkpoints" / "LoRA_nano_7"
     asked(0.1, folder, finish=False)
-    args = Namespace(teacher=folder, gpt_variant="nano", sr_no=7, out_dir=tmp_path)
+    options = dict(teacher=folder, checkpoint=folder, gpt_variant="nano", sr_no=7, given=set())
+    args = Namespace(**options, out_dir=tmp_path)
     words = r"not finished; finish it with: python run\.py --lr 0\.1$"
-    for read in (check_finished, load_checkpoint, load_adapter, lambda _: load_teacher(args)):
+    asked_as_a_teacher = (lambda _: load_model(args)), (lambda _: teacher_fingerprint(folder, args))
+    for read in (check_finished, load_teacher, *asked_as_a_teacher):
         with pytest.raises(UserError, match=words):
             read(folder)
     (folder / METRICS).write_text("{}")  # the mark alone counts
@@ -543,14 +624,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (MemoryError(), "lower --batch_size"),
+        (MemoryError(), "choose a smaller --gpt_variant"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-            "lower --batch_size",
+            "choose a smaller --gpt_variant",
         ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
-            "lower --batch_size",
+            "choose a smaller --gpt_variant",
         ),
         (OSError(28, "No space left on device", "x.json"), "x.json: No space left on device"),
         (PermissionError(13, "Permission denied", "x.json"), "x.json: Permission denied"),
@@ -587,11 +668,14 @@ def test_a_bug_is_not_hidden(error, monkeypatch, tmp_path):
     assert caught.value is error
 
 
-def test_out_of_memory_names_the_option(monkeypatch, tmp_path, capsys):
+def test_out_of_memory_names_what_helps(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("data_utils.load_corpus", lambda *_: torch.empty(2**58))  # 2**60 bytes
     assert run.main(["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)]) == 2
-    line = "out of memory; lower --batch_size, or choose a smaller --gpt_variant or student\n"
-    assert capsys.readouterr().err == f"run.py: error: {line}"
+    line = capsys.readouterr().err
+    assert line.startswith(
+        "run.py: error: out of memory; choose a smaller --gpt_variant, --student"
+    )
+    assert "--batch_size" not in line  # a batch is cut to data_utils.MAX_TOKENS
 
 
 # ---------------------------------------------------------------------------------------------
