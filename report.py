@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reportlab.platypus import Flowable
 
-from data_utils import DEV
+from support.corpus import DEV
 from support.bases.loading import variant_name
 from support.reporting import tables
 from support.reporting.finished import Series, find_runs

@@ -1,1 +1,21 @@
-""""""
+"""Reporting: how good is a model, how sure is that, and how is it shown?
+
+The story imports from here what is light; `curves`, `finished`, `tables`, `plots` and `pages` need
+pandas, matplotlib and reportlab, and are imported where a report is made.
+"""
+
+from support.reporting.metrics import (
+    confusion,
+    describe,
+    matthews_corrcoef,
+    measure,
+    one_class_note,
+    read_metrics,
+    show_run,
+    summary,
+)
+
+__all__ = [
+    "confusion", "describe", "matthews_corrcoef", "measure", "one_class_note", "read_metrics",
+    "show_run", "summary",
+]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_utils import DEV, OUT_OF_DOMAIN, read_lines
+from support.corpus import DEV, OUT_OF_DOMAIN, read_lines
 from support.errors import UserError
 from support.files import read_bytes
 from support.reporting.metrics import read_metrics

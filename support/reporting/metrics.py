@@ -1,19 +1,26 @@
-"""How good is a model, in numbers, in words, in `metrics.json` and in `history.csv`?"""
+"""How good is a model, in numbers and in words, and what do a run's own files say of it?"""
 
-import csv
 import math
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.errors import UserError
+from support.corpus import DEV, OUT_OF_DOMAIN
+from support.errors import UserError, first_line
 from support.files import read_bytes, read_json
+
+if TYPE_CHECKING:  # imported where a table is read: a run that is only shown needs none
+    from pandas import DataFrame
+
+DEV_SETS = (DEV, OUT_OF_DOMAIN)
 
 
 def matthews_corrcoef(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Matthews correlation of two 0/1 arrays (Matthews 1975), CoLA's official metric.
+    """Return the Matthews correlation of two 0/1 arrays (Matthews 1975), CoLA's official metric.
 
     0 where either side has one class only, as scikit-learn has it.
     """
@@ -26,7 +33,7 @@ def matthews_corrcoef(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
-    """Loss (cross-entropy, nats), accuracy and MCC of logits (sentences, 2), and the counts."""
+    """Return loss (cross-entropy, nats), accuracy, MCC and counts of logits (sentences, 2)."""
     predictions = logits.argmax(dim=1)
     correct = int((predictions == labels).sum())
     return {
@@ -40,85 +47,117 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
     }
 
 
-def describe(metrics: dict) -> str:
-    """One line: accuracy, never without MCC and the majority baseline, and a one-class warning."""
-    line = (
-        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), "
-        f"MCC {metrics['mcc']:.3f}; majority baseline {majority(metrics):.2%}"
-    )
-    return line + one_class_note(metrics)
-
-
 def majority(metrics: dict) -> float:
-    """The accuracy of giving every sentence the more frequent label."""
+    """Return the accuracy of giving every sentence the more frequent label."""
     n, acceptable = metrics["sentences"], metrics["acceptable"]
     return max(acceptable, n - acceptable) / n
 
 
+def describe(metrics: dict) -> str:
+    """Return accuracy, MCC and the majority baseline in a line, with `one_class_note`."""
+    return (
+        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), "
+        f"MCC {metrics['mcc']:.3f}; majority baseline {majority(metrics):.2%}"
+        f"{one_class_note(metrics)}"
+    )
+
+
 def summary(metrics: dict) -> str:
-    """Accuracy and MCC in a few words, and whether they are of one answer to everything."""
-    one_class = " (one class only)" if one_class_note(metrics) else ""
-    return f"{metrics['accuracy']:.2%}, MCC {metrics['mcc']:.3f}{one_class}"
+    """Return accuracy and MCC in a few words."""
+    remark = one_class_remark(int(bool(one_class_note(metrics))), 1)
+    return f"{metrics['accuracy']:.2%}, MCC {metrics['mcc']:.3f}{remark}"
+
+
+def one_class_remark(number: int, runs: int) -> str:
+    """Return what stands beside figures where ``number`` of the runs answer one class only."""
+    how_many = f": {number} of {runs}" if runs > 1 else ""
+    return f" (one class only{how_many})" if number else ""
 
 
 def one_class_note(metrics: dict) -> str:
-    """A remark for a model that answers one class only; else nothing."""
+    """Return a remark for a model that answers one class only; else nothing."""
     if metrics["predicted_acceptable"] not in (0, metrics["sentences"]):
         return ""
     answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
     return f'  <- answers "{answer}" to everything'
 
 
-# ---------------------------------------------------------------------------------------------
-# metrics.json
+def confusion(metrics: dict) -> str:
+    """Return the four counts of right and wrong answers in a line."""
+    (a, b), (c, d) = confusion_counts(metrics)
+    return f"acceptable: {a} judged right, {b} wrong; unacceptable: {c} judged right, {d} wrong"
 
-CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc")
-TEXT, COUNT, FRACTION = "text", "a count", "a number from -1 to 1"
-SECONDS = "a number of seconds"
-DEV_SET = {
-    "sentences": COUNT, "acceptable": COUNT, "predicted_acceptable": COUNT, "correct": COUNT,
-    "accuracy": FRACTION, "mcc": FRACTION,
-}  # fmt: skip
-SPLIT = {"sentences": COUNT}
-CONTENT = {
-    "mode": TEXT, "variant": TEXT, "sr_no": COUNT, "command": TEXT, "arguments": {},
-    "parameters": {"total": COUNT, "trainable": COUNT}, "identity": {},
-    "training": {"best_epoch": COUNT, "epochs": COUNT, "seconds": SECONDS},
-    "data": {
-        "name": TEXT, "folder": TEXT, "sha256": TEXT,
-        "in_domain_train": SPLIT, "in_domain_dev": SPLIT, "out_of_domain_dev": SPLIT,
-    },
-    "base": {"name": TEXT}, "hardware": {}, "versions": {},
-    "in_domain_dev": DEV_SET, "out_of_domain_dev": DEV_SET,
-}  # fmt: skip
+
+def confusion_counts(metrics: dict) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return how many acceptable sentences are judged right and wrong; how many unacceptable."""
+    n, acceptable, predicted, correct = (
+        metrics[key] for key in ("sentences", "acceptable", "predicted_acceptable", "correct")
+    )
+    right = (correct + acceptable + predicted - n) // 2
+    return (right, acceptable - right), (correct - right, predicted - right)
+
+
+# ---------------------------------------------------------------------------------------------
+# A run's own files
+
+RULES = {
+    "text": lambda value: isinstance(value, str) and "\0" not in value,
+    "an object": lambda value: isinstance(value, dict),
+    "a count": lambda value: type(value) is int and 0 <= value < 2**63,
+    "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "a number from -1 to 1": lambda value: type(value) in (int, float) and -1 <= value <= 1,
+}
+CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
+    "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
+    "an object": "arguments identity teacher?",
+    "a count": """sr_no parameters.total parameters.trainable arguments.held_out?
+        arguments.transfer_size? training.epochs training.best_epoch training.steps
+        data.in_domain_train.sentences data.in_domain_dev.sentences data.out_of_domain_dev.sentences
+        in_domain_dev.sentences in_domain_dev.acceptable in_domain_dev.predicted_acceptable
+        in_domain_dev.correct out_of_domain_dev.sentences out_of_domain_dev.acceptable
+        out_of_domain_dev.predicted_acceptable out_of_domain_dev.correct""",
+    "a number of seconds": "training.seconds",
+    "a number from -1 to 1": """in_domain_dev.accuracy in_domain_dev.mcc
+        out_of_domain_dev.accuracy out_of_domain_dev.mcc""",
+}
 
 
 def read_metrics(folder: Path) -> dict:
-    """Read a finished run's metrics.json, sure to hold what `CONTENT` says."""
+    """Read a finished run's metrics.json; what `CONTENT` names is there, and possible."""
     path = folder / "metrics.json"
     metrics = read_json(path)
-    if fault := first_fault(metrics, CONTENT):
-        raise UserError(f"{path}: broken ({fault}); run it again with --overwrite")
+    for kind, names in CONTENT.items():
+        for name in names.split():
+            value = metrics
+            for key in name.rstrip("?").split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            if not (RULES[kind](value) or (value is None and name.endswith("?"))):
+                raise broken(path, f"{name} is not {kind}: {value!r:.40}")
+    for split in DEV_SETS:
+        if not metrics[split]["sentences"] or np.min(confusion_counts(metrics[split])) < 0:
+            raise broken(path, f"the counts of {split} do not agree")
     return metrics
 
 
-def first_fault(value: object, kind: str | dict, name: str = "") -> str:
-    """What is wrong with a JSON value, or nothing."""
-    is_number = type(value) in (int, float)
-    if isinstance(kind, dict):
-        if not isinstance(value, dict):
-            return f"{name} is no object"
-        faults = (
-            first_fault(value.get(key), kind[key], f"{name}.{key}".strip(".")) for key in kind
+def read_table(path: Path, numbers: list[str], texts: list[str]) -> "DataFrame":
+    """Read columns of a CSV file, finite numbers and texts."""
+    import pandas as pd
+
+    kinds = dict.fromkeys(numbers, float) | dict.fromkeys(texts, str)
+    try:
+        table = pd.read_csv(
+            BytesIO(read_bytes(path)), usecols=[*kinds], dtype=kinds, float_precision="round_trip"
         )
-        return next(filter(None, faults), "")
-    right = {
-        TEXT: isinstance(value, str) and "\0" not in value,
-        COUNT: type(value) is int and (value > 0 or not name.endswith("sentences")) and value >= 0,
-        FRACTION: is_number and -1 <= value <= 1,
-        SECONDS: is_number and 0 <= value < math.inf,
-    }
-    return "" if right[kind] else f"{name} is not {kind}: {value!r:.40}"
+        if not np.isfinite(table[numbers].to_numpy()).all():
+            raise ValueError("a number is missing or not finite")
+    except ValueError as error:  # as are all of pandas' own
+        raise broken(path, first_line(error)) from None
+    return table
+
+
+def broken(path: Path, fault: str) -> UserError:
+    """Return the error for a file that a run has not written so."""
+    return UserError(f"{path}: broken ({fault}); run it again with --overwrite")
 
 
 def show_run(folder: Path) -> None:
@@ -126,22 +165,5 @@ def show_run(folder: Path) -> None:
     metrics = read_metrics(folder)
     training = metrics["training"]
     print(f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}")
-    for name in ("in_domain_dev", "out_of_domain_dev"):
+    for name in DEV_SETS:
         print(f"  {name:<18} {describe(metrics[name])}")
-
-
-# ---------------------------------------------------------------------------------------------
-# history.csv
-
-
-def read_history(folder: Path, best_epoch: int) -> dict[str, list[float]]:
-    """The curves of a finished run, by column, a value an epoch; the epoch kept is among them."""
-    path = folder / "history.csv"
-    try:
-        rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
-        curves = {name: [float(row[name]) for row in rows] for name in ("epoch", *CURVES)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
-    if curves["epoch"] != list(range(1, len(rows) + 1)) or not 1 <= best_epoch <= len(rows):
-        raise UserError(f"{path}: epochs are missing; run it again with --overwrite")
-    return curves

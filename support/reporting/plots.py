@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from data_utils import DEV
+from support.corpus import DEV
 from support.files import write_bytes
+from support.reporting.curves import read_history
 from support.reporting.finished import DEV_SETS, MODES, Series
-from support.reporting.metrics import majority, one_class_note, read_history, read_metrics, summary
+from support.reporting.metrics import majority, one_class_note, read_metrics, summary
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})

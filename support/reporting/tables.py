@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_utils import DEV, SPLITS
+from support.corpus import DEV, SPLITS
 from support.errors import UserError
 from support.reporting.finished import DEV_SETS, Series, read_sources
 from support.reporting.inference_speed import measure_inference

@@ -1,0 +1,81 @@
+"""How did a run go, epoch by epoch? Colours after Okabe and Ito (2008)."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from pandas import DataFrame
+
+from support.corpus import DEV
+from support.files import write_bytes
+from support.reporting.metrics import (
+    broken,
+    majority,
+    one_class_note,
+    one_class_remark,
+    read_metrics,
+    read_table,
+)
+
+rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
+rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+ORANGE, BLUE = "#E69F00", "#0072B2"
+COLUMNS = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
+
+
+def read_history(folder: Path, best_epoch: int) -> DataFrame:
+    """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
+    path = folder / "history.csv"
+    table = read_table(path, COLUMNS, [])
+    epochs = len(table)
+    if table["epoch"].tolist() != [*range(1, epochs + 1)] or not 1 <= best_epoch <= epochs:
+        raise broken(path, "epochs are missing")
+    return table
+
+
+def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
+    """Draw the loss and the accuracy of finished runs per epoch, train and validation.
+
+    Of several runs each is drawn thin, and their mean, as far as all of them go, thick.
+    """
+    runs = [read_metrics(folder) for folder in folders]
+    best = [run["training"]["best_epoch"] for run in runs]
+    histories = [read_history(*pair) for pair in zip(folders, best, strict=True)]
+    accuracy, mcc = (np.mean([run[DEV][key] for run in runs]) for key in ("accuracy", "mcc"))
+    title = f"{runs[0]['mode']} {runs[0]['variant']:.24}: {accuracy:.2%}, MCC {mcc:.3f}"
+    title += f", mean of {len(runs)} runs" if len(runs) > 1 else ""
+    title += one_class_remark(sum(bool(one_class_note(run[DEV])) for run in runs), len(runs))
+    paths = []
+    for quantity in ("loss", "accuracy"):
+        figure = Figure(figsize=(4.5, 2.6), layout="constrained")
+        axes = figure.subplots()
+        looks = (("train", "train", "s--", ORANGE, "white"), (DEV, "val", "o-", BLUE, BLUE))
+        for label, split, line, colour, inside in looks:
+            curves = [table[f"{split}_{quantity}"].to_numpy() for table in histories]
+            for curve in curves if len(curves) > 1 else []:
+                epochs = range(1, len(curve) + 1)
+                axes.plot(epochs, curve, line[1:], color=colour, lw=0.6, alpha=0.6)
+            mean = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
+            look = {"color": colour, "markerfacecolor": inside, "markersize": 4, "label": label}
+            axes.plot(range(1, len(mean) + 1), mean, line, **look)
+        chosen = [table[f"val_{quantity}"][e - 1] for table, e in zip(histories, best, strict=True)]
+        ring = {"markersize": 10, "fillstyle": "none", "label": "epoch kept"}
+        axes.plot(best, chosen, "ko", **ring)  # around the point, which stays visible
+        if quantity == "accuracy":
+            axes.axhline(majority(runs[0][DEV]), color="0.35", ls=":", label="majority baseline")
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axes.set(xlabel="epoch", ylabel=quantity, title=title)
+        figure.legend(loc="outside lower center", ncols=4, columnspacing=1, fontsize=9)
+        paths.append(save(figure, plots_dir / f"{name}_{quantity}.png"))
+    return paths
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole."""
+    figure.savefig(png := BytesIO(), dpi=250)
+    write_bytes(path, png.getvalue())
+    return path
