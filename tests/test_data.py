@@ -175,7 +175,7 @@ def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
 @pytest.mark.parametrize(
     ("content", "cut", "word"),
     [
-        (zipped(FILES), True, "cut off after"),
+        (zipped(FILES), True, "not CoLA's archive"),
         (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"other"}), False, "wrong checksum"),
         (zipped({"readme": b"nothing else"}), False, "not CoLA's archive"),
         (b"<html>not found</html>", False, "not CoLA's archive"),

@@ -284,7 +284,8 @@ def new_session(folder, value: float) -> Session:
 def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
     saved, loaded = new_session(tmp_path, 1.0), new_session(tmp_path, 7.0)
     assert loaded.progress == Progress()  # there is no file yet
-    saved.finish_epoch({"epoch": 1, "val_loss": 0.5}, "none")
+    row = dict(epoch=1, val_loss=0.5, val_accuracy=0.5, val_mcc=0.0, seconds=1.0)
+    saved.finish_epoch(row, "none")
     saved.parameters["w"].data += 1
     saved.progress.steps = 5
     saved.save()
