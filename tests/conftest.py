@@ -1,8 +1,12 @@
 """What the tests share: where the real corpus is, models made on the spot, and `run.py`."""
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -105,6 +109,29 @@ def run(tmp_path):
         )
 
     return call
+
+
+@contextmanager
+def serve_bytes(content: bytes, cut: bool = False) -> Iterator[tuple[str, list]]:
+    """Serve bytes, or half of them, on the loopback address: the URL, and who has asked."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/cola_public_1.1.zip", asked
+    server.shutdown()
+    server.server_close()
 
 
 def refusal(result: subprocess.CompletedProcess) -> str:

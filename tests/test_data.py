@@ -1,17 +1,17 @@
 """Reading, fetching, tokenising and packing."""
 
 import hashlib
-import http.server
 import io
 import itertools
-import threading
 import zipfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import serve_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,28 +98,8 @@ def test_a_broken_file_is_refused_with_file_and_line(written, content, words):
 @pytest.fixture
 def serve():
     """Serve bytes under a URL; ``cut`` sends half of them."""
-    servers = []
-
-    def start(content: bytes, cut: bool = False) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content[: len(content) // 2] if cut else content)
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/cola_public_1.1.zip"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as servers:
+        yield lambda content, cut=False: servers.enter_context(serve_bytes(content, cut))[0]
 
 
 def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
