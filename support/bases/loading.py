@@ -16,13 +16,12 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from data_utils import Split, pack
-from model import last_states, packed_attention
 from support.bases.gguf import converted, find_smollm2
 from support.bases.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
 from support.errors import UserError, first_line
 from support.files import read_json
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
+from support import PROJECT
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")
@@ -143,17 +142,32 @@ def from_hub(repo: str, weights: bool) -> Path:
 # Loading. Importing transformers takes seconds, which a student need not wait for.
 
 
-def load_backbone(folder: Path) -> nn.Module:
-    """A base's blocks for packed batches: `model.packed_attention` in the place of their own.
-
-    Refused by its name is what that cannot serve, and at last what a probe shows to go wrong.
-    """
+def load_backbone(folder, attention):
     from transformers import AttentionInterface, AutoModel
 
-    AttentionInterface.register("packed", packed_attention)
-    backbone = load_pretrained(AutoModel, folder, packed=True)
-    check_decoder(backbone, folder)
-    return backbone
+    AttentionInterface.register("packed", attention)
+    return load_pretrained(AutoModel, folder, packed=True)
+
+
+def base_fingerprint(folder):
+    from transformers import AutoModel
+    from support.fingerprints import backbone_fingerprint
+    now = backbone_fingerprint(load_pretrained(AutoModel, folder))
+    return BaseFingerprint(now, now)
+
+
+class BaseFingerprint(NamedTuple):
+    now: str
+    before: str
+
+
+def is_nano(tokenizer):
+    return tokenizer.to_str() == load_tokenizer(PROJECT / "nano").to_str()
+
+
+def nano_lexicon():
+    from support.corpus import SPLITS, read_split
+    return {w.strip(".,?!").lower() for x in SPLITS for t in read_split(PROJECT / "nano/corpus/raw" / f"{x}.tsv")[0] for w in t.split()}
 
 
 def load_language_model(folder: Path) -> nn.Module:
@@ -244,18 +258,14 @@ def check_configuration(config, folder: Path) -> None:
 
 
 @torch.no_grad()
-def check_decoder(backbone: nn.Module, folder: Path) -> None:
-    """Prove that packed sentences get the states that each gets alone by the model's attention.
-
-    Whatever differs in the mechanism differs here: attention to later tokens or to sinks, scores
-    that are biased, states that leak from one sentence into the next.
-    """
+def check_packing(classifier: nn.Module, folder: Path) -> None:
+    backbone = classifier.backbone
     size = backbone.config.vocab_size
     sentences = [[token % size for token in ids] for ids in ([5, 7, 9, 11, 6], [5, 7, 9, 8], [10])]
     bounds = torch.tensor(np.cumsum([0, *map(len, sentences)]))
     tokens = torch.tensor([token for ids in sentences for token in ids])
     packed = pack(Split([""] * 3, tokens, bounds, torch.zeros(3, dtype=torch.long)), np.arange(3))
-    together = last_states(backbone, packed)
+    together = classifier.read(packed).states[packed.last_tokens]
     backbone.set_attn_implementation("eager")
     alone = [
         backbone(input_ids=torch.tensor([ids]), use_cache=False)[0][0, -1] for ids in sentences

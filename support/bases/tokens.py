@@ -56,3 +56,8 @@ def save_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path) -> None:
     write_bytes(folder / TOKENIZER, tokenizer.to_str(pretty=True).encode())
     if (source / SETTINGS).exists():
         write_bytes(folder / SETTINGS, read_bytes(source / SETTINGS))
+
+
+def token_ids(tokenizer, sentences):
+    """Return each sentence's tokens."""
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]

@@ -1,55 +1,71 @@
-"""How does a saved LoRA adapter, ours or PEFT's, become a model again?"""
+"""Read and write LoRA adapters in PEFT's format, and tell which base each was trained on."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from lora import LoraConfig, add_lora, lora_tensors
-from model import Classifier
-from support.bases.loading import Base, base_folder, find_base, load_backbone
-from support.checkpoints.peft_files import CONFIG, PREFIX, WEIGHTS, read_adapter
+from torch import Tensor
+
+from support.bases import Base, base_fingerprint, find_base
+from support.checkpoints import peft_files
+from support.checkpoints.peft_files import CONFIG, PREFIX, WEIGHTS
 from support.errors import UserError
-from support.files import copy_tensors
-from support.fingerprints import backbone_fingerprint, tensors_fingerprint
+from support.fingerprints import tensors_fingerprint
 from support.runs.folder import check_finished
 
-
-class Adapter(NamedTuple):
-    """A saved LoRA classifier in memory."""
-
-    model: Classifier
-    config: LoraConfig
-    base: Base
-    base_name: str  # as the adapter names it
-    base_print: str  # fingerprint of the base weights
-    fingerprint: str  # of base and adapter together
+write_adapter = peft_files.write_adapter
 
 
-def load_adapter(folder: Path, variant: str | None = None) -> Adapter:
-    """Load a saved LoRA classifier, unmerged, as it was when it was saved.
+class SavedAdapter(NamedTuple):
+    """An adapter as it was saved."""
 
-    Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        variant: the base model; None takes the one that the adapter names.
-    """
+    settings: dict
+    base_name: str
+    tensors: dict[str, Tensor]
+    base_fingerprint: str | None
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
     check_finished(folder)
-    settings, base_name, tensors, trained_on = read_adapter(folder)
-    config = LoraConfig(**settings)
-    if not (variant or base_name):
-        raise UserError(f"{folder / CONFIG} names no base model; give it with --gpt_variant")
-    base = find_base(variant or base_name)
-    model = Classifier(load_backbone(base.folder))
-    base_print = backbone_fingerprint(model.backbone)
-    if trained_on is None:  # PEFT's own files carry no fingerprint
-        trained_on = base_print
-        if variant and base_name and variant != base_name:
-            trained_on = backbone_fingerprint(load_backbone(base_folder(base_name)))
-    if trained_on != base_print:
-        raise UserError(
-            f"{folder} was trained on another base ({base_name}, {trained_on[:12]}) than "
-            f"{base.name} ({base_print[:12]}); give its own with --gpt_variant"
-        )
-    add_lora(model, config)
-    copy_tensors(folder / WEIGHTS, tensors, lora_tensors(model))
+    return SavedAdapter(*peft_files.read_adapter(folder))
+
+
+def adapter_fingerprint(tensors, base_fingerprint, scaling) -> str:
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    whole = tensors_fingerprint(named, base_print + repr(config.scaling))
-    return Adapter(model, config, base, base_name, base_print, whole)
+    return tensors_fingerprint(named, base_fingerprint + repr(scaling))
+
+
+def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tuple[Base, str]:
+    if not (variant or saved.base_name):
+        raise UserError(f"{folder / CONFIG} names no base model; give it with --gpt_variant")
+    base = find_base(variant or saved.base_name)
+    prints, trained_on = base_fingerprint(base.folder), saved.base_fingerprint
+    if trained_on is None:  # PEFT's own files carry no fingerprint
+        trained_on = prints.now
+        if variant and saved.base_name and variant != saved.base_name:
+            trained_on = base_fingerprint(find_base(saved.base_name).folder).now
+    if trained_on not in prints:
+        raise UserError(
+            f"{folder} was trained on another base ({saved.base_name}, {trained_on[:12]}) than "
+            f"{base.name} ({prints.now[:12]}); give its own with --gpt_variant"
+        )
+    return base, trained_on
+
+
+def teacher_fingerprint(folder: Path, options: Namespace) -> str:
+    if not (folder / CONFIG).exists():
+        check_finished(folder)
+        advice = "--teacher wants the folder of a LoRA run"
+        if not options.teacher:
+            advice = (
+                f"run: python run.py --mode LoRA --gpt_variant {options.gpt_variant} "
+                f"--sr_no {options.sr_no} --out_dir {options.out_dir}, or name one with --teacher"
+            )
+        raise UserError(f"{folder}: no teacher there; {advice}")
+    saved = read_adapter(folder)
+    trained_on = saved.base_fingerprint
+    if trained_on is None:
+        _, trained_on = find_own_base(saved, folder, options.gpt_variant)
+    s = saved.settings
+    scaling = s["lora_alpha"] / (s["r"] ** 0.5 if s["use_rslora"] else s["r"])
+    return adapter_fingerprint(saved.tensors, trained_on, scaling)

@@ -14,14 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from data_utils import Split, corpus_fingerprint, within_budget
+from data_utils import Split
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
 from support.processes import any_process, sum_over_processes
-from support.runs.locks import hold
-from train_utils import pieces_of
+from support.runs.locks import locked as hold
 
 CHUNK = 45_000  # tokens a file; the components are those of the first one's states
 
@@ -61,7 +60,7 @@ class TeacherStates:
 
 
 @torch.no_grad()
-def read_states(
+def read_hints(
     split: Split, teacher: nn.Module, teacher_print: str, device: Device, width: int, folder: Path
 ) -> tuple[Tensor, TeacherStates]:
     """A teacher's logits (sentences, 2) and hints of a whole split, computed once.
@@ -73,25 +72,24 @@ def read_states(
     teacher.to(device.torch).eval()
     full = teacher.score.in_features
     hints, paths, logits, first = min(width, full), [], [], None
-    pieces = within_budget(split, np.arange(len(split)), CHUNK)
-    parts = [split.part(piece[0], piece[-1] + 1) for piece in pieces]
-    of_first = corpus_fingerprint({"": parts[0]})
+    parts = list(split.chunks(CHUNK))
+    of_first = parts[0].fingerprint
     key = fingerprint(teacher_print, of_first, device.precision, str(hints))
     path = folder / f"basis_{key[:16]}.safetensors"
     with hold(path.with_suffix(".lock"), wait=True):
         shapes = {"mean": (full,), "directions": (full, hints)}
-        found = kept(path, key, shapes)
+        found = saved_tensors(path, key, shapes)
         if found is None:
             first = read_part(teacher, parts[0], device, "teacher reads 1")
             write_tensors(path, principal_components(first["states"], hints), {"key": key})
             any_process(False)  # nobody reads before the main process has written
-            found = kept(path, key, shapes)
+            found = saved_tensors(path, key, shapes)
         basis = Basis(**found)
         for number, part in enumerate(parts, start=1):
-            part_key = fingerprint(key, *basis, corpus_fingerprint({"": part}))
+            part_key = fingerprint(key, *basis, part.fingerprint)
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
             shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), hints)}
-            found = kept(paths[-1], part_key, shapes)
+            found = saved_tensors(paths[-1], part_key, shapes)
             if found is None:
                 found = first or read_part(teacher, part, device, f"teacher reads {number}")
                 found["states"] = basis.hints_of(found["states"]).half()
@@ -101,7 +99,7 @@ def read_states(
     return torch.cat(logits), TeacherStates(paths)
 
 
-def kept(path: Path, key: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+def saved_tensors(path: Path, key: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
     """The tensors in a file, if every process finds them there with the key and the shapes."""
     found, metadata = {}, {}
     with suppress(UserError):
@@ -116,14 +114,11 @@ def read_part(
     """The "logits" (sentences, 2), and the "states" (tokens, width)."""
     width = teacher.score.in_features
     logits, states = torch.zeros(len(part), 2), torch.zeros(len(part.input_ids), width)
-    for batch in pieces_of(teacher, part, device, description):
+    for batch in part.batches(device.torch, teacher.shares_prefixes, description):
         with device.autocast():
-            judged, found = teacher.read(batch)
+            judged, found, _ = teacher.read(batch)
         logits[batch.indices.cpu()] = judged.float().cpu()
-        starts = part.cu_seqlens[batch.indices.cpu()]
-        lengths = batch.cu_seqlens.diff().cpu()
-        places = torch.repeat_interleave(starts, lengths) + batch.position_ids.cpu()
-        states[places] = found.float().cpu()
+        states[batch.places.cpu()] = found.float().cpu()
     sum_over_processes(logits, states)
     return {"logits": logits, "states": states}
 

@@ -14,21 +14,23 @@ from itertools import islice
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data_utils import TRAIN, UNLABELLED, Split, token_ids, tokenize
+from data_utils import Split
+from support.bases import token_ids
+from support.corpus import TRAIN
 from support.errors import UserError
 
 MARKS = " .?!"  # what may stand at a sentence's end
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
 
 
-def with_transfer_set(
+def transfer_sentences(
     corpus: dict[str, Split],
     tokenizer: Tokenizer,
     max_length: int,
     size: int,
     sr_no: int,
     written: list[str] | None = None,
-) -> Split:
+) -> list[str]:
     """The training sentences, and ``size`` unlabelled ones that no split has.
 
     They are the ``written`` ones, and variations for the rest. None is a sentence of another split
@@ -54,8 +56,7 @@ def with_transfer_set(
             fitting = [s for s, n in zip(some, lengths, strict=True) if 0 < n <= max_length]
             made += fitting
             bar.update(len(fitting))
-    labels = known.labels.tolist() + [UNLABELLED] * len(made)
-    return tokenize(tokenizer, known.sentences + made, labels, max_length, "the transfer set")
+    return made
 
 
 def bare(sentence: str) -> str:

@@ -16,14 +16,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_utils import TRAIN, Split, corpus_fingerprint, token_ids
-from support.bases.loading import Base, load_language_model, variant_name
+from data_utils import Split, corpus_fingerprint
+from support.corpus import TRAIN
+from support.bases import Base, load_language_model, token_ids, variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
 from support.fingerprints import fingerprint
 from support.processes import any_process, is_main
-from support.runs.locks import hold
+from support.runs.locks import locked as hold
 from support.runs.resumption import interruptible
 from support.teaching.edits import bare
 
