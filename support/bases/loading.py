@@ -1,177 +1,33 @@
-"""Where does a base model come from, and how is it loaded?"""
+"""Load a base, and refuse by its name what packed attention cannot serve.
 
-import functools
+Importing transformers takes seconds, which a student need not wait for: it is imported here in use.
+"""
+
 import os
-import re
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+from support.errors import UserError, first_line
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from data_utils import Split, pack
-from support.bases.gguf import converted, find_smollm2
-from support.bases.tokens import SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
-from support.errors import UserError, first_line
-from support.files import read_json
-
-from support import PROJECT
-HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
-TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-HUB_TIMEOUT = 5  # seconds until an unreachable hub is reported
+CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
+MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
 
 
-class Base(NamedTuple):
-    """A pretrained model on disk, found and looked at but not loaded."""
-
-    name: str  # as the user gave it
-    folder: Path
-    tokenizer: Tokenizer
-    max_length: int  # of a sentence, in tokens
-
-
-def find_base(name: str, weights: bool = True) -> Base:
-    """Find a base by name or folder; ``weights`` says whether more than the tokenizer is needed."""
-    folder = base_folder(name, weights)
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, folder)
-    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"))
-
-
-def longest_sentence(path: Path) -> int:
-    """The number of a model's positions, or its sliding window where that is shorter.
-
-    Packed attention has no window: it is right for sentences that do not reach beyond one.
-    """
-    config = read_json(path)
-    default = 1024 if config.get("model_type") == "gpt2" else None  # GPT2Config's own
-    positions = config.get("max_position_embeddings", config.get("n_positions", default))
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    limits = [positions, *([window] if window is not None else [])]
-    if not all(type(limit) is int and limit > 0 for limit in limits):
-        raise UserError(f"{path}: max_position_embeddings or n_positions = {positions!r}")
-    return min(limits)
-
-
-def variant_name(name: str) -> str:
-    """A base as it stands in file names: its name, or a folder's or file's own name."""
-    return name if name in VARIANTS else Path(name).resolve().name
-
-
-def base_folder(name: str, weights: bool = True) -> Path:
-    """A base's folder in Hugging Face format; from the hub, or converted, on first use."""
-    name = name.removeprefix("openai-community/")  # where the hub keeps GPT-2
-    if name == "smollm2":
-        return converted(find_smollm2())
-    if name.endswith(".gguf"):
-        return converted(Path(name))
-    folder = PROJECT / "nano" if name == "nano" else Path(name)
-    if not folder.is_dir():
-        if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            return check_folder(from_hub(name, weights), weights)
-        raise UserError(
-            f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
-            "nor a folder or .gguf file here; give it with --gpt_variant"
-        )
-    return check_folder(folder, weights)
-
-
-def check_folder(folder: Path, weights: bool) -> Path:
-    """Return a folder that has all that a base needs."""
-    read_json(folder / "config.json")
-    if not (folder / TOKENIZER).exists() and not (folder / "tokenizer.model").exists():
-        for file in ("vocab.json", "merges.txt"):
-            if not (folder / file).exists():
-                raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    if weights and not any((folder / file).exists() for file in WEIGHTS):
-        raise UserError(
-            f"{folder / WEIGHTS[0]}: no such file; only safetensors are read: save the model with "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    return folder
-
-
-def from_hub(repo: str, weights: bool) -> Path:
-    """Fetch a base from the hub; asks it nothing when the local cache has all that is needed."""
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        OfflineModeIsEnabled,
-    )
-
-    download = functools.partial(huggingface_hub.hf_hub_download, repo)
-    try:
-        with suppress(EntryNotFoundError, UserError):
-            folder = Path(download("config.json", local_files_only=True)).parent
-            return check_folder(folder, weights)
-        # Asked once and briefly, since a download tries an unreachable hub for a minute.
-        probe = huggingface_hub.hf_hub_url(repo, "config.json")
-        huggingface_hub.get_hf_file_metadata(probe, timeout=HUB_TIMEOUT)
-        folder = Path(download("config.json")).parent
-        for name in (*TOKENIZER_FILES, *(WEIGHTS if weights else ())):
-            with suppress(EntryNotFoundError):  # nobody has all of them
-                download(name)
-        if weights and not (folder / WEIGHTS[0]).exists() and (folder / WEIGHTS[1]).exists():
-            for name in sorted(set(read_json(folder / WEIGHTS[1]).get("weight_map", {}).values())):
-                download(name)
-    except GatedRepoError:
-        reason = "its owners ask for an agreement: accept it on the hub, then `hf auth login`"
-    except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError) as error:
-        reason = first_line(error)
-    else:
-        return check_folder(folder, weights)
-    raise UserError(
-        f"--gpt_variant {repo}: not in the local cache, and the Hugging Face hub did not give "
-        f"it ({reason}); pass a local folder in Hugging Face format, or use --gpt_variant nano, "
-        "which ships with the project"
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# Loading. Importing transformers takes seconds, which a student need not wait for.
-
-
-def load_backbone(folder, attention):
+def load_backbone(folder: Path, attention: Callable) -> nn.Module:
+    """Load a base's blocks with ``attention``, a function for `AttentionInterface`, in its place."""
     from transformers import AttentionInterface, AutoModel
 
     AttentionInterface.register("packed", attention)
     return load_pretrained(AutoModel, folder, packed=True)
 
 
-def base_fingerprint(folder):
-    from transformers import AutoModel
-    from support.fingerprints import backbone_fingerprint
-    now = backbone_fingerprint(load_pretrained(AutoModel, folder))
-    return BaseFingerprint(now, now)
-
-
-class BaseFingerprint(NamedTuple):
-    now: str
-    before: str
-
-
-def is_nano(tokenizer):
-    return tokenizer.to_str() == load_tokenizer(PROJECT / "nano").to_str()
-
-
-def nano_lexicon():
-    from support.corpus import SPLITS, read_split
-    return {w.strip(".,?!").lower() for x in SPLITS for t in read_split(PROJECT / "nano/corpus/raw" / f"{x}.tsv")[0] for w in t.split()}
-
-
 def load_language_model(folder: Path) -> nn.Module:
-    """A base with its own head and attention, for generation."""
+    """Load a base with its own head and attention, for generation."""
     from transformers import AutoModelForCausalLM
 
     return load_pretrained(AutoModelForCausalLM, folder)
@@ -223,14 +79,6 @@ def load_pretrained(architecture: type, folder: Path, packed: bool = False) -> n
     return model.eval()
 
 
-# ---------------------------------------------------------------------------------------------
-# Which models packed attention can serve
-
-
-CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
-MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
-
-
 def check_configuration(config, folder: Path) -> None:
     """Refuse, before any weight is read, a model that is no decoder of the kind that is needed."""
     from transformers.models.auto import modeling_auto as auto
@@ -255,27 +103,3 @@ def check_configuration(config, folder: Path) -> None:
         reason = "it caps its attention scores"
     if reason:
         raise UserError(f"{folder}: {config.model_type} cannot be used here: {reason}")
-
-
-@torch.no_grad()
-def check_packing(classifier: nn.Module, folder: Path) -> None:
-    backbone = classifier.backbone
-    size = backbone.config.vocab_size
-    sentences = [[token % size for token in ids] for ids in ([5, 7, 9, 11, 6], [5, 7, 9, 8], [10])]
-    bounds = torch.tensor(np.cumsum([0, *map(len, sentences)]))
-    tokens = torch.tensor([token for ids in sentences for token in ids])
-    packed = pack(Split([""] * 3, tokens, bounds, torch.zeros(3, dtype=torch.long)), np.arange(3))
-    together = classifier.read(packed).states[packed.last_tokens]
-    backbone.set_attn_implementation("eager")
-    alone = [
-        backbone(input_ids=torch.tensor([ids]), use_cache=False)[0][0, -1] for ids in sentences
-    ]
-    backbone.set_attn_implementation("packed")
-    apart = (together - torch.stack(alone)).norm() / together.norm()
-    if not apart < 1e-3:
-        sinks = any("sink" in name for name, _ in backbone.named_parameters())
-        reason = "it has attention sinks" if sinks else "packed sentences would not be judged alone"
-        raise UserError(
-            f"{folder}: {backbone.config.model_type} cannot be used here: {reason} (hidden states "
-            f"differ by {apart:.0e})"
-        )

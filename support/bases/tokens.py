@@ -1,17 +1,21 @@
-"""How does a sentence become token ids, without transformers where its tokenizer is one file?
+"""Turn sentences into token ids, without transformers where a tokenizer is one file.
 
 Hugging Face's fast tokenizers are the library `tokenizers` behind the file tokenizer.json; a
 student needs no more. A base without that file has it made by transformers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from support import PROJECT
+from support.corpus import SPLITS, read_split
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_bytes
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+NANO = PROJECT / "nano"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -35,7 +39,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def asks_for_more(folder: Path) -> bool:
-    """Whether transformers adds special tokens that tokenizer.json may not know of."""
+    """Return whether transformers adds special tokens that tokenizer.json may not know of."""
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
     return bool(settings.get("add_bos_token") or settings.get("add_eos_token"))
 
@@ -58,6 +62,19 @@ def save_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path) -> None:
         write_bytes(folder / SETTINGS, read_bytes(source / SETTINGS))
 
 
-def token_ids(tokenizer, sentences):
-    """Return each sentence's tokens."""
+def token_ids(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
+    """Return each sentence's tokens, with the special ones that the tokenizer adds, if any."""
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
+
+
+def words_unknown_to_nano(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[str]:
+    """Return the words that are not in nano's lexicon, where the tokenizer is nano's."""
+    if tokenizer.to_str() != load_tokenizer(NANO).to_str():
+        return []
+    paths = [NANO / "corpus" / "raw" / f"{split}.tsv" for split in SPLITS]
+    return sorted(words_of(sentences) - words_of([s for p in paths for s in read_split(p)[0]]))
+
+
+def words_of(sentences: Sequence[str]) -> set[str]:
+    """Return the words in lower case, without the marks at a sentence's end."""
+    return {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}

@@ -1,0 +1,88 @@
+"""Find a base by its name: on the hub, in a folder, in a GGUF file, or in the project."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from support.bases.tokens import NANO, SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
+from support.errors import UserError
+from support.files import read_json
+
+HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+class Base(NamedTuple):
+    """A pretrained model on disk, looked at but not loaded."""
+
+    name: str  # as the user gave it
+    folder: Path
+    tokenizer: Tokenizer
+    max_length: int  # of a sentence, in tokens
+
+
+def find_base(name: str, weights: bool = True) -> Base:
+    """Find a base by name or folder; ``weights`` says whether more than the tokenizer is needed."""
+    folder = base_folder(name, weights)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, folder)
+    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"))
+
+
+def longest_sentence(path: Path) -> int:
+    """Return a model's number of positions, or its sliding window where that is shorter.
+
+    Packed attention has no window: it is right for sentences that do not reach beyond one.
+    """
+    config = read_json(path)
+    default = 1024 if config.get("model_type") == "gpt2" else None  # GPT2Config's own
+    positions = config.get("max_position_embeddings", config.get("n_positions", default))
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    limits = [positions, *([window] if window is not None else [])]
+    if not all(type(limit) is int and limit > 0 for limit in limits):
+        raise UserError(f"{path}: max_position_embeddings or n_positions = {positions!r}")
+    return min(limits)
+
+
+def variant_name(name: str) -> str:
+    """Return a base's name as it stands in file names; a folder's or file's own name for others."""
+    return name if name in VARIANTS else Path(name).resolve().name
+
+
+def base_folder(name: str, weights: bool = True) -> Path:
+    """Return a base's folder in Hugging Face format; fetched or converted on first use."""
+    name = name.removeprefix("openai-community/")  # where the hub keeps GPT-2
+    if name == "smollm2" or name.endswith(".gguf"):
+        from support.bases.gguf import converted, find_smollm2
+
+        return converted(find_smollm2() if name == "smollm2" else Path(name))
+    folder = NANO if name == "nano" else Path(name)
+    if folder.is_dir():
+        return check_folder(folder, weights)
+    if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from support.bases.hub import from_hub
+
+        return check_folder(from_hub(name, weights), weights)
+    raise UserError(
+        f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
+        "nor a folder or .gguf file here; give it with --gpt_variant"
+    )
+
+
+def check_folder(folder: Path, weights: bool) -> Path:
+    """Return a folder that has all that a base needs."""
+    read_json(folder / "config.json")
+    if not (folder / TOKENIZER).exists() and not (folder / "tokenizer.model").exists():
+        for file in ("vocab.json", "merges.txt"):
+            if not (folder / file).exists():
+                raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
+    if weights and not any((folder / file).exists() for file in WEIGHTS):
+        raise UserError(
+            f"{folder / WEIGHTS[0]}: no such file; only safetensors are read: save the model with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    return folder
