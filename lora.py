@@ -252,7 +252,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 
             tensors, base_name = lora_tensors(model), options.gpt_variant
             write_adapter(folder, asdict(config), tensors, base_name, fingerprint.now)
-            adapter = adapter_fingerprint(tensors, fingerprint.now, config.scaling)
+            adapter = adapter_fingerprint(tensors, fingerprint.now, asdict(config))
             results, predictions = evaluate(training)
             claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
         else:
@@ -294,5 +294,5 @@ def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) 
     if merged:
         merge_lora(model)
         model.requires_grad_(False).eval()
-    whole = adapter_fingerprint(saved.tensors, trained_on, config.scaling)
+    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
     return Teacher(model, config, base, trained_on, whole)

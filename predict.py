@@ -10,7 +10,7 @@ from torch import nn
 
 from data_utils import UNLABELLED, tokenize
 from model import load_student
-from support.bases import find_base, load_language_model, load_tokenizer
+from support.bases import find_base, load_language_model, load_tokenizer, words_unknown_to_nano
 from support.checkpoints import kind_of, read_max_length
 from support.corpus import is_layout, parse_row, read_lines
 from support.devices import choose_device, keep_freed_memory
@@ -159,8 +159,11 @@ def run_export(args: Namespace) -> None:
     if kind_of(folder) == "adapter":
         from lora import load_teacher
 
-        save_merged(load_teacher(folder, named_variant(args)), target)
+        teacher = load_teacher(folder, named_variant(args))
+        save_merged(teacher.model, teacher.base, target)
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:
         save_onnx(load_student(folder), load_tokenizer(folder), folder, target)
-        print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")
+        print(
+            f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,), int64"
+        )

@@ -1,4 +1,7 @@
-"""Checkpoints."""
+"""Checkpoints: what stands in a saved model's folder, and how does it leave the project?
+
+LoRA adapters in PEFT's own format, students, and exports (export.py).
+"""
 
 from support.checkpoints.adapters import (
     adapter_fingerprint,
@@ -8,3 +11,8 @@ from support.checkpoints.adapters import (
     write_adapter,
 )
 from support.checkpoints.students import kind_of, read_max_length, read_student, save_student
+
+__all__ = [
+    "adapter_fingerprint", "find_own_base", "kind_of", "read_adapter", "read_max_length",
+    "read_student", "save_student", "teacher_fingerprint", "write_adapter",
+]  # fmt: skip

@@ -1,5 +1,7 @@
 """Read and write LoRA adapters in PEFT's format, and tell which base each was trained on."""
 
+import math
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -7,52 +9,124 @@ from typing import NamedTuple
 from torch import Tensor
 
 from support.bases import Base, base_fingerprint, find_base
-from support.checkpoints import peft_files
-from support.checkpoints.peft_files import CONFIG, PREFIX, WEIGHTS
 from support.errors import UserError
+from support.files import read_json, read_tensors, write_json, write_tensors
 from support.fingerprints import tensors_fingerprint
-from support.runs.folder import check_finished
+from support.runs import check_finished
 
-write_adapter = peft_files.write_adapter
+PREFIX = "base_model.model."  # before every tensor's name
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS = {  # of PEFT's LoraConfig, those that change the numbers
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "bias", "modules_to_save",
+    "fan_in_fan_out",
+}  # fmt: skip
+ALLOWED = {
+    "peft_type": ("LORA",),
+    "task_type": ("SEQ_CLS",),
+    "bias": ("none", "lora_only"),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base weights too
+    "revision": (None, "main"),  # of the base, whose newest files are taken here
+}
+HARMLESS = {  # they steer training or serving, not what a trained adapter computes
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern",
+    "megatron_core", "peft_version", "qalora_group_size", "runtime_config",
+}  # fmt: skip
 
 
 class SavedAdapter(NamedTuple):
-    """An adapter as it was saved."""
+    """An adapter as it stands in its folder."""
 
-    settings: dict
-    base_name: str
-    tensors: dict[str, Tensor]
-    base_fingerprint: str | None
+    settings: dict  # the SETTINGS
+    base_name: str  # as the adapter names its base; may be empty
+    tensors: dict[str, Tensor]  # by the names of the model's parameters
+    base_fingerprint: str | None  # None in PEFT's own files
+
+
+def write_adapter(
+    folder: Path, settings: dict, tensors: dict[str, Tensor], base_name: str, fingerprint: str
+) -> None:
+    """Write an adapter as PEFT does, with its base's fingerprint in metadata that PEFT ignores."""
+    kind = {"peft_type": "LORA", "task_type": "SEQ_CLS"}
+    origin = {"base_model_name_or_path": base_name, "inference_mode": True}
+    write_json(folder / CONFIG, {**kind, **origin, **settings})
+    named = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    write_tensors(folder / WEIGHTS, named, {"base_fingerprint": fingerprint})
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
+    """Read an adapter, ours or PEFT's, of a finished run."""
     check_finished(folder)
-    return SavedAdapter(*peft_files.read_adapter(folder))
+    settings, base_name = read_settings(folder / CONFIG)
+    path = folder / WEIGHTS
+    named, metadata = read_tensors(path)
+    if PREFIX + "score.weight" not in named:
+        raise UserError(
+            f"{path}: no score.weight, the classifier's head; train it with "
+            'modules_to_save=["score"]'
+        )
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
+    return SavedAdapter(settings, base_name, tensors, metadata.get("base_fingerprint"))
 
 
-def adapter_fingerprint(tensors, base_fingerprint, scaling) -> str:
+def read_settings(path: Path) -> tuple[dict, str]:
+    """Return the ``SETTINGS`` of an adapter_config.json, and the base model that it names.
+
+    A setting of PEFT's that is not supported here is refused by its name, since ignoring it would
+    give other numbers.
+    """
+    entries = read_json(path)
+    for key, value in entries.items():
+        unset = value is None or value is False or value in ("", [], {})
+        known = key in SETTINGS or key in HARMLESS or unset
+        if not (value in ALLOWED[key] if key in ALLOWED else known):
+            raise UserError(f"{path}: {key} = {value!r} is not supported here")
+    # Older versions of PEFT do not write use_rslora.
+    missing = sorted((SETTINGS | {"peft_type", "task_type"}) - entries.keys() - {"use_rslora"})
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
+    settings = {"use_rslora": False, **{key: entries[key] for key in SETTINGS & entries.keys()}}
+    for key, is_valid in VALID.items():
+        if not is_valid(settings[key]):
+            raise UserError(f"{path}: not a LoRA configuration ({key} = {settings[key]!r})")
+    return settings, str(entries.get("base_model_name_or_path") or "")
+
+
+# ---------------------------------------------------------------------------------------------
+# Fingerprints: whose base, whose teacher
+
+
+def adapter_fingerprint(tensors: dict[str, Tensor], base_fingerprint: str, settings: dict) -> str:
+    """Return the fingerprint of base and adapter together."""
+    r, alpha = settings["r"], settings["lora_alpha"]
+    scaling = alpha / (r**0.5 if settings["use_rslora"] else r)
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
     return tensors_fingerprint(named, base_fingerprint + repr(scaling))
 
 
 def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tuple[Base, str]:
+    """Return the base for an adapter, and the fingerprint of the one that it was trained on.
+
+    ``variant`` names a base; None takes the one that the adapter names. Another base is refused.
+    """
     if not (variant or saved.base_name):
         raise UserError(f"{folder / CONFIG} names no base model; give it with --gpt_variant")
     base = find_base(variant or saved.base_name)
-    prints, trained_on = base_fingerprint(base.folder), saved.base_fingerprint
-    if trained_on is None:  # PEFT's own files carry no fingerprint
-        trained_on = prints.now
-        if variant and saved.base_name and variant != saved.base_name:
-            trained_on = base_fingerprint(find_base(saved.base_name).folder).now
-    if trained_on not in prints:
+    here, trained_on = base_fingerprint(base.folder), saved.base_fingerprint
+    if trained_on is None:  # then its name is all that PEFT's own files tell of it
+        named = saved.base_name or base.name
+        trained_on = base_fingerprint(
+            base.folder if named == base.name else find_base(named).folder
+        ).now
+    if trained_on not in here:
         raise UserError(
             f"{folder} was trained on another base ({saved.base_name}, {trained_on[:12]}) than "
-            f"{base.name} ({prints.now[:12]}); give its own with --gpt_variant"
+            f"{base.name} ({here.now[:12]}); give its own with --gpt_variant"
         )
     return base, trained_on
 
 
 def teacher_fingerprint(folder: Path, options: Namespace) -> str:
+    """Return the fingerprint of a run's teacher, without loading its base where its files tell."""
     if not (folder / CONFIG).exists():
         check_finished(folder)
         advice = "--teacher wants the folder of a LoRA run"
@@ -63,9 +137,44 @@ def teacher_fingerprint(folder: Path, options: Namespace) -> str:
             )
         raise UserError(f"{folder}: no teacher there; {advice}")
     saved = read_adapter(folder)
-    trained_on = saved.base_fingerprint
-    if trained_on is None:
-        _, trained_on = find_own_base(saved, folder, options.gpt_variant)
-    s = saved.settings
-    scaling = s["lora_alpha"] / (s["r"] ** 0.5 if s["use_rslora"] else s["r"])
-    return adapter_fingerprint(saved.tensors, trained_on, scaling)
+    trained_on = saved.base_fingerprint or find_own_base(saved, folder, options.gpt_variant)[1]
+    return adapter_fingerprint(saved.tensors, trained_on, saved.settings)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which values a setting may have
+
+
+def are_names(value: object) -> bool:
+    """Return whether a JSON value is a list of strings."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    """Return whether a JSON value is a number in [low, high]; true is an int to isinstance."""
+    return type(value) in (int, float) and low <= value <= high
+
+
+def is_pattern(value: object) -> bool:
+    """Return whether a JSON value is a regular expression that does not exhaust the machine."""
+    import regex  # as lora.is_target uses, which gives it a limited time
+
+    if not isinstance(value, str) or len(value) > 1000:
+        return False
+    if math.prod(max(int(count), 1) for count in re.findall(r"\d+(?=[,}])", value)) > 1000:
+        return False  # counted repeats within each other are written out when they are compiled
+    try:
+        return bool(regex.compile(value))
+    except (regex.error, RecursionError):
+        return False
+
+
+LARGEST = math.sqrt(float.fromhex("0x1.fffffep+127"))  # whose square fp32 still holds
+VALID = {
+    "r": lambda value: type(value) is int and value >= 1,
+    "lora_alpha": lambda value: is_number(value, -LARGEST, LARGEST),
+    "lora_dropout": lambda value: is_number(value, 0, 1),
+    "use_rslora": lambda value: type(value) is bool,
+    "target_modules": lambda value: are_names(value) or is_pattern(value),
+    "modules_to_save": lambda value: value is None or are_names(value),
+}

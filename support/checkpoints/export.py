@@ -1,66 +1,64 @@
-"""How does a checkpoint leave this project?
+"""Write a saved model in a form that needs nothing of this project.
 
 A teacher becomes a plain Hugging Face folder, base and adapter merged; a student becomes
 `student.onnx` with its tokenizer.
 """
 
-from argparse import Namespace
+import os
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from torch import nn
 
-from model import DistilRNN
-from support.bases.tokens import save_tokenizer
-from support.checkpoints.peft_files import CONFIG as ADAPTER_CONFIG
-from support.checkpoints.students import STUDENT, load_checkpoint, load_merged
+from support import VERSION
+from support.bases import Base, save_tokenizer
+from support.checkpoints.students import STUDENT
 from support.errors import UserError
 from support.files import write_bytes, write_files
-from support.runs.folder import run_folder
+
+LABELS = {0: "unacceptable", 1: "acceptable"}
 
 
-def run_export(args: Namespace) -> None:
-    """Write a checkpoint, in a form that needs nothing of ours, to ``<out_dir>/exports/``."""
-    folder = args.checkpoint or run_folder(args, "LoRA")
-    target = args.out_dir / "exports" / folder.resolve().name
-    if (folder / ADAPTER_CONFIG).exists():
-        save_merged(folder, args.gpt_variant if "gpt_variant" in args.given else None, target)
-        print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
-    else:
-        model, tokenizer, _ = load_checkpoint(folder)
-        save_onnx(model, tokenizer.get_vocab_size(), target / "student.onnx")
-        save_tokenizer(tokenizer, folder, target)
-        print(f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,)")
+def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
+    """Write a merged classifier as a Hugging Face model, with its base's tokenizer.
 
-
-def save_merged(folder: Path, variant: str | None, target: Path) -> None:
-    """Write base and adapter as one plain Hugging Face model, with its tokenizer.
-
-    ``AutoModelForSequenceClassification`` loads it without PEFT and without this project.
+    ``AutoModelForSequenceClassification`` and ``pipeline`` load it, in batches too: both pad with
+    the end-of-text token, after the sentence, and read the last token before it.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    merged, _, base, *_ = load_merged(folder, variant)
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     config = AutoConfig.from_pretrained(
         base.folder,
         num_labels=2,
-        id2label={0: "unacceptable", 1: "acceptable"},
-        label2id={"unacceptable": 0, "acceptable": 1},
-        pad_token_id=tokenizer.eos_token_id,  # needed to find each sentence's last token
+        id2label=LABELS,
+        label2id={name: label for label, name in LABELS.items()},
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = AutoModelForSequenceClassification.from_config(config)
-    model.load_state_dict(merged.state_dict())
+    model.load_state_dict(classifier.state_dict())
     write_files(target, model.save_pretrained)
     write_files(target, tokenizer.save_pretrained)
+    # The library that writes the weights lets their owner alone read them.
+    (target / "model.safetensors").chmod(0o666 & ~current_umask())
 
 
-def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
-    """Write a student as ONNX (opset 17), for onnxruntime and others.
+def current_umask() -> int:
+    """Return the permissions that new files lack."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
-    Inputs ``input_ids (batch, time)`` int64, padded with any of the tokenizer's ids, and
-    ``lengths (batch,)`` int32; output ``logits (batch, 2)``. The graph is written node by node:
-    ONNX's RNN reads each sentence to its own length, and no example batch is traced whose shape
-    could be frozen into it.
+
+def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path) -> None:
+    """Write a student as ONNX (opset 17), for onnxruntime and others, with its tokenizer.
+
+    Inputs, both int64: ``input_ids (batch, time)``, padded with any of the tokenizer's ids, and
+    ``lengths (batch,)``. Output: ``logits (batch, 2)``. The graph is written node by node: ONNX's
+    RNN reads each sentence to its own length, and no example batch is traced whose shape could be
+    frozen into it.
     """
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
@@ -68,7 +66,7 @@ def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
         raise UserError("a student as ONNX: pip install -r requirements-export.txt") from None
     rnn, width = dict(model.rnn.named_parameters()), model.rnn.hidden_size
     constants = {
-        "rows": model.rows(torch.arange(vocabulary_size)),
+        "rows": model.rows(torch.arange(tokenizer.get_vocab_size())),
         "embedding": model.embedding.weight,
         "W": rnn["weight_ih_l0"].unsqueeze(0),  # (directions, width, width)
         "R": rnn["weight_hh_l0"].unsqueeze(0),
@@ -82,7 +80,8 @@ def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
         node("Gather", ["rows", "input_ids"], ["row"]),  # (batch, time)
         node("Gather", ["embedding", "row"], ["embedded"]),  # (batch, time, width)
         node("Transpose", ["embedded"], ["X"], perm=[1, 0, 2]),  # (time, batch, width)
-        node("RNN", ["X", "W", "R", "B", "lengths"], ["", "last"], hidden_size=width),
+        node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32),  # as RNN wants them
+        node("RNN", ["X", "W", "R", "B", "lengths32"], ["", "last"], hidden_size=width),
         node("Squeeze", ["last", "directions"], ["state"]),  # (batch, width)
         node("Gemm", ["state", "linear.weight", "linear.bias"], ["logits"], transB=1),
     ]
@@ -92,19 +91,23 @@ def save_onnx(model: DistilRNN, vocabulary_size: int, path: Path) -> None:
         STUDENT,
         [
             value("input_ids", TensorProto.INT64, ["batch", "time"]),
-            value("lengths", TensorProto.INT32, ["batch"]),
+            value("lengths", TensorProto.INT64, ["batch"]),
         ],
         [value("logits", TensorProto.FLOAT, ["batch", 2])],
         [numpy_helper.from_array(t.detach().numpy(), name) for name, t in constants.items()],
     )
     opset = [helper.make_opsetid("", 17)]
     onnx_model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    labels = {f"label_{label}": name for label, name in LABELS.items()}
+    facts = {**labels, "tokenizer": "tokenizer.json", "version": VERSION}
+    helper.set_model_props(onnx_model, facts)
     checker.check_model(onnx_model, full_check=True)
-    write_bytes(path, onnx_model.SerializeToString())
+    write_bytes(target / "student.onnx", onnx_model.SerializeToString())
+    save_tokenizer(tokenizer, source, target)
 
 
 def onnx_session(path: Path):
-    """An onnxruntime session for what `save_onnx` wrote, on as many threads as PyTorch uses."""
+    """Return an onnxruntime session for a student, on as many threads as PyTorch uses."""
     try:
         import onnxruntime
     except ImportError:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from support.bases import Base, save_tokenizer
-from support.checkpoints.peft_files import CONFIG as ADAPTER_CONFIG
+from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
-from support.runs.folder import check_finished
+from support.runs import check_finished
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
+SHOWN = 4  # checkpoints below a folder that is none
 
 
 def save_student(model: nn.Module, base: Base, folder: Path) -> None:
@@ -22,7 +23,7 @@ def save_student(model: nn.Module, base: Base, folder: Path) -> None:
 
 
 def read_student(folder: Path) -> dict[str, Tensor]:
-    """Read what `save_student` wrote."""
+    """Read a student's tensors, whose sizes agree with each other."""
     path = folder / "model.safetensors"
     tensors, _ = read_tensors(path)
     # What the file has bounds what is allocated for it, also for a file that lies.
@@ -40,22 +41,29 @@ def read_student(folder: Path) -> dict[str, Tensor]:
 
 
 def read_max_length(folder: Path) -> int:
-    max_length = read_json(folder / "config.json").get("n_positions")
+    """Return the most tokens of a sentence that a student takes."""
+    path = folder / "config.json"
+    max_length = read_json(path).get("n_positions")
     if type(max_length) is not int:
-        raise UserError(f"{folder / 'config.json'}: n_positions = {max_length!r}")
+        raise UserError(f"{path}: n_positions = {max_length!r}")
     return max_length
 
 
 def kind_of(folder: Path) -> str:
+    """Return what a checkpoint's folder holds, of a finished run: "adapter" or "student"."""
     check_finished(folder)
     if (folder / ADAPTER_CONFIG).exists():
         return "adapter"
-    if (folder / "config.json").exists():
-        if read_json(folder / "config.json").get("model_type") == STUDENT:
-            return "student"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one")
+    path = folder / "config.json"
+    if path.exists() and read_json(path).get("model_type") == STUDENT:
+        return "student"
+    marks = [*folder.glob("*/metrics.json"), *folder.glob("checkpoints/*/metrics.json")]
+    names = sorted(str(mark.parent) for mark in marks)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    below = f"; below it are {', '.join(names[:SHOWN])}{more}" if names else ""
     raise UserError(
         f"{folder}: neither a LoRA adapter ({ADAPTER_CONFIG}) nor a student (config.json with "
-        f"model_type {STUDENT})"
+        f"model_type {STUDENT}){below}"
     )
