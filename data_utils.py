@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from support.corpus import SPLITS, find_corpus, read_split
 from support.errors import UserError
-from support.fingerprints import fingerprint
+from support.fingerprints import corpus_fingerprint
 from support.processes import rank_and_processes
 
 MAX_TOKENS = 2048  # of one forward pass; a larger batch is cut and its gradients accumulate
@@ -151,11 +151,6 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
         split: tokenize(tokenizer, *read_split(path), max_length, str(path))
         for split, path in paths.items()
     }
-
-
-def corpus_fingerprint(corpus: dict[str, Split]) -> str:
-    """Return the fingerprint of the data, and of the tokenizer's view of them."""
-    return fingerprint(*(t for s in corpus.values() for t in (s.input_ids, s.cu_seqlens, s.labels)))
 
 
 def corpus_facts(corpus: dict[str, Split]) -> dict:

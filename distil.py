@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_utils import UNLABELLED, Batch, Split, corpus_facts, corpus_fingerprint, tokenize
+from data_utils import UNLABELLED, Batch, Split, corpus_facts, tokenize
 from model import DistilRNN, Reading
 from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
@@ -37,7 +37,7 @@ from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import write_tensors
-from support.fingerprints import fingerprint
+from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
 from support.runs import claim, describe_run, run_folder

@@ -20,7 +20,7 @@ import data_utils
 from data_utils import UNLABELLED, Batch, Split, pack, shuffled, within_budget
 from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.devices import Device
-from support.fingerprints import fingerprint
+from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import rank_and_processes, sum_over_processes
 from support.reporting import measure, one_class_note
 from support.runs import Progress, resumable
@@ -110,7 +110,7 @@ def train(training: Training, folder: Path) -> Progress:
 
 def lesson_fingerprint(split: Split) -> str:
     """Return the fingerprint of what is trained on: sentences, labels and, where given, hints."""
-    corpus = data_utils.corpus_fingerprint({TRAIN: split})
+    corpus = corpus_fingerprint({TRAIN: split})
     states = split.teacher_states
     return corpus if states is None else fingerprint(corpus, states.fingerprint)
 

@@ -21,3 +21,8 @@ def fingerprint(*parts: Tensor | str | bytes) -> str:
 def tensors_fingerprint(tensors: dict[str, Tensor], settings: str) -> str:
     """Return the fingerprint of named tensors in any order, and of what else changes the numbers."""
     return fingerprint(settings, *(part for item in sorted(tensors.items()) for part in item))
+
+
+def corpus_fingerprint(corpus: dict) -> str:
+    """Return the fingerprint of the data, and of the tokenizer's view of them."""
+    return fingerprint(*(t for s in corpus.values() for t in (s.input_ids, s.cu_seqlens, s.labels)))

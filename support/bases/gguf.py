@@ -77,7 +77,8 @@ def convert(path: Path, folder: Path) -> None:
     try:
         with quiet:  # its progress bar does not ask whether anybody looks
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        del model.config.quantization_config  # what it was, and no longer is
+        # What it was, and no longer is; older releases of transformers do not say so.
+        vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(**source).save_pretrained(partial)

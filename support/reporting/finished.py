@@ -1,20 +1,17 @@
 """Which runs are finished, and what did each leave?"""
 
-import csv
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from support.corpus import DEV, OUT_OF_DOMAIN, read_lines
+from support.corpus import read_rows
 from support.errors import UserError
-from support.files import read_bytes
-from support.reporting.metrics import read_metrics
+from support.reporting.metrics import DEV_SETS, broken, matthews_corrcoef, read_metrics, read_table
 from support.reporting.statistics import Score, score
-from support.runs.folder import METRICS, UNFINISHED, check_finished, short
+from support.runs.folder import METRICS, UNFINISHED, check_finished, differences, short
 
-DEV_SETS = (DEV, OUT_OF_DOMAIN)
 MODES = {"LoRA": "teacher", "distil": "taught", "rnn": "untaught"}
 
 
@@ -22,17 +19,12 @@ class Predictions(NamedTuple):
     """What predictions.csv has of one dev set."""
 
     labels: np.ndarray  # (sentences,)  0 or 1
-    logits: np.ndarray  # (sentences, 2)
+    margins: np.ndarray  # (sentences,)  logit 1 less logit 0, positive for "acceptable"
 
     @property
     def answers(self) -> np.ndarray:
-        """0 or 1 for each sentence, (sentences,)."""
+        """Return 0 or 1 for each sentence, (sentences,)."""
         return (self.margins > 0).astype(int)
-
-    @property
-    def margins(self) -> np.ndarray:
-        """The logits' differences (sentences,), positive for "acceptable"."""
-        return self.logits[:, 1] - self.logits[:, 0]
 
 
 class Run(NamedTuple):
@@ -50,130 +42,174 @@ class Series(NamedTuple):
 
     mode: str
     variant: str
-    name: str
     runs: list[Run]
     scores: dict[str, Score]
 
     @property
+    def name(self) -> str:
+        """Return mode and variant, the latter cut to what a table has room for."""
+        return f"{self.mode} {self.variant:.24}"
+
+    @property
     def metrics(self) -> dict:
-        """What metrics.json says, of the first run."""
+        """Return what metrics.json says of the first run."""
         return self.runs[0].metrics
 
+    @property
+    def sr_nos(self) -> list[int]:
+        """Return the seeds."""
+        return [run.metrics["sr_no"] for run in self.runs]
+
     def labels(self, split: str) -> np.ndarray:
-        """The labels (sentences,) of a dev set."""
+        """Return the labels (sentences,) of a dev set."""
         return self.runs[0].predictions[split].labels
 
     def answers(self, split: str) -> np.ndarray:
-        """The answers (runs, sentences) of 0 and 1."""
+        """Return the answers (runs, sentences) of 0 and 1."""
         return np.stack([run.predictions[split].answers for run in self.runs])
 
-    def margins(self, split: str) -> np.ndarray:
-        """Those of every run, (runs, sentences)."""
-        return np.stack([run.predictions[split].margins for run in self.runs])
-
     def p_acceptable(self, split: str) -> np.ndarray:
-        """The probability (runs, sentences) of "acceptable"."""
-        return 0.5 * (1 + np.tanh(self.margins(split) / 2))  # which does not overflow
+        """Return the probability (runs, sentences) of "acceptable"."""
+        margins = np.stack([run.predictions[split].margins for run in self.runs])
+        return 0.5 * (1 + np.tanh(margins / 2))  # which does not overflow
 
 
 def load_run(folder: Path) -> Run:
-    """Read a finished run's folder."""
+    """Read a finished run's folder; its files agree with each other."""
     metrics = read_metrics(folder)
     mode, variant = metrics["mode"], metrics["variant"]
     if mode not in MODES:
-        raise UserError(f"{folder / METRICS}: mode = {mode!r}; run it again with --overwrite")
+        raise broken(folder / METRICS, f"mode is {mode!r}")
     if folder.name != (own := f"{mode}_{variant}_{metrics['sr_no']}"):
         raise UserError(f"{folder}: its metrics.json is that of {own}; a copy is no other run")
-    path = folder / "predictions.csv"
-    predictions = read_predictions(path)
-    for split, found in predictions.items():
-        counts = len(found.labels), (found.answers == found.labels).sum()
-        if counts != (metrics[split]["sentences"], metrics[split]["correct"]):
-            raise UserError(
-                f"{path}: not of the run that metrics.json describes; run it again with --overwrite"
-            )
+    predictions = read_predictions(path := folder / "predictions.csv")
+    for split, (labels, _) in predictions.items():
+        answers = predictions[split].answers
+        counts = len(labels), labels.sum(), answers.sum(), (answers == labels).sum()
+        names = ("sentences", "acceptable", "predicted_acceptable", "correct")
+        scores = (answers == labels).mean(), matthews_corrcoef(labels, answers)
+        told = metrics[split]
+        if counts != tuple(told[name] for name in names) or not np.allclose(
+            scores, (told["accuracy"], told["mcc"])
+        ):
+            raise broken(path, "not of the run that metrics.json describes")
     return Run(folder, mode, variant, metrics, predictions)
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
-    """The predictions by dev set."""
-    try:
-        rows = list(csv.DictReader(read_bytes(path).decode().splitlines()))
-        columns = ("label", "logit_0", "logit_1")
-        found = {}
-        for split in DEV_SETS:
-            cells = [[float(row[c]) for c in columns] for row in rows if row["split"] == split]
-            labels, *logits = np.array(cells).T
-            if not set(labels) <= {0, 1}:
-                raise ValueError("a label that is neither 0 nor 1")
-            if not np.isfinite(logits).all():
-                raise ValueError("a logit that is not finite")
-            found[split] = Predictions(labels.astype(int), np.stack(logits, axis=1))
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: broken ({error!r}); run it again with --overwrite") from None
-    return found
+    """Read the predictions by dev set."""
+    table = read_table(path, ["label", "logit_0", "logit_1"], ["split"])
+    if not set(table["label"]) <= {0, 1}:
+        raise broken(path, "a label that is neither 0 nor 1")
+    parts = {split: table[table["split"] == split] for split in DEV_SETS}
+    if any(part.empty for part in parts.values()):
+        raise broken(path, "a dev set is missing")
+    return {
+        split: Predictions(
+            part["label"].to_numpy(int), (part["logit_1"] - part["logit_0"]).to_numpy()
+        )
+        for split, part in parts.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# Which there are
 
 
 def find_runs(
     out_dir: Path, sr_nos: list[int], variant: str | None = None, within: str = "checkpoints"
 ) -> list[Series]:
-    """All finished runs, of one variant or all, by variant, then LoRA, distil, rnn; at least one.
+    """Return all finished runs, of one variant or all: by variant, then LoRA, distil, rnn.
 
-    Of several ``sr_nos`` every mode and variant that one has, all must have, with equal settings.
+    Raises:
+        UserError: there is none, or the runs of one mode and variant have other settings.
     """
-    checkpoints, found = Path(out_dir, within), []
-    marks = (METRICS, UNFINISHED) if len(sr_nos) > 1 else (METRICS,)
-    for mode in MODES:
-        names = {
-            path.parent.name.removeprefix(f"{mode}_").removesuffix(f"_{sr_no}")
-            for sr_no, mark in product(sr_nos, marks)
-            for path in checkpoints.glob(f"{mode}_*_{sr_no}/{mark}")
-            if len(sr_nos) > 1 or not (path.parent / UNFINISHED).exists()
-        }
-        for name in names & {variant} if variant else names:
-            folders = [checkpoints / f"{mode}_{name}_{sr_no}" for sr_no in sr_nos]
-            found.append(load_series(folders))
-    if not found:
+    series = []
+    for folders in folders_of(Path(out_dir, within), sr_nos, variant):
+        if finished := [folder for folder in folders if is_finished(folder)]:
+            series.append(load_series(finished))
+    if not series:
         which = f"sr_no {', '.join(map(str, sr_nos))}" + (f" of {variant}" if variant else "")
         command = f"python run.py --mode all --sr_no {sr_nos[0]} --out_dir {out_dir}"
-        raise UserError(f"{checkpoints}: no finished run with {which}; make them with: {command}")
-    return sorted(found, key=lambda series: series.variant)
+        place = Path(out_dir, within)
+        raise UserError(f"{place}: no finished run with {which}; make them with: {command}")
+    return series
+
+
+def missing_runs(
+    out_dir: Path, sr_nos: list[int], variant: str | None = None, within: str = "checkpoints"
+) -> list[str]:
+    """Name each run that is not finished, or not there where another ``sr_no`` has its like."""
+    lines = []
+    for folder in sum(folders_of(Path(out_dir, within), sr_nos, variant), []):
+        if not is_finished(folder):
+            try:
+                check_finished(folder)
+                lines.append(f"{folder}: no such run")
+            except UserError as error:
+                lines.append(str(error))
+    return lines
+
+
+def folders_of(place: Path, sr_nos: list[int], variant: str | None) -> list[list[Path]]:
+    """Return a folder for each ``sr_no``, by variant and mode, where at least one was begun."""
+    begun = set()
+    for (order, mode), sr_no, mark in product(enumerate(MODES), sr_nos, (METRICS, UNFINISHED)):
+        for path in place.glob(f"{mode}_*_{sr_no}/{mark}"):
+            name = path.parent.name.removeprefix(f"{mode}_").removesuffix(f"_{sr_no}")
+            if variant in (None, name):
+                begun.add((name, order, mode))
+    return [
+        [place / f"{mode}_{name}_{sr_no}" for sr_no in sr_nos] for name, _, mode in sorted(begun)
+    ]
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder has a run that is finished."""
+    return (folder / METRICS).exists() and not (folder / UNFINISHED).exists()
 
 
 def load_series(folders: list[Path]) -> Series:
-    """Read the runs of one mode and variant, sure that they are finished and of equal settings."""
-    for folder in folders:
-        check_finished(folder)
-        if not (folder / METRICS).exists():
-            raise UserError(f"{folder}: no such run; train it, or leave its sr_no out")
+    """Read finished runs of one mode and variant; they have the same settings."""
     runs = [load_run(folder) for folder in folders]
     first = runs[0]
-    known = first.metrics["identity"]
     for run in runs[1:]:
-        found = run.metrics["identity"]
-        for key in sorted((known.keys() | found.keys()) - {"sr_no", "teacher"}):
-            if found.get(key) != known.get(key):
-                raise UserError(
-                    f"{run.folder}: {key} is {short(found.get(key))}, and {short(known.get(key))} "
-                    f"in {first.folder.name}; one report takes runs of the same settings"
-                )
+        differing = differences(run.metrics["identity"], first.metrics["identity"], {})
+        for key in differing.keys() - {"sr_no", "teacher"}:
+            here, there = map(short, differing[key])
+            raise UserError(
+                f"{run.folder}: {key} is {here}, and {there} in {first.folder.name}; one report "
+                "takes runs of the same settings"
+            )
         for split in DEV_SETS:
             labels = run.predictions[split].labels, first.predictions[split].labels
             if not np.array_equal(*labels):
                 raise UserError(f"{run.folder}: other {split} labels than in {first.folder.name}")
-    series = Series(first.mode, first.variant, f"{first.mode} {first.variant:.24}", runs, {})
+    return series_of(runs)
+
+
+def series_of(runs: list[Run]) -> Series:
+    """Return runs of one mode and variant with their scores."""
+    series = Series(runs[0].mode, runs[0].variant, runs, {})
     scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
     return series._replace(scores=scores)
 
 
+def in_common(one: Series, two: Series) -> tuple[Series, Series] | None:
+    """Return the runs of the seeds that both have; None where they have none or other sentences."""
+    common = set(one.sr_nos) & set(two.sr_nos)
+    if not common or one.metrics["data"]["sha256"] != two.metrics["data"]["sha256"]:
+        return None
+    parts = [[r for r in series.runs if r.metrics["sr_no"] in common] for series in (one, two)]
+    return series_of(parts[0]), series_of(parts[1])
+
+
 def read_sources(run: Run) -> dict[str, np.ndarray]:
-    """The source of each sentence by dev set, from the corpus that the run was trained on."""
-    found = {}
+    """Read the source of each sentence by dev set, from the corpus that the run was trained on."""
+    sources = {}
     for split in DEV_SETS:
-        path = Path(run.metrics["data"]["folder"], "raw", f"{split}.tsv")
-        lines = [line.split("\t") for line in read_lines(read_bytes(path), str(path))]
-        labels = [line[1] if len(line) == 4 else None for line in lines]
-        if labels != [str(label) for label in run.predictions[split].labels]:
+        rows = read_rows(path := Path(run.metrics["data"]["folder"], "raw", f"{split}.tsv"))
+        if [row.label for row in rows] != run.predictions[split].labels.tolist():
             raise UserError(f"{path}: not the corpus of {run.folder}")
-        found[split] = np.array([line[0] for line in lines])
-    return found
+        sources[split] = np.array([row.source for row in rows])
+    return sources

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.reporting.metrics import matthews_corrcoef
+from support.reporting.metrics import matthews_corrcoef, one_class_remark
 
 DRAWS = 1000  # of the bootstrap
 BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -26,67 +26,64 @@ class Estimate(NamedTuple):
     high: float
     p: float = float("nan")
 
+    def clipped(self, least: float) -> "Estimate":
+        """Return it with no end of the interval beyond what is possible, ``least`` to 1."""
+        return self._replace(low=max(self.low, least), high=min(self.high, 1.0))
+
 
 class Score(NamedTuple):
-    """What is shown of the answers on a dev set, of one run or of one for each of several seeds."""
+    """Accuracy and MCC on a dev set, of one run or of one for each of several seeds."""
 
-    right: np.ndarray  # (runs, sentences)
     majority: float
     accuracy: Estimate
     mcc: Estimate
     accuracies: np.ndarray  # (runs,)
     mccs: np.ndarray  # (runs,)
-    one_class: int  # how many of the runs answer one class only
-
-    @property
-    def remark(self) -> str:
-        """What is to stand beside a model that answers one class only; nothing for another."""
-        runs = len(self.accuracies)
-        of = f": {self.one_class} of {runs}" if runs > 1 else ""
-        return f" (one class only{of})" if self.one_class else ""
+    remark: str  # `one_class_remark`
 
 
 def score(labels: np.ndarray, answers: np.ndarray) -> Score:
     """Judge answers (runs, sentences) of 0 and 1 by the labels (sentences,)."""
-    right = answers == labels
-    mccs = np.array([matthews_corrcoef(labels, row) for row in answers])
+    n, right, mccs = len(labels), answers == labels, mcc_of_each(labels, answers)
     if len(answers) > 1:
         accuracy = crossed(right)
         mcc = crossed(mcc_pseudo_values(labels, answers), mccs.mean())
     else:
-        n = len(labels)
         accuracy = Estimate(right.mean(), *wilson_interval(int(right.sum()), n))
         draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
         resampled = [matthews_corrcoef(labels[draw], answers[0, draw]) for draw in draws]
         mcc = Estimate(mccs[0], *np.quantile(resampled, (0.025, 0.975)))
-    accuracy, mcc = within(accuracy, 0), within(mcc, -1)
-    majority = max(labels.mean(), 1 - labels.mean())
     one_class = sum(len(set(row.tolist())) == 1 for row in answers)
-    return Score(right, majority, accuracy, mcc, right.mean(axis=1), mccs, one_class)
+    return Score(
+        majority=max(labels.mean(), 1 - labels.mean()),
+        accuracy=accuracy.clipped(0),
+        mcc=mcc.clipped(-1),
+        accuracies=right.mean(axis=1),
+        mccs=mccs,
+        remark=one_class_remark(one_class, len(answers)),
+    )
 
 
-def within(found: Estimate, least: float) -> Estimate:
-    """With no end of the interval beyond what is possible, ``least`` to 1."""
-    return found._replace(low=max(found.low, least), high=min(found.high, 1.0))
+def mcc_of_each(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Return the MCC (runs,) of answers (runs, sentences)."""
+    return np.array([matthews_corrcoef(labels, row) for row in answers])
 
 
 def difference(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> tuple[Estimate, Estimate]:
-    """By how much ``first`` is better than ``second`` in accuracy and in MCC.
+    """Return by how much ``first`` is better than ``second``, in accuracy and in MCC.
 
     Both are answers (runs, sentences) of several runs, a row of each of the same seed.
     """
-    right = [(answers == labels).astype(float) for answers in (first, second)]
-    pseudo = [mcc_pseudo_values(labels, answers) for answers in (first, second)]
-    means = [
-        np.mean([matthews_corrcoef(labels, row) for row in answers]) for answers in (first, second)
-    ]
-    return crossed(right[0] - right[1]), crossed(pseudo[0] - pseudo[1], means[0] - means[1])
+    accuracy = (first == labels).astype(float) - (second == labels)
+    pseudo = mcc_pseudo_values(labels, first) - mcc_pseudo_values(labels, second)
+    mcc = mcc_of_each(labels, first).mean() - mcc_of_each(labels, second).mean()
+    return crossed(accuracy), crossed(pseudo, mcc)
 
 
 def crossed(values: np.ndarray, value: float | None = None) -> Estimate:
-    """The mean of values (runs, sentences), where both are drawn from more of their kind.
+    """Estimate the mean of values (runs, sentences), where both are drawn from more of their kind.
 
     The model of two crossed random effects: a value is a mean, plus what is the run's, plus what is
     the sentence's, plus a rest. The variance of the mean follows from the mean squares of the
@@ -116,7 +113,7 @@ def crossed(values: np.ndarray, value: float | None = None) -> Estimate:
 
 
 def mcc_pseudo_values(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """What each sentence adds to each run's MCC, (runs, sentences); their means are nearly MCC.
+    """Return what each sentence adds to each run's MCC, (runs, sentences); the mean is nearly MCC.
 
     A sentence's is n times the MCC of all n sentences, less n - 1 times that of all others.
     """
@@ -133,7 +130,7 @@ def mcc_pseudo_values(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95% interval of an accuracy."""
+    """Return the 95% interval of an accuracy."""
     from scipy.stats import binomtest  # takes a second to import
 
     low, high = binomtest(correct, total).proportion_ci(method="wilson")
@@ -141,7 +138,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of an even split of the sentences that only one of two models got right."""
+    """Return the two-sided p of an even split of what only one of two models got right."""
     from scipy.stats import binomtest
 
     n = only_first + only_second
@@ -149,7 +146,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def calibration_error(labels: np.ndarray, p_acceptable: np.ndarray) -> float:
-    """The expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
     How far a model's confidence in its answer is from its accuracy, over bins of confidence, each
     weighed by its sentences. Both arrays are (sentences,).
@@ -161,7 +158,7 @@ def calibration_error(labels: np.ndarray, p_acceptable: np.ndarray) -> float:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """The share of sentences (sentences,) with the same answer, and Cohen's kappa (1960)."""
-    same, a, b = np.mean(first == second), first.mean(), second.mean()
-    by_chance = a * b + (1 - a) * (1 - b)
-    return float(same), float((same - by_chance) / (1 - by_chance)) if by_chance < 1 else 0.0
+    """Return the share of equal answers (sentences,), and Cohen's kappa (1960)."""
+    equal, a, b = np.mean(first == second), first.mean(), second.mean()
+    chance = a * b + (1 - a) * (1 - b)
+    return float(equal), float((equal - chance) / (1 - chance)) if chance < 1 else 0.0

@@ -1,14 +1,13 @@
-"""Which sentences does a teacher label for its student, that nobody has labelled before?
+"""Vary sentences by one edit each, for a teacher to label.
 
-Sentences that the base model wrote (support/written.py), acceptable for the most part, and
-variations of these and of the training sentences, which often are not. Each variation is one edit:
-two words swapped, a word dropped, a word of the corpus inserted, or a word replaced by one of like
-form, with the same three letters at its beginning or the same two at its end. The capital at the
-start and the mark at the end stay in their places, so that they do not give an edit away.
+Two words are swapped, a word is dropped, a word of the corpus inserted, or a word replaced by one
+of like form: with the same three letters at its beginning or the same two at its end. The results
+are often unacceptable. The capital at the start and the mark at the end stay in their places, so
+that they do not give an edit away.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from tokenizers import Tokenizer
@@ -29,27 +28,26 @@ def transfer_sentences(
     max_length: int,
     size: int,
     sr_no: int,
-    written: list[str] | None = None,
+    written: Sequence[str] = (),
 ) -> list[str]:
-    """The training sentences, and ``size`` unlabelled ones that no split has.
+    """Return ``size`` sentences that no split has: the ``written`` ones, and variations.
 
-    They are the ``written`` ones, and variations for the rest. None is a sentence of another split
-    in another case, spacing or mark at the end.
+    Varied are the training sentences and the written ones. None is a sentence of another split in
+    another case, spacing or mark at the end.
     """
-    known, made = corpus[TRAIN], list(written or [])
-    given = len(made)
-    sources = known.sentences + made
+    known, made = corpus[TRAIN].sentences, list(written)
+    sources = known + made
     others = (split for name, split in corpus.items() if name != TRAIN)
     taken = {bare(sentence) for split in others for sentence in split.sentences}
     new = (s for s in variations(sources, sr_no, set(sources)) if bare(s) not in taken)
     what = {"desc": "transfer set", "total": size, "unit": " sentences"}
-    with tqdm(**what, initial=given, disable=None) as bar:
+    with tqdm(**what, initial=len(made), disable=None) as bar:
         while len(made) < size:
             some = list(islice(new, min(size - len(made), 10_000)))
             if not some:
                 raise UserError(
-                    f"--transfer_size {size}: only {len(made) - given} variations of the training "
-                    "sentences were found; ask for fewer"
+                    f"--transfer_size {size}: only {len(made) - len(written)} variations of the "
+                    "training sentences were found; ask for fewer"
                 )
             lengths = map(len, token_ids(tokenizer, some))
             # One edit can make a long sentence longer than the model takes.
@@ -60,12 +58,12 @@ def transfer_sentences(
 
 
 def bare(sentence: str) -> str:
-    """What two sentences share that differ in case, spacing and the mark at the end alone."""
+    """Return what sentences share that differ in case, spacing and the mark at the end alone."""
     return " ".join(sentence.lower().split()).rstrip(MARKS)
 
 
 def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[str]:
-    """Variations of ``sentences`` that are not ``taken``, each once, the same for the same seed.
+    """Yield variations of ``sentences`` that are not ``taken``, each once, by the seed ``sr_no``.
 
     Ends when hardly any is left to be found.
     """
@@ -77,21 +75,21 @@ def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[st
     for word in dict.fromkeys(vocabulary):
         for edit in ("begin", "end"):
             alike.setdefault(form(word, edit), []).append(word)
-    found: set[str] = set()
+    seen: set[str] = set()
     missed = 0
     while parts and missed < EXHAUSTED:
         words, mark = rng.choice(parts)
         sentence = " ".join(edited(words, vocabulary, alike, rng)) + mark
         sentence = sentence[:1].upper() + sentence[1:]
         missed += 1
-        if sentence not in taken and sentence not in found:
-            found.add(sentence)
+        if sentence not in taken and sentence not in seen:
+            seen.add(sentence)
             missed = 0
             yield sentence
 
 
 def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
-    """A sentence's words, the first one as it is written mid-sentence, and its final mark."""
+    """Return a sentence's words, the first as it is written mid-sentence, and its final mark."""
     unmarked = sentence.rstrip(MARKS)
     words = unmarked.split()
     if words and words[0] not in midwords and words[0].lower() in midwords:
@@ -100,14 +98,14 @@ def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
 
 
 def form(word: str, edit: str) -> str:
-    """The key of the words of like form: "sle-" for sleep, sleeps, "-ps" for sleeps, jumps."""
+    """Return the key of words of like form: "sle-" for sleep, sleeps, "-ps" for sleeps, jumps."""
     return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
 
 
 def edited(
     words: list[str], vocabulary: list[str], alike: dict[str, list[str]], rng: random.Random
 ) -> list[str]:
-    """A copy of ``words`` with one edit; at least one word stays."""
+    """Return a copy of ``words`` with one edit; at least one word stays."""
     words, place = list(words), rng.randrange(len(words))
     edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
     if edit == "swap":

@@ -1,10 +1,10 @@
-"""Which sentences does a base model write by itself?
+"""Have a base write sentences by itself, and save them.
 
 It continues a list of training sentences of one label, one a line, and so writes more of their
 kind: sampled among the `TOP_K` likeliest tokens, up to the end of the line. After unacceptable ones
-it errs a little more often. Kept are whole sentences that are new. They serve every seed and every
-student, so they are made once and kept. What a language model writes for its own distillation, and
-what it gives: He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
+it errs a little more often. Whole sentences that are new are saved. They serve every seed and every
+student. What a language model writes for its own distillation, and what that gives: He et al. 2021,
+Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
 from contextlib import suppress
@@ -16,15 +16,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data_utils import Split, corpus_fingerprint
-from support.corpus import TRAIN
+from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
+from support.corpus import TRAIN
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_json, write_json
-from support.fingerprints import fingerprint
+from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, is_main
-from support.runs.locks import locked as hold
+from support.runs.locks import locked
 from support.runs.resumption import interruptible
 from support.teaching.edits import bare
 
@@ -36,45 +36,50 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 
 
 def written_sentences(
-    base: Base, base_print: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
+    base: Base, base_key: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
-    """``size`` sentences, the same for every sr_no; none is a sentence of the corpus.
+    """Return ``size`` sentences, the same for every sr_no; none is a sentence of the corpus.
 
-    They are kept in ``folder``, in a file for each base, corpus and kind of device, and gone on
-    with from there. ``base_print`` is the fingerprint of the base's weights.
+    They are saved in ``folder``, in a file for each base, corpus and kind of device, and gone on
+    with from there. ``base_key`` is the fingerprint of the base's weights.
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
-    train, most = corpus[TRAIN], (base.max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
-    described = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
-    fitting = [(sentence, label) for sentence, label, tokens in described if tokens <= most]
-    examples = [[sentence for sentence, label in fitting if label == kind] for kind in (0, 1)]
-    for kind, found in zip(("unacceptable", "acceptable"), examples, strict=True):
-        if len(found) < EXAMPLES:
-            raise UserError(
-                f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
-                f"at most {most} tokens, and this corpus has {len(found)}; take edits"
-            )
+    examples = examples_of(corpus[TRAIN], base.max_length)
     drawn = device.torch.type, device.precision  # each draws and rounds in its own way
     how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
-    parts = (base_print, base.tokenizer.to_str(), corpus_fingerprint(corpus))
+    parts = (base_key, base.tokenizer.to_str(), corpus_fingerprint(corpus))
     key = fingerprint(*parts, how, *known)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
-    with hold(path.with_suffix(".lock"), wait=True):
+    with locked(path.with_suffix(".lock"), wait=True):
         state = {"batches": 0, "sentences": []}
         with suppress(UserError):  # no file, or a broken one: it can be written again
-            found = read_json(path)
-            state = found if is_state(found) else state
+            saved = read_json(path)
+            state = saved if is_state(saved) else state
         if any_process(len(state["sentences"]) < size):
-            taken = {bare(sentence) for sentence in known}
-            write(base, examples, taken, size, device, path, state)
+            write(base, examples, {bare(sentence) for sentence in known}, size, device, path, state)
             state = read_json(path)
     return state["sentences"][:size]
 
 
-def is_state(found: dict) -> bool:
-    """Whether a file's content is what `write` left."""
-    sentences, batches = found.get("sentences"), found.get("batches")
+def examples_of(train: Split, max_length: int) -> list[list[str]]:
+    """Return the unacceptable and the acceptable sentences that are short enough for a prompt."""
+    most = (max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
+    rows = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
+    fitting = [(sentence, label) for sentence, label, tokens in rows if tokens <= most]
+    examples = [[sentence for sentence, label in fitting if label == kind] for kind in (0, 1)]
+    for kind, sentences in zip(("unacceptable", "acceptable"), examples, strict=True):
+        if len(sentences) < EXAMPLES:
+            raise UserError(
+                f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
+                f"at most {most} tokens, and this corpus has {len(sentences)}; take edits"
+            )
+    return examples
+
+
+def is_state(value: dict) -> bool:
+    """Return whether a file's content is what `write` left."""
+    sentences, batches = value.get("sentences"), value.get("batches")
     whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
     return whole and type(batches) is int and batches >= 0
 
@@ -98,11 +103,10 @@ def write(
     with tqdm(**what, initial=len(sentences), disable=None) as bar, interruptible() as interruption:
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
-                before = len(sentences)
-                number = state["batches"]
+                before, number = len(sentences), state["batches"]
                 with device.autocast():
-                    found = continued(model, base.tokenizer, examples, separator, ends, number)
-                for sentence in found:
+                    batch = continued(model, base.tokenizer, examples, separator, ends, number)
+                for sentence in batch:
                     if bare(sentence) not in seen:
                         seen.add(bare(sentence))
                         sentences.append(sentence)
@@ -130,7 +134,7 @@ def continued(
     ends: Tensor,
     number: int,
 ) -> list[str]:
-    """The whole sentences among the continuations of a batch of prompts, which has this number."""
+    """Return the whole sentences among the continuations of the batch of prompts ``number``."""
     rng = np.random.default_rng([0, number])
     prompts = []
     for prompt in range(PROMPTS):
@@ -138,8 +142,8 @@ def continued(
         chosen = rng.choice(len(kind), EXAMPLES, replace=False)
         prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
     generator = torch.Generator(ends.device).manual_seed(number)
-    found = continuations(model, token_ids(tokenizer, prompts), ends, generator)
-    lines = [tokenizer.decode(row).split("\n")[0].strip() for row in found]
+    rows = continuations(model, token_ids(tokenizer, prompts), ends, generator)
+    lines = [tokenizer.decode(row).split("\n")[0].strip() for row in rows]
     return [
         line
         for line in lines
@@ -195,7 +199,7 @@ def continuations(
 
 
 def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
-    """What stands between two sentences of a prompt, and the tokens that end a sentence.
+    """Return what stands between two sentences of a prompt, and the tokens that end a sentence.
 
     It is a line's end, where the tokenizer has learnt more than one such token; else its model has
     seen running text alone, as nano, and a space and the marks at a sentence's end do. A special
