@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_utils import DEV
 from support.bases.loading import PROJECT, variant_name
 from support.reporting.finished import Run, load_run

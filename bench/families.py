@@ -21,7 +21,7 @@ from outside import padded_logits, reference
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_utils import DEV, TRAIN, load_corpus, shuffled
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
 from model import Classifier

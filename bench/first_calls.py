@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_utils import TRAIN, load_corpus, shuffled
 from distil import distillation
 from lora import LoraConfig, add_lora

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_utils import DEV, TRAIN, Split, load_corpus
 from lora import lora_tensors
 from model import DistilRNN

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from data_utils import TRAIN, Split, load_corpus, shuffled
 from lora import LoraConfig, add_lora, published_set
 from model import Classifier

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from ablation import figures
 
 from data_utils import DEV

@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+
 BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
 MARKS = "<!-- speed -->", "<!-- end of speed -->"  # around the table in a Markdown file
 

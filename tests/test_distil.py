@@ -1,5 +1,6 @@
 """Distillation: the loss, the transfer set, the teacher's logits, the student's folder."""
 
+from argparse import Namespace
 from dataclasses import FrozenInstanceError
 from itertools import islice
 from types import SimpleNamespace
@@ -16,20 +17,32 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
 import distil
-from data_utils import UNLABELLED, token_ids, tokenize
-from distil import HELD_OUT, distillation, fit_bias, hold_out, start_embedding, with_teacher_logits
+from data_utils import UNLABELLED, tokenize
+from distil import (
+    HELD_OUT,
+    distillation,
+    fit_bias,
+    hold_out,
+    start_embedding,
+    with_answers,
+    with_transfer_set,
+)
 from model import DistilRNN
-from support.bases.loading import find_base
-from support.bases.tokens import load_tokenizer
+from predict import load_model
+from support.bases import find_base, load_tokenizer, token_ids
+from support.checkpoints import save_student
 from support.checkpoints.export import onnx_session, save_onnx
-from support.checkpoints.students import load_checkpoint, save_student
 from support.devices import CPU
 from support.errors import UserError
-from support.teaching.edits import bare, variations, with_transfer_set
+from support.teaching.edits import bare, transfer_sentences, variations
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
 TAUGHT = SPLITS[:2]
+
+
+def counts_of(labels: torch.Tensor) -> Counts:
+    return Counts(len(labels), int((labels != UNLABELLED).sum()), 0)
 
 
 def corpus_of(*sentences, max_length=512) -> dict:
@@ -57,7 +70,7 @@ def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha):
     expected = kd_alpha * temperature**2 * kd + (1 - kd_alpha) * ce
     logits, labels, teacher_logits = (torch.tensor(x) for x in (student, labels, teacher))
     examples = SimpleNamespace(labels=labels, teacher_logits=teacher_logits)
-    loss = distillation(temperature, kd_alpha)(logits, examples, Counts.of(labels))
+    loss = distillation(temperature, kd_alpha)(logits, examples, counts_of(labels))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -68,7 +81,7 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
 
     def loss_of(rows: list[int]) -> float:
         examples = SimpleNamespace(labels=labels[rows], teacher_logits=teacher_logits[rows])
-        return distillation(2.0, 0.5)(logits[rows], examples, Counts.of(labels)).item()
+        return distillation(2.0, 0.5)(logits[rows], examples, counts_of(labels)).item()
 
     pieces = [loss_of(rows) for rows in ([0], [1, 2], [3, 4], [5])]
     assert sum(pieces) == pytest.approx(loss_of([0, 1, 2, 3, 4, 5]), rel=1e-6)
@@ -77,7 +90,7 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
 def test_a_batch_without_any_label_has_the_kd_term_alone():
     labels = torch.full((3,), UNLABELLED)
     examples = SimpleNamespace(labels=labels, teacher_logits=torch.randn(3, 2))
-    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, Counts.of(labels))
+    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, counts_of(labels))
     assert loss.isfinite()
     assert loss > 0
 
@@ -137,12 +150,10 @@ def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_c
 
 
 def test_no_edit_is_a_held_out_sentence(nano_corpus):
-    tokenizer, rest = load_tokenizer(NANO), nano_corpus["in_domain_train"]
+    tokenizer = load_tokenizer(NANO)
 
     def edits(**held_out) -> list[str]:
-        return with_transfer_set({**nano_corpus, **held_out}, tokenizer, 512, 50, 1).sentences[
-            len(rest) :
-        ]
+        return transfer_sentences({**nano_corpus, **held_out}, tokenizer, 512, 50, 1)
 
     some = [sentence.upper() for sentence in edits()[:20]]
     held_out = tokenize(tokenizer, some, [1] * 20, 512, "here")
@@ -171,8 +182,7 @@ def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus):
     before = predict_logits(student, corpus[HELD_OUT], CPU)
     margins, labels = (before[:, 1] - before[:, 0]).unsqueeze(1), corpus[HELD_OUT].labels
     assert (margins < 0).all()
-    seen = {name: split if name == HELD_OUT else None for name, split in corpus.items()}
-    fit_bias(SimpleNamespace(model=student, corpus=seen, device=CPU))
+    fit_bias(student, corpus[HELD_OUT], CPU)
     logits = predict_logits(student, corpus[HELD_OUT], CPU)
     moved = (logits - before)[:, 1]
     assert moved.std() < 1e-6
@@ -187,7 +197,7 @@ def test_a_transfer_set_that_is_too_large_is_refused_with_the_number_there_is(se
     found = list(variations(sentences, 1, set(sentences)))
     assert len(found) == len(set(found)) < 100
     with pytest.raises(UserError, match=f"--transfer_size {size}: only {len(found)} variations"):
-        with_transfer_set(corpus_of(*sentences), load_tokenizer(NANO), 512, size, 1)
+        transfer_sentences(corpus_of(*sentences), load_tokenizer(NANO), 512, size, 1)
 
 
 def test_a_variation_that_is_too_long_for_the_model_is_left_out():
@@ -196,9 +206,9 @@ def test_a_variation_that_is_too_long_for_the_model_is_left_out():
     made = {}
     for max_length in (longest, 512):
         corpus = corpus_of(*sentences)
-        both = with_transfer_set(corpus, tokenizer, max_length, 30, 1)
-        made[max_length] = dict(zip(both.sentences, both.seqlens.tolist(), strict=True))
-    assert len(made[longest]) == len(made[512]) == 32
+        some = transfer_sentences(corpus, tokenizer, max_length, 30, 1)
+        made[max_length] = dict(zip(some, map(len, token_ids(tokenizer, some)), strict=True))
+    assert len(made[longest]) == len(made[512]) == 30
     assert max(made[512].values()) > longest  # there is something to leave out
     assert max(made[longest].values()) == longest
     fitting = [sentence for sentence, n in made[512].items() if n <= longest]
@@ -207,7 +217,8 @@ def test_a_variation_that_is_too_long_for_the_model_is_left_out():
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
     known = nano_corpus["in_domain_train"]
-    both = with_transfer_set(nano_corpus, load_tokenizer(NANO), 512, 30, 3)
+    options = Namespace(transfer_size=30, sr_no=3)
+    both = with_transfer_set(options, find_base("nano"), nano_corpus, [])["in_domain_train"]
     assert both.sentences[: len(known)] == known.sentences
     assert torch.equal(both.input_ids[: len(known.input_ids)], known.input_ids)
     assert torch.equal(both.cu_seqlens[: len(known) + 1], known.cu_seqlens)
@@ -222,7 +233,10 @@ def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_c
 # The teacher's logits
 
 
-def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_path, monkeypatch):
+LOGITS_ALONE = Namespace(hint_weight=0)
+
+
+def test_teacher_logits_are_saved_and_recomputed_when_teacher_or_data_change(tmp_path, monkeypatch):
     teacher = classifier(NANO).requires_grad_(False)
     path = tmp_path / "teacher_logits.safetensors"
     passes = []
@@ -231,29 +245,32 @@ def test_teacher_logits_are_kept_and_recomputed_when_teacher_or_data_change(tmp_
         passes.append(len(split))
         return predict_logits(model, split, *rest)
 
+    def ask(corpus, key):
+        return with_answers(LOGITS_ALONE, corpus, teacher, key, CPU, tmp_path)
+
     monkeypatch.setattr(distil, "predict_logits", counted)
     one, other = corpus_of("He sat.", "She sat."), corpus_of("He sat.", "They sat.")
-    first = with_teacher_logits(one, teacher, "one teacher", CPU, path)
+    first = ask(one, "one teacher")
     assert len(passes) == 2
-    kept = with_teacher_logits(one, teacher, "one teacher", CPU, path)
+    again = ask(one, "one teacher")
     assert len(passes) == 2
     for name in TAUGHT:
-        assert torch.equal(kept[name].teacher_logits, first[name].teacher_logits)
+        assert torch.equal(again[name].teacher_logits, first[name].teacher_logits)
         alone = predict_logits(teacher, one[name], CPU)
         assert torch.equal(first[name].teacher_logits, alone)
-    with_teacher_logits(one, teacher, "another teacher", CPU, path)
+    ask(one, "another teacher")
     assert len(passes) == 4
-    with_teacher_logits(other, teacher, "another teacher", CPU, path)
+    ask(other, "another teacher")
     assert len(passes) == 6
     path.write_bytes(path.read_bytes()[:50])  # broken: computed again, not an error
-    with_teacher_logits(other, teacher, "another teacher", CPU, path)
+    ask(other, "another teacher")
     assert len(passes) == 8
 
 
 def test_teacher_logits_leave_the_corpus_as_it_was(tmp_path):
     corpus = corpus_of("He sat.", "She sat.")
     before = dict(corpus)
-    taught = with_teacher_logits(corpus, classifier(NANO), "its print", CPU, tmp_path / "logits")
+    taught = with_answers(LOGITS_ALONE, corpus, classifier(NANO), "its fingerprint", CPU, tmp_path)
     assert list(taught) == list(corpus) == list(SPLITS)
     assert all(corpus[name] is before[name] for name in SPLITS)
     assert all(split.teacher_logits is None for split in corpus.values())
@@ -264,6 +281,10 @@ def test_teacher_logits_leave_the_corpus_as_it_was(tmp_path):
 
 # ---------------------------------------------------------------------------------------------
 # The student's folder
+
+
+def load_checkpoint(folder):
+    return load_model(Namespace(checkpoint=folder, given=set()))
 
 
 @pytest.fixture
@@ -332,14 +353,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
     model, folder = saved
     tokenizer = load_tokenizer(folder)
-    save_onnx(model, tokenizer.get_vocab_size(), folder / "student.onnx")
+    save_onnx(model, tokenizer, folder, folder)
     session = onnx_session(folder / "student.onnx")
     split = nano_corpus["out_of_domain_dev"]
     expected = predict_logits(model, split, CPU).numpy()
     rng = np.random.default_rng(0)
     for size in (1, 2, 100, len(split)):
         chosen = rng.choice(len(split), size, replace=False)
-        lengths = split.seqlens[chosen].astype(np.int32)
+        lengths = split.seqlens[chosen]
         padded = (size, lengths.max() + 3)
         ids = rng.integers(0, tokenizer.get_vocab_size(), padded)  # with anything
         for row, index in enumerate(chosen):

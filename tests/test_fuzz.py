@@ -20,23 +20,24 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from data_utils import DEV, SPLITS, TRAIN, Split, corpus_fingerprint, read_split, tokenize
-from distil import with_teacher_logits
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora
-from model import DistilRNN
-from predict import read_sentences
-from support import corpus as cola
-from support.bases.loading import Base, find_base
-from support.bases.tokens import load_tokenizer
-from support.checkpoints.adapters import load_adapter
-from support.checkpoints.peft_files import read_settings, write_adapter
-from support.checkpoints.students import STUDENT, load_checkpoint, load_student, save_student
+from data_utils import Split, tokenize
+from distil import with_answers
+from lora import LoraConfig, add_lora, load_teacher, lora_tensors, merge_lora
+from model import DistilRNN, load_student
+from predict import load_model, read_sentences
+from support import archive as cola
+from support.bases import Base, base_fingerprint, find_base, load_tokenizer
+from support.checkpoints import kind_of, save_student, write_adapter
+from support.checkpoints.adapters import read_settings
+from support.checkpoints.students import STUDENT
+from support.corpus import DEV, SPLITS, TRAIN, read_split
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors
-from support.fingerprints import backbone_fingerprint, fingerprint
+from support.fingerprints import corpus_fingerprint, fingerprint
+from support.reporting import show_run
+from support.reporting.curves import read_history
 from support.reporting.finished import load_series
-from support.reporting.metrics import read_history, show_run
 from support.reporting.tables import (
     calibration_rows,
     comparison_table,
@@ -44,9 +45,8 @@ from support.reporting.tables import (
     settings_rows,
     trained_rows,
 )
-from support.runs.folder import check_finished, claim
-from support.runs.resumption import Progress, TrainState
-from train_utils import Recipe, Training, cross_entropy, predict_logits, train
+from support.runs import Progress, Session, check_finished, claim
+from train_utils import Training, cross_entropy, predict_logits, train
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -133,9 +133,12 @@ def test_any_sentences_to_judge_are_read_whole_or_refused(folder, content):
     path = folder / "any.txt"
     path.write_bytes(content)
     if found := tried(read_sentences, Namespace(sentences=[], input=path)):
-        lines, _ = found
-        assert len(lines) == len(content.removesuffix(b"\n").split(b"\n"))
-        assert all(line.strip() for line in lines)
+        lines, labels, _ = found
+        filled = [
+            line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()
+        ]
+        assert len(lines) == len(labels) == len(filled)
+        assert all(line.strip() and "\t" not in line for line in lines)
 
 
 RAW = b"a\t1\t\tIt rained.\n"
@@ -164,13 +167,16 @@ def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(folder, co
     target = folder / "cola"
     sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cola, "download", lambda url: content)
-        tried(cola.fetch_cola, target, "https://here/cola.zip", sha256)
-    if target.exists():
-        assert {path.name for path in target.rglob("*.*")} == {f"{split}.tsv" for split in SPLITS}
+        patch.setattr(cola, "download", lambda url, path: path.write_bytes(content))
+        tried(cola.fetch_cola, target, sha256)
+    if list(target.rglob("*.tsv")):
+        assert {path.name for path in target.rglob("*.tsv")} == {f"{s}.tsv" for s in SPLITS}
         assert all((target / "raw" / f"{split}.tsv").read_bytes() == RAW for split in SPLITS)
-        shutil.rmtree(target)
-    assert not list(folder.glob("cola*"))
+    assert {path.name for path in target.rglob("*")} - {f"{s}.tsv" for s in SPLITS} == {
+        "raw",
+        ".lock",
+    }
+    shutil.rmtree(target)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -309,9 +315,10 @@ def test_any_adapter_configuration_wraps_a_model_or_is_refused(folder, valid, ch
 def adapter(base, tmp_path_factory):
     """The folder of an adapter on the base."""
     folder, model = tmp_path_factory.mktemp("adapter"), classifier(base)
-    base_print, config = backbone_fingerprint(model.transformer), LoraConfig(r=1)
+    config = LoraConfig(r=1)
     add_lora(model, config)
-    write_adapter(folder, asdict(config), lora_tensors(model), str(base), base_print)
+    now = base_fingerprint(base).now
+    write_adapter(folder, asdict(config), lora_tensors(model), str(base), now)
     return folder
 
 
@@ -323,7 +330,7 @@ ADAPTER = (f"{GPT2}h.0.attn.c_attn.lora_A.weight", f"{GPT2}ln_f.bias", "base_mod
 def test_any_adapter_is_a_classifier_or_refused(base, adapter, changes, metadata):
     path = adapter / "adapter_model.safetensors"
     content = with_tensors(path, changes, metadata)
-    if found := tried_with(path, content, load_adapter, adapter):
+    if found := tried_with(path, content, load_teacher, adapter, None, False):
         before = judge(found.model.eval(), found.base.tokenizer, 8)
         merge_lora(found.model)
         after = judge(found.model, found.base.tokenizer, 8)
@@ -349,6 +356,10 @@ def student(base, tmp_path_factory):
     return folder
 
 
+def checkpoint(folder):
+    return Namespace(checkpoint=folder, given=set())
+
+
 SHAPES = st.sampled_from([(2,), (2, 1), (2, 2), (3, 2)])
 ROWS = st.builds(
     lambda shape, dtype: torch.arange(12)[: np.prod(shape)].view(shape).to(dtype), SHAPES, DTYPES
@@ -363,7 +374,7 @@ def test_any_students_folder_is_a_student_or_refused(student, changes, positions
         json.dumps({"model_type": STUDENT, "n_positions": positions})
     )
     path = student / "model.safetensors"
-    if found := tried_with(path, with_tensors(path, changes), load_checkpoint, student):
+    if found := tried_with(path, with_tensors(path, changes), load_model, checkpoint(student)):
         tried(judge, *found)
 
 
@@ -379,9 +390,10 @@ def test_any_state_is_resumed_or_refused(folder, tensors, metadata):
     path = folder / "state.safetensors"
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     parameter = nn.Parameter(torch.zeros(2))
-    state = TrainState(path, {"w": parameter}, torch.optim.Adam([parameter]))
-    if progress := tried(state.load):
-        assert progress.steps in (0, 3)
+    session = tried(Session, folder, {"w": parameter}, torch.optim.Adam([parameter]))
+    path.unlink()
+    if session:
+        assert session.progress.steps in (0, 3)
 
 
 IDENTITY = {"lr": 1}
@@ -416,7 +428,7 @@ def test_any_run_in_a_folder_is_this_run_or_refused_and_can_be_overwritten(folde
 def test_any_mark_of_an_unfinished_run_keeps_its_model_from_use(folder, content):
     mark = folder / "unfinished.json"
     mark.write_bytes(content)
-    assert all(tried(read, folder) is None for read in (check_finished, load_checkpoint))
+    assert all(tried(read, folder) is None for read in (check_finished, kind_of))
     mark.unlink()
 
 
@@ -428,17 +440,26 @@ PROGRESS = st.sampled_from(sorted(asdict(Progress())))
 ROW = st.dictionaries(st.sampled_from(["val_accuracy", "val_mcc", "seconds"]), JSON)
 
 
+def write_state(session):
+    """As `Session.save` does, whatever stands in its history."""
+    metadata = {"progress": json.dumps(asdict(session.progress))}
+    session.path.write_bytes(safetensors.torch.save(session.tensors, metadata))
+
+
 @given(st.dictionaries(PROGRESS, COUNTS | st.lists(ROW, max_size=2), max_size=2))
 def test_any_progress_is_gone_on_from_or_refused(folder, changes):
-    recipe = Recipe(sr_no=1, batch_size=1, lr=0.1, epochs=2, patience=2, monitor="mcc", max_steps=3)
+    options = Namespace(
+        sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
+        monitor="mcc", max_steps=3,
+    )  # fmt: skip
     model, path = DistilRNN(torch.tensor([3, 4]), width=2), folder / "state.safetensors"
     optimizer = torch.optim.Adam(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
-    state = TrainState(path, dict(model.named_parameters()), optimizer)
-    state.keep_best()
-    state.save(Progress(**{**asdict(Progress(sentences=1, steps=1)), **changes}))
-    training = Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, recipe, CPU)
+    session = Session(folder, dict(model.named_parameters()), optimizer)
+    session.progress = Progress(**{**asdict(Progress(sentences=1, steps=1)), **changes})
+    write_state(session)
+    training = Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
     progress = tried(train, training, folder)
     assert progress.stopped if progress else changes
     path.unlink()
@@ -459,10 +480,11 @@ class Teacher(nn.Module):
     )
 )
 def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder, tensors):
-    corpus, path = dict.fromkeys(SPLITS, TWO), folder / "logits.safetensors"
-    key = fingerprint("its print", corpus_fingerprint(corpus), CPU.precision)
+    corpus, path = dict.fromkeys(SPLITS, TWO), folder / "teacher_logits.safetensors"
+    key = fingerprint("its fingerprint", corpus_fingerprint(corpus), CPU.precision)
     path.write_bytes(safetensors.torch.save(tensors, {"key": key}))
-    taught = with_teacher_logits(corpus, Teacher(), "its print", CPU, path)
+    alone = Namespace(hint_weight=0)
+    taught = with_answers(alone, corpus, Teacher(), "its fingerprint", CPU, folder)
     assert {taught[split].teacher_logits.shape for split in (TRAIN, DEV)} == {(2, 2)}
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from argparse import Namespace
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,19 +22,20 @@ from transformers import AutoModelForSequenceClassification
 
 import support.teaching.answers
 import support.teaching.written
-from data_utils import DEV, TRAIN, load_corpus, pack, read_split, token_ids
-from distil import HintedTraining, distillation
+from data_utils import UNLABELLED, load_corpus, pack
+from distil import HELD_OUT, HintLoss, distillation, hold_out
 from model import DistilRNN
-from support.bases.loading import find_base, load_language_model
+from support.bases import find_base, load_language_model, token_ids
+from support.corpus import DEV, TRAIN, read_split
 from support.devices import CPU, Device, choose_device
 from support.errors import UserError
-from support.teaching.answers import read_states
-from support.teaching.edits import bare, with_transfer_set
+from support.teaching.answers import read_hints
+from support.teaching.edits import bare, transfer_sentences
 from support.teaching.written import continuations, sentence_ends, written_sentences
-from train_utils import Counts, Recipe, accumulate_gradients
+from train_utils import Counts, Training, accumulate_gradients, lesson_fingerprint
 
 WIDTH = 16
-RECIPE = Recipe(1, 32, 1e-3, 2, 3, "accuracy", None)
+OPTIONS = Namespace(sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_hints_are_the_principal_components_of_standardised_states(
 ):
     """As scikit-learn finds them, up to their signs; logits are those without hints."""
     split = corpus[TRAIN]
-    logits, found = read_states(split, teacher, "its print", CPU, WIDTH, tmp_path)
+    logits, found = read_hints(split, teacher, "its print", CPU, WIDTH, tmp_path)
     hints = found[torch.arange(len(split.input_ids))].numpy()
     end = split.cu_seqlens[split.cu_seqlens <= 2500][-1]
     assert end < len(hidden_states)
@@ -106,7 +108,7 @@ def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
 
     def ask(teacher_print: str, device: Device = CPU) -> int:
         passes.clear()
-        read_states(corpus[TRAIN], teacher, teacher_print, device, WIDTH, tmp_path)
+        read_hints(corpus[TRAIN], teacher, teacher_print, device, WIDTH, tmp_path)
         return len(passes)
 
     def content() -> dict:
@@ -128,11 +130,11 @@ def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
 
 def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path):
     """Of another teacher, whose logits and sentences may be the same."""
-    before = hinted.fingerprint()
     train = hinted.corpus[TRAIN]
-    _, states = read_states(corpus[TRAIN], teacher, "another print", CPU, WIDTH, tmp_path)
-    hinted.corpus = {**hinted.corpus, TRAIN: replace(train, teacher_states=states)}
-    assert hinted.fingerprint() != before
+    assert lesson_fingerprint(train) != lesson_fingerprint(replace(train, teacher_states=None))
+    _, states = read_hints(corpus[TRAIN], teacher, "another print", CPU, WIDTH, tmp_path)
+    other = replace(train, teacher_states=states)
+    assert lesson_fingerprint(other) != lesson_fingerprint(train)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,29 +142,30 @@ def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path)
 
 
 @pytest.fixture
-def hinted(corpus, teacher, small_chunks, tmp_path) -> HintedTraining:
-    logits, states = read_states(corpus[TRAIN], teacher, "its print", CPU, WIDTH, tmp_path)
+def hinted(corpus, teacher, small_chunks, tmp_path) -> Training:
+    logits, states = read_hints(corpus[TRAIN], teacher, "its print", CPU, WIDTH, tmp_path)
     train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
     torch.manual_seed(0)
     model = DistilRNN(train.input_ids.unique(), width=24)
-    loss = distillation(2.0, 0.5)
-    projection = nn.Linear(24, WIDTH)
-    return HintedTraining(model, {**corpus, TRAIN: train}, loss, RECIPE, CPU, projection, 3.0)
+    loss, hints = distillation(2.0, 0.5), HintLoss(24, WIDTH, 3.0)
+    return Training(model, {**corpus, TRAIN: train}, loss, OPTIONS, CPU, hints)
 
 
 def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted):
     """Written out: every sentence through `nn.RNN` by itself, the mean over all their tokens."""
     split, indices = hinted.corpus[TRAIN], np.array([5, 0, 9, 2])
-    model, missed, logits = hinted.model, [], []
+    model, projection, missed, logits = hinted.model, hinted.hints.projection, [], []
     for i in indices:
         start, stop = split.cu_seqlens[i], split.cu_seqlens[i + 1]
         states, last = model.rnn(model.embedding(model.rows(split.input_ids[start:stop])))
         target = split.teacher_states[torch.arange(start, stop)]
-        missed.append(states @ hinted.projection.weight.T + hinted.projection.bias - target)
+        missed.append(states @ projection.weight.T + projection.bias - target)
         logits.append(model.linear(last))
     labels = split.labels[indices]
     said = SimpleNamespace(labels=labels, teacher_logits=split.teacher_logits[indices])
-    plain = distillation(2.0, 0.5)(torch.cat(logits), said, Counts.of(labels))
+    plain = distillation(2.0, 0.5)(
+        torch.cat(logits), said, Counts(len(labels), int((labels != UNLABELLED).sum()), 0)
+    )
     expected = plain + 3.0 * torch.cat(missed).square().mean()
     names = hinted.parameters()
     gradients = torch.autograd.grad(expected, list(names.values()))
@@ -177,20 +180,12 @@ def test_pieces_of_a_batch_add_up_to_its_hint_loss(hinted, monkeypatch):
     indices = np.arange(60)
     found = []
     for tokens in (2048, 50):
-        monkeypatch.setattr("train_utils.MAX_TOKENS", tokens)
+        monkeypatch.setattr("data_utils.MAX_TOKENS", tokens)
         result, _ = accumulate_gradients(hinted, indices)
         found.append([result, *(p.grad for p in hinted.parameters().values())])
         for parameter in hinted.parameters().values():
             parameter.grad = None
     torch.testing.assert_close(*found)
-
-
-def test_a_falling_learning_rate_ends_at_nothing_and_a_constant_one_is_itself():
-    falling = RECIPE._replace(lr_schedule="linear")
-    rates = [falling.lr_at(step, 300) for step in range(2 * 10)]  # 2 epochs of 10 steps
-    assert rates == pytest.approx([1e-3 * (1 - step / 20) for step in range(20)])
-    assert falling._replace(max_steps=4).lr_at(3, 300) == pytest.approx(0.25e-3)
-    assert {RECIPE.lr_at(step, 300) for step in range(20)} == {1e-3}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -362,11 +357,11 @@ def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, 
     """Whatever its case, spacing and mark at the end."""
     corpus = load_corpus(cola, tokenizer, 1024)
     taken = {bare(s) for split in (DEV, "out_of_domain_dev") for s in corpus[split].sentences}
-    edits = with_transfer_set(corpus, tokenizer, 1024, 20_000, 22915)
-    made = [bare(sentence) for sentence in edits.sentences[len(corpus[TRAIN]) :]]
+    edits = transfer_sentences(corpus, tokenizer, 1024, 20_000, 22915)
+    made = [bare(sentence) for sentence in edits]
     assert len(made) == 20_000
     assert not set(made) & taken
-    assert not set(edits.sentences[len(corpus[TRAIN]) :]) & set(corpus[TRAIN].sentences)
+    assert not set(edits) & set(corpus[TRAIN].sentences)
     assert bare("  The  Dogs sleep .") == bare("the dogs sleep!")
 
 
@@ -378,5 +373,18 @@ def test_edits_of_a_dev_sentence_in_other_clothes_are_left_out(base, tmp_path):
     (raw / "out_of_domain_dev.tsv").write_text("a\t0\t\tSee cats dogs\n")
     corpus = load_corpus(tmp_path, base.tokenizer, 512)
     assert read_split(raw / "in_domain_dev.tsv")[0] == ["dogs  see cats !"]
-    made = with_transfer_set(corpus, base.tokenizer, 512, 10, 1).sentences[1:]
+    made = transfer_sentences(corpus, base.tokenizer, 512, 10, 1)
     assert not {bare(sentence) for sentence in made} & {"dogs see cats", "see cats dogs"}
+
+
+def test_held_out_sentences_are_no_prompts_and_are_not_written(base, nano_corpus, tmp_path):
+    """Nor are they edited, or written again by chance."""
+    corpus = hold_out(nano_corpus, 400)
+    held_out = set(corpus[HELD_OUT].sentences)
+    examples = support.teaching.written.examples_of(corpus[TRAIN], base.max_length)
+    assert not held_out & {sentence for kind in examples for sentence in kind}
+    made = written_sentences(base, "its fingerprint", corpus, 200, CPU, tmp_path)
+    made += transfer_sentences(corpus, base.tokenizer, 512, 400, 1, made)
+    assert not {bare(sentence) for sentence in made} & {bare(sentence) for sentence in held_out}
+    written_sentences(base, "its fingerprint", nano_corpus, 200, CPU, tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2  # another corpus, another file

@@ -21,18 +21,15 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from data_utils import Split, load_corpus, pack, tokenize
-from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora
+from lora import LoraConfig, LoRALinear, add_lora, load_teacher, lora_tensors, merge_lora
 from model import Classifier
-from support.bases.loading import load_backbone
-from support.bases.tokens import load_tokenizer
-from support.checkpoints.adapters import load_adapter
+from support.bases import base_fingerprint, load_tokenizer
+from support.checkpoints import read_adapter, write_adapter
+from support.checkpoints.adapters import PREFIX, read_settings
 from support.checkpoints.export import save_merged
-from support.checkpoints.peft_files import PREFIX, read_settings, write_adapter
-from support.checkpoints.students import load_merged
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
-from support.fingerprints import backbone_fingerprint
 from train_utils import count_parameters, predict_logits
 
 PUBLISHED = dict(
@@ -67,10 +64,15 @@ def save(model: Classifier, folder: Path, base_print: str, base: str = str(NANO)
     write_adapter(folder, asdict(LoraConfig()), lora_tensors(model), base, base_print)
 
 
+def load_adapter(folder: Path, variant: str | None = None):
+    """As it was saved, its LoRA layers in place."""
+    return load_teacher(folder, variant, merged=False)
+
+
 def save_again(source: Path, folder: Path) -> None:
-    found = load_adapter(source)
+    found, base_name = load_adapter(source), read_adapter(source).base_name
     tensors = lora_tensors(found.model)
-    write_adapter(folder, asdict(found.config), tensors, found.base_name, found.base_print)
+    write_adapter(folder, asdict(found.config), tensors, base_name, found.base_fingerprint)
 
 
 def tensors_of(folder):
@@ -84,7 +86,7 @@ def assert_same_bits(one: dict, other: dict) -> None:
 
 
 def nano_print() -> str:
-    return backbone_fingerprint(load_backbone(NANO))
+    return base_fingerprint(NANO).now
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +248,11 @@ def test_the_counts_are_the_published_ones(size, trainable, total, reduction):
 
 
 def test_a_model_without_the_targeted_layers_is_refused():
-    with pytest.raises(UserError, match="no layer of this model"):
-        add_lora(nn.Sequential(nn.Linear(3, 3)), LoraConfig())
+    model = nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    with pytest.raises(UserError, match=r"no layer of this model is one of .*: encoder, head$"):
+        add_lora(model, LoraConfig())
+    with pytest.raises(UserError, match=r"linear layers: it has none$"):
+        add_lora(nn.Sequential(nn.ReLU()), LoraConfig())
 
 
 def test_a_pattern_that_would_be_tried_forever_is_refused():
@@ -303,7 +308,7 @@ def pefts_own(request, tmp_path_factory) -> tuple[peft.PeftModel, Path]:
 
 def test_we_load_pefts_adapter_and_give_the_same_logits(pefts_own, split):
     theirs, folder = pefts_own
-    ours = load_merged(folder, None).model
+    ours = load_teacher(folder).model
     expected = padded_logits(theirs, load_tokenizer(NANO), split.sentences)
     assert expected.std() > 0.01
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-5)
@@ -377,7 +382,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         (lambda c: {k: v for k, v in c.items() if k != "lora_alpha"}, "lora_alpha is missing"),
         (lambda c: {**c, "peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
         (lambda c: {k: v for k, v in c.items() if k != "task_type"}, "task_type is missing"),
-        (lambda c: {**c, "target_modules": "all"}, "no layer of this model is one of all$"),
+        (lambda c: {**c, "target_modules": "all"}, "no layer of this model is one of all; "),
         (lambda c: {**c, "target_modules": "(c_attn"}, r"target_modules = '\(c_attn'"),
         (lambda c: {**c, "target_modules": r"(.|\w)+m"}, "takes too long to match"),
         (lambda c: {**c, "base_model_name_or_path": None}, "names no base model"),
@@ -452,7 +457,8 @@ def test_ours_to_peft_to_ours_keeps_every_bit(saved, tmp_path):
 
 
 def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split):
-    save_merged(saved, None, tmp_path / "merged")
+    teacher = load_teacher(saved)
+    save_merged(teacher.model, teacher.base, tmp_path / "merged")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     expected = predict_logits(load_adapter(saved).model, split, CPU)
     found = padded_logits(plain, load_tokenizer(tmp_path / "merged"), split.sentences)
@@ -463,8 +469,8 @@ def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split)
 def test_a_loaded_adapter_is_what_was_saved(saved):
     found, expected = load_adapter(saved), trained(nano_lora())
     assert_same_bits(found.model.state_dict(), expected.state_dict())
-    assert (found.config, found.base_name) == (LoraConfig(), str(NANO))
-    assert (found.base.folder, found.base_print) == (NANO, nano_print())
+    assert (found.config, read_adapter(saved).base_name) == (LoraConfig(), str(NANO))
+    assert (found.base.folder, found.base_fingerprint) == (NANO, nano_print())
 
 
 def test_the_fingerprint_tells_base_scaling_and_weights(saved, adapter, tmp_path):

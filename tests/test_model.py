@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -14,25 +15,28 @@ import torch.nn.functional as F
 from conftest import NANO, classifier, packed_copy, padded_logits, random_gpt2, refusal
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
-from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoTokenizer,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaModel,
+)
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from data_utils import TRAIN, load_corpus, pack, token_ids, tokenize
-from model import DistilRNN, packed_attention, varlen_blocks
-from support.bases.loading import (
-    PROJECT,
-    base_folder,
-    find_base,
-    load_backbone,
-    load_language_model,
-)
-from support.bases.tokens import load_tokenizer
+import support.bases.loading
+from data_utils import load_corpus, pack, tokenize
+from model import DistilRNN, load_classifier, packed_attention, varlen_blocks
+from support import PROJECT
+from support.bases import find_base, load_language_model, load_tokenizer, token_ids
+from support.bases.finding import base_folder
+from support.bases.fingerprint import base_fingerprint, fingerprint_of
+from support.corpus import TRAIN
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
-from support.few_passes import RMSNorm, in_few_passes
-from support.fingerprints import backbone_fingerprint
-from support.recurrence import Recurrence
+from support.fast_layers import Recurrence, RMSNorm, in_few_passes
+from support.options import parse
 from train_utils import predict_logits
 
 RECORD = """
@@ -262,12 +266,60 @@ def folder(tmp_path):
     return copy
 
 
-def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder):
-    original = backbone_fingerprint(load_backbone(NANO))
-    assert backbone_fingerprint(load_backbone(folder)) == original
+def change_config(folder, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "n_head": config["n_head"] // 2}))
-    assert backbone_fingerprint(load_backbone(folder)) != original
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache of its own, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder, cache):
+    original = base_fingerprint(NANO)
+    assert base_fingerprint(folder) == original
+    change_config(folder, n_head=json.loads((folder / "config.json").read_text())["n_head"] // 2)
+    assert base_fingerprint(folder) != original
+
+
+def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, cache, monkeypatch):
+    original = base_fingerprint(folder)
+    loads, load = [], support.bases.loading.load_pretrained
+    monkeypatch.setattr(
+        "support.bases.loading.load_pretrained", lambda *a: loads.append(1) or load(*a)
+    )
+    assert base_fingerprint(folder) == original
+    assert not loads
+    change_config(folder, layer_norm_epsilon=0.5)
+    assert base_fingerprint(folder) != original
+    assert len(loads) == 1
+
+
+def test_a_key_that_a_later_transformers_adds_changes_no_fingerprint(cache):
+    """The one of before took every key; that of now takes those that change the numbers."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    backbone = LlamaModel(LlamaConfig(**sizes, **heads))
+    original = fingerprint_of(backbone)
+    backbone.config.invented_tomorrow = True
+    later = fingerprint_of(backbone)
+    assert later.now == original.now
+    assert later.before != original.before
+    for key, value in (("rms_norm_eps", 0.5), ("num_key_value_heads", 2), ("hidden_act", "relu")):
+        before = getattr(backbone.config, key)
+        setattr(backbone.config, key, value)
+        assert fingerprint_of(backbone).now != original.now, key
+        setattr(backbone.config, key, before)
+    assert fingerprint_of(backbone) == later
+
+
+def test_a_variant_may_begin_with_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    args = parse(["--mode", "gen", "--gpt_variant", f"~/{folder.name}"])
+    assert find_base(args.gpt_variant).folder == folder
 
 
 def test_an_unknown_variant_names_the_known_ones():
@@ -302,7 +354,7 @@ def test_a_folder_that_is_no_decoder_is_refused(folder, name, content, words):
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        load_backbone(base_folder(str(folder)))
+        load_classifier(base_folder(str(folder)))
 
 
 def test_a_folder_without_its_tokenizer_is_refused(folder):
@@ -312,7 +364,7 @@ def test_a_folder_without_its_tokenizer_is_refused(folder):
         base_folder(str(folder))
 
 
-@pytest.mark.parametrize("load", [load_backbone, load_language_model])
+@pytest.mark.parametrize("load", [load_classifier, load_language_model])
 def test_truncated_weights_are_refused(folder, load):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
@@ -361,7 +413,8 @@ def test_bf16_is_chosen_for_a_gpu_that_multiplies_it_in_hardware(
     """Of the GPU that computes, whatever the others can do."""
     name, others = f"cuda:{index}", {(7, 5): (8, 0)}.get(capability, (7, 5))
     capabilities = {torch.device(name): capability}
-    monkeypatch.setattr("torch.empty", lambda *size, device: None)
+    one = torch.zeros(1)
+    monkeypatch.setattr("torch.zeros", lambda *size, device: one)
     monkeypatch.setattr(
         "torch.cuda.get_device_capability", lambda device=None: capabilities.get(device, others)
     )
@@ -404,7 +457,11 @@ def hub():
 
         def answer(self, body: bool):
             asked.append((self.command, self.path))
-            repo, _, name = self.path.lstrip("/").partition("/resolve/main/")
+            if self.path.startswith("/api/models/"):
+                return self.listing(re.match("/api/models/(.+?)/(revision|tree)/", self.path)[1])
+            repo, _, name = (
+                self.path.lstrip("/").replace("0" * 40, "main").partition("/resolve/main/")
+            )
             path = NANO / name
             known = repo in ("gpt2", "some/decoder") and path.is_file()
             known = known and not (repo == "some/decoder" and "safetensors" in name)
@@ -420,6 +477,18 @@ def hub():
             self.end_headers()
             if body:
                 self.wfile.write(content)
+
+        def listing(self, repo: str):
+            """A repository's facts, or the list of its files."""
+            names = [path.name for path in NANO.iterdir() if path.is_file()]
+            names = [n for n in names if repo == "gpt2" or "safetensors" not in n]
+            facts = {"id": repo, "sha": "0" * 40}
+            files = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in names]
+            content = json.dumps(files if "/tree/" in self.path else facts).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_):
             pass
@@ -437,7 +506,7 @@ def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub, 
     arguments = ("--mode", "gen", "--gpt_variant", "gpt2", "--max_new_tokens", 5)
     first = run(*arguments, env=env)
     assert first.returncode == 0, first.stderr
-    assert ("GET", "/gpt2/resolve/main/model.safetensors") in asked
+    assert any(what == "GET" and path.endswith("model.safetensors") for what, path in asked)
     asked.clear()
     second = run(*arguments, env=env)
     assert second.stdout == first.stdout != ""

@@ -1,13 +1,8 @@
 """The whole training run against PEFT's, step by step."""
 
-import sys
-
 import pytest
 
-from support.bases.loading import PROJECT
-
-sys.path.insert(0, str(PROJECT / "bench"))
-import parity
+from bench import parity
 
 
 @pytest.fixture(autouse=True)

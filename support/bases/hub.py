@@ -1,6 +1,7 @@
 """Fetch a base from the Hugging Face hub, once."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,6 +37,8 @@ def from_hub(repo: str, weights: bool) -> Path:
         return check_folder(Path(local), weights)
     except (LocalEntryNotFoundError, HFValidationError, UserError):
         pass
+    if not sys.stderr.isatty():  # piped output stays clean
+        huggingface_hub.utils.disable_progress_bars()
     try:
         # Asked once and briefly, since a download tries an unreachable hub for a minute.
         probe = huggingface_hub.hf_hub_url(repo, "config.json")
