@@ -33,7 +33,9 @@ def from_hub(repo: str, weights: bool) -> Path:
         *(("*.safetensors", WEIGHTS[1]) if weights else ()),
     ]
     try:
-        local = huggingface_hub.snapshot_download(repo, local_files_only=True)
+        local = huggingface_hub.snapshot_download(
+            repo, allow_patterns=patterns, local_files_only=True
+        )
         return check_folder(Path(local), weights)
     except (LocalEntryNotFoundError, HFValidationError, UserError):
         pass
