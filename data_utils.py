@@ -81,10 +81,6 @@ class Split:
             teacher_states=None if self.teacher_states is None else self.teacher_states[places],
         )
 
-    def part(self, start: int, stop: int) -> "Split":
-        """Return the sentences from ``start`` to before ``stop``."""
-        return self.chosen(np.arange(start, min(stop, len(self))))
-
     def chunks(self, max_tokens: int) -> Iterator["Split"]:
         """Cut the split into consecutive parts of at most so many tokens, never a sentence."""
         for indices in within_budget(self, np.arange(len(self)), max_tokens):
@@ -106,14 +102,6 @@ class Split:
             for piece in pieces:
                 yield pack(self, piece, shared_prefixes).to(device)
                 bar.update(len(piece))
-
-    def counts(self) -> dict[str, int]:
-        """Return how many sentences, tokens and acceptable sentences there are."""
-        return {
-            "sentences": len(self),
-            "tokens": len(self.input_ids),
-            "acceptable": int((self.labels == 1).sum()),
-        }
 
 
 def tokenize(
@@ -154,9 +142,13 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
 
 
 def corpus_facts(corpus: dict[str, Split]) -> dict:
-    """Return what metrics.json says of a corpus: its fingerprint, and the counts of each split."""
-    counts = {name: split.counts() for name, split in corpus.items()}
-    return {"sha256": corpus_fingerprint(corpus), **counts}
+    """Return what metrics.json says of a corpus: its fingerprint, and each split's counts."""
+    facts: dict = {"sha256": corpus_fingerprint(corpus)}
+    for name, split in corpus.items():
+        acceptable = int((split.labels == 1).sum())
+        sizes = {"sentences": len(split), "tokens": len(split.input_ids)}
+        facts[name] = {**sizes, "acceptable": acceptable}
+    return facts
 
 
 # ---------------------------------------------------------------------------------------------

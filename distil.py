@@ -24,7 +24,6 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,14 +34,15 @@ from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
-from support.errors import UserError
 from support.files import write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
 from support.runs import claim, describe_run, run_folder
 from support.teaching import (
+    HELD_OUT,
     Basis,
+    hold_out,
     principal_components,
     read_hints,
     saved_tensors,
@@ -60,7 +60,6 @@ from train_utils import (
     train,
 )
 
-HELD_OUT = "held_out"
 BIAS_RULE = "halfway"  # `fit_bias`; a part of a run's identity, so another rule is another run
 
 
@@ -103,49 +102,26 @@ class HintLoss(nn.Module):
         return self.weight * (missed.square().sum() / (counts.tokens * missed.shape[1]))
 
 
+def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> HintLoss | None:
+    """Return the loss of hints where they have a weight."""
+    if not options.hint_weight:
+        return None
+    width = corpus[TRAIN].teacher_states.width
+    return HintLoss(options.student_width, width, options.hint_weight).to(device.torch)
+
+
 # ---------------------------------------------------------------------------------------------
 # The lesson: which sentences, and what the teacher answers for them
-
-
-def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
-    """Return the corpus with ``size`` of its training sentences in a split of their own.
-
-    They are the same for every sr_no, so that a teacher's answers for the rest serve all.
-
-    Raises:
-        UserError: none is left, or those held out are all acceptable, or none of them is.
-    """
-    if not size:
-        return corpus
-    train = corpus[TRAIN]
-    if size >= len(train):
-        raise UserError(f"--held_out {size}: the corpus has {len(train)}; hold out fewer")
-    held_out, rest = np.split(np.random.default_rng(0).permutation(len(train)), [size])
-    corpus = {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
-    if len(corpus[HELD_OUT].labels.unique()) == 1:
-        raise UserError(f"--held_out {size}: these have one label, a bias needs two; hold out more")
-    return corpus
-
-
-def sentences_by_base(
-    options: Namespace, base: Base, corpus: dict[str, Split], base_key: str, device: Device
-) -> list[str]:
-    """Return the transfer set's sentences that the base writes; its fingerprint is ``base_key``."""
-    if not options.transfer_size or options.transfer_source == "edits":
-        return []
-    size = options.transfer_size // (2 if options.transfer_source == "both" else 1)
-    return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
 
 
 def with_transfer_set(
     options: Namespace, base: Base, corpus: dict[str, Split], written: list[str]
 ) -> dict[str, Split]:
     """Return the corpus with the transfer set behind its training sentences, unlabelled."""
-    size, train = options.transfer_size, corpus[TRAIN]
+    size, longest, train = options.transfer_size, base.max_length, corpus[TRAIN]
     if not size:
         return corpus
-    longest, seed = base.max_length, options.sr_no
-    made = transfer_sentences(corpus, base.tokenizer, longest, size, seed, written)
+    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, written)
     sentences, labels = train.sentences + made, train.labels.tolist() + [UNLABELLED] * size
     return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, "transfer set")}
 
@@ -160,9 +136,9 @@ def with_answers(
 ) -> dict[str, Split]:
     """Return the corpus with a teacher's logits and, where they have a weight, its hints.
 
-    The teacher is frozen, so one pass serves all epochs. Logits are saved in the run's ``folder``,
-    hints in ``transfer/`` for every other student. Both are computed anew when the teacher (its
-    fingerprint is ``key``) or the sentences change.
+    The teacher is frozen: one pass serves all epochs. Logits are saved in the run's ``folder``, hints
+    in ``transfer/`` for every student; both are computed anew for another teacher (``key`` is its
+    fingerprint) or other sentences.
     """
     teacher.to(device.torch)
     if options.hint_weight:
@@ -236,7 +212,10 @@ def fit_bias(student: DistilRNN, held_out: Split | None, device: Device) -> None
 def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
-    teacher_folder = options.teacher or run_folder(options, "LoRA")
+    place, teacher_folder = (
+        options.out_dir / "transfer",
+        options.teacher or run_folder(options, "LoRA"),
+    )
     key = teacher_fingerprint(teacher_folder, options)
     sources = {
         "base": {"name": options.gpt_variant, "fingerprint": None},
@@ -249,19 +228,17 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
 
             teacher = load_teacher(teacher_folder, options.gpt_variant)
-            written = sentences_by_base(options, base, corpus, teacher.base_fingerprint, device)
+            size = written_size(options)
+            written = written_sentences(base, teacher.base_fingerprint, corpus, size, device, place)
             keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes
             corpus = hold_out(corpus, options.held_out)
             corpus = with_transfer_set(options, base, corpus, written)
             corpus = with_answers(options, corpus, teacher.model, key, device, folder)
 
-            student, hints = new_student(options, corpus, device), None
+            student = new_student(options, corpus, device)
             if options.embedding_start == "teacher":
                 start_embedding(student, teacher.model)
-            if options.hint_weight:
-                width = corpus[TRAIN].teacher_states.width
-                hints = HintLoss(options.student_width, width, options.hint_weight)
-                hints.to(device.torch)
+            hints = hint_loss(options, corpus, device)
             del teacher  # its memory
             loss = distillation(options.kd_temperature, options.kd_alpha)
             training = Training(student, corpus, loss, options, device, hints)
@@ -300,3 +277,10 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 def rules(options: Namespace) -> dict[str, str]:
     """Return what changes a student's result beside its options."""
     return {"bias": BIAS_RULE} if options.held_out else {}
+
+
+def written_size(options: Namespace) -> int:
+    """Return how many sentences of the transfer set the base writes."""
+    shares = {"written": 1, "both": 2}
+    share = shares.get(options.transfer_source)
+    return options.transfer_size // share if share else 0

@@ -206,8 +206,8 @@ def published_set(model: Classifier) -> dict:
     """Return what trains of a classifier, as settings of a `LoraConfig`.
 
     Every linear layer of every block with its bias, the final norm, and the head. PEFT matches
-    ``modules_to_save`` by the bare end of a name, and blocks have norms too: so the final norm is
-    named from the top, but for GPT-2's, whose name no block has.
+    ``modules_to_save`` by the end of a name, and blocks have norms too: the final norm is named
+    from the top, but for GPT-2's, whose name no block has.
     """
     named = dict(model.named_modules())
     depth = model.backbone.config.num_hidden_layers
@@ -279,12 +279,9 @@ class Teacher(NamedTuple):
 
 
 def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) -> Teacher:
-    """Load a saved LoRA classifier, ours or PEFT's, frozen and in evaluation mode.
+    """Load a saved LoRA classifier, ours or PEFT's, merged and frozen; else its layers train.
 
-    Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        variant: the base model; None takes the one that the adapter names.
-        merged: put each correction into its weight; else LoRA's layers stay, and train.
+    ``variant`` names the base; None takes the one that the adapter names.
     """
     saved = read_adapter(folder)
     base, trained_on = find_own_base(saved, folder, variant)

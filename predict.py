@@ -12,7 +12,7 @@ from data_utils import UNLABELLED, tokenize
 from model import load_student
 from support.bases import find_base, load_language_model, load_tokenizer, words_unknown_to_nano
 from support.checkpoints import kind_of, read_max_length
-from support.corpus import is_layout, parse_row, read_lines
+from support.corpus import parse_sentences
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
@@ -116,9 +116,9 @@ def named_variant(args: Namespace) -> str | None:
 
 def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
     """Return the sentences to judge, their labels where they have any, and where they are from."""
+    if args.sentences and args.input:
+        raise UserError("--input: sentences are given on the command line too; choose one")
     if args.sentences:
-        if args.input:
-            raise UserError("--input: sentences are given on the command line too; choose one")
         content = "\n".join(args.sentences).encode("utf-8", "surrogateescape")
         source = "the command line"
     else:
@@ -126,24 +126,10 @@ def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
             print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
         source = str(args.input or "standard input")
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
-    lines = [
-        (line, f"{source}, line {number}")
-        for number, line in enumerate(read_lines(content, source), start=1)
-    ]
-    filled = [(line, where) for line, where in lines if line.strip()]
-    if not filled:
-        raise UserError(f"{source}: no sentences; give them as arguments, in a file or piped in")
-    if blank := len(lines) - len(filled):
+    sentences, labels, blank = parse_sentences(content, source)
+    if blank:
         print(f"{source}: {blank} blank line{'s' * (blank > 1)} passed over", file=sys.stderr)
-    if is_layout(filled[0][0]):
-        rows = [parse_row(line, where) for line, where in filled]
-        return [row.sentence for row in rows], [row.label for row in rows], source
-    for line, where in filled:
-        if "\t" in line:
-            raise UserError(
-                f"{where}: a tab in the sentence; a file in CoLA's layout has 4 columns"
-            )
-    return [line for line, _ in filled], [UNLABELLED] * len(filled), source
+    return sentences, [UNLABELLED] * len(sentences) if labels is None else labels, source
 
 
 # ---------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def train(args: argparse.Namespace) -> None:
     ]
     for mode, options in runs:
         if mode != "LoRA" and options.held_out:
-            from distil import hold_out
+            from support.teaching import hold_out
 
             hold_out(corpus, options.held_out)  # refused before an hour has gone by
     for mode, options in runs:

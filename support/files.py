@@ -8,8 +8,6 @@ import csv
 import io
 import json
 import os
-import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,28 +44,6 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # it is not there, or cannot be
             partial.unlink()
-
-
-def write_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Have a library's ``save`` write files somewhere, and move each into ``folder`` whole.
-
-    What a crash leaves is cleared by the next call.
-    """
-    if not is_main():
-        return
-    partial = folder / ".partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        for path in sorted(partial.iterdir()):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

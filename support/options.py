@@ -9,7 +9,6 @@ import difflib
 import os
 import shlex
 import sys
-import textwrap
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,9 +208,17 @@ def chosen(args: Namespace, option: Option, mode: str) -> Any:
 class Parser(argparse.ArgumentParser):
     """Report an error in one line; of several processes the main one does."""
 
+    mode: str | None = None
+
     def error(self, message: str) -> None:
         """Print the line and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}; see --help\n" if is_main() else None)
+
+    def format_help(self) -> str:
+        """Return the modes, or one mode's options."""
+        from support.help import mode_help, overview
+
+        return mode_help(self.mode) if self.mode else overview()
 
 
 def parse(argv: list[str] | None) -> Namespace:
@@ -242,13 +249,12 @@ def parse(argv: list[str] | None) -> Namespace:
 
 
 def mode_in(argv: list[str]) -> str:
-    """Return the mode that a command line names; without one show them all, or name the likeliest."""
+    """Return the mode that a command line names; an unknown one is an error that names its like."""
     parser = Parser(prog="run.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--mode")
     mode = parser.parse_known_args(argv)[0].mode
     if mode is None and {"-h", "--help"} & set(argv):
-        lines = [f"  {m:<8} {does:<40} run.py {example}" for m, (does, example) in MODES.items()]
-        print(OVERVIEW.format("\n".join(lines)))
+        parser.print_help()
         parser.exit()
     if mode not in MODES:
         known = {name.lower(): name for name in MODES}
@@ -258,64 +264,18 @@ def mode_in(argv: list[str]) -> str:
     return mode
 
 
-OVERVIEW = """Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.
-
-usage: python run.py --mode MODE [options] [SENTENCE ...]
-
-{}
-
-python run.py --mode MODE --help lists the options of a mode."""
-
-
 def parser_of(mode: str) -> Parser:
-    """Return the parser; its help shows the options of the mode."""
-    parser = Parser(
-        prog="run.py",
-        usage=f"run.py --mode {mode} [options]{' [SENTENCE ...]' if mode == 'predict' else ''}",
-        description=f"{mode}: {MODES[mode][0]}.",
-        epilog=f"Example: python run.py {MODES[mode][1]}\n\n{recipes_in_words(mode)}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 28, 100),
-        allow_abbrev=False,
-    )
-    parser.add_argument("--mode", metavar="MODE", help=argparse.SUPPRESS)
+    """Return the parser of every option; one that means nothing to the mode is refused later."""
+    parser = Parser(prog="run.py", allow_abbrev=False)
+    parser.mode = mode
+    parser.add_argument("--mode")
     for option in OPTIONS:
-        words = option_in_words(option, mode).replace("%", "%%")
-        settings = {"help": words if mode in option.modes else argparse.SUPPRESS}
+        settings = {"type": option.kind}
         if option.kind is bool:
-            settings["action"] = "store_true"
+            settings = {"action": "store_true"}
         elif isinstance(option.kind, tuple):
-            settings |= {"choices": option.kind, "metavar": "|".join(option.kind)}
-        else:
-            settings |= {"type": option.kind, "metavar": option.metavar}
+            settings = {"choices": option.kind}
         if not option.flag.startswith("--"):
             settings["nargs"] = "*"
         parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
     return parser
-
-
-def option_in_words(option: Option, mode: str) -> str:
-    """Return an option's line of help, with its default."""
-    default = option.default if mode == "all" else option.value("published", mode)
-    if isinstance(default, dict):
-        default = ", ".join(f"{name} {value}" for name, value in default.items())
-    if isinstance(default, tuple):
-        default = default[0]
-    plain = default is None or default is False or default == []
-    return option.help if plain else f"{option.help} [{default}]"
-
-
-def recipes_in_words(mode: str) -> str:
-    """Return what the recipes set in a mode, in lines of help."""
-    student, lines = "distil" if mode == "all" else mode, []
-    for recipe in RECIPES if mode in STUDENTS else ():
-        rows = [
-            option for option in OPTIONS if recipe in option.recipes and student in option.modes
-        ]
-        values = [(option.flag, option.value(recipe, student)) for option in rows]
-        words = " ".join(f"{flag} {value}" for flag, value in values if value is not None)
-        lines += (
-            textwrap.wrap(f"--recipe {recipe}: {words}", 100, subsequent_indent="    ")
-            if rows
-            else []
-        )
-    return "\n".join(lines)

@@ -15,9 +15,18 @@ from conftest import serve_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_utils import Split, by_prefix, load_corpus, pack, shuffled, tokenize, within_budget
+from data_utils import (
+    Split,
+    by_prefix,
+    corpus_facts,
+    load_corpus,
+    pack,
+    shuffled,
+    tokenize,
+    within_budget,
+)
 from support.archive import fetch_cola
-from support.corpus import COLA_SHA256, SPLITS, find_corpus, is_layout, read_rows, read_split
+from support.corpus import COLA_SHA256, SPLITS, find_corpus, parse_sentences, read_rows, read_split
 from support.errors import UserError
 
 
@@ -39,8 +48,8 @@ def test_real_corpus_has_the_published_counts(cola, tokenizer):
     corpus = load_corpus(cola, tokenizer, 1024)
     assert [len(corpus[split]) for split in SPLITS] == [8551, 527, 516]
     if tokenizer.get_vocab_size() == 50257:
-        assert corpus["in_domain_train"].counts()["tokens"] == 80125
-    assert corpus["in_domain_dev"].counts()["acceptable"] == 365
+        assert corpus_facts(corpus)["in_domain_train"]["tokens"] == 80125
+    assert corpus_facts(corpus)["in_domain_dev"]["acceptable"] == 365
 
 
 def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(written):
@@ -62,11 +71,15 @@ def test_commas_where_tabs_belong_are_named(written):
 
 
 @pytest.mark.parametrize(
-    ("line", "answer"),
-    [("a\t1\t\tIt.", True), ("It.", False), ("a\tb\tc\td", False), ("a\t1\tIt.", False)],
+    ("line", "labels"),
+    [(b"a\t1\t\tIt.", [1]), (b"It.", None), (b"a\tb\tc\td", "tab"), (b"a\t1\tIt.", "tab")],
 )
-def test_a_line_in_colas_layout_is_known(line, answer):
-    assert is_layout(line) == answer
+def test_a_text_in_colas_layout_is_known_by_its_first_line(line, labels):
+    if labels == "tab":
+        with pytest.raises(UserError, match="here, line 1: a tab in the sentence"):
+            parse_sentences(line, "here")
+    else:
+        assert parse_sentences(line + b"\n\n", "here") == (["It."], labels, 1)
 
 
 @pytest.mark.parametrize(
@@ -344,5 +357,5 @@ def test_chosen_sentences_keep_the_teachers_answers():
     assert part.teacher_logits.tolist() == [[4, 5], [0, 1]]
     assert part.teacher_states.flatten().tolist() == [4, 5, 0, 1, 2]
     assert part.input_ids.tolist() == [4, 5, 0, 1, 2]
-    assert split.part(1, 3).teacher_logits.tolist() == [[2, 3], [4, 5]]
+    assert split.chosen(np.arange(1, 3)).teacher_logits.tolist() == [[2, 3], [4, 5]]
     assert [len(chunk) for chunk in split.chunks(3)] == [1, 2]

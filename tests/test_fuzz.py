@@ -28,7 +28,7 @@ from predict import load_model, read_sentences
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints import kind_of, save_student, write_adapter
-from support.checkpoints.adapters import read_settings
+from support.checkpoints.peft_settings import read_settings
 from support.checkpoints.students import STUDENT
 from support.corpus import DEV, SPLITS, TRAIN, read_split
 from support.devices import CPU

@@ -23,12 +23,13 @@ from transformers import AutoModelForSequenceClassification
 import support.teaching.answers
 import support.teaching.written
 from data_utils import UNLABELLED, load_corpus, pack
-from distil import HELD_OUT, HintLoss, distillation, hold_out
+from distil import HintLoss, distillation
 from model import DistilRNN
 from support.bases import find_base, load_language_model, token_ids
 from support.corpus import DEV, TRAIN, read_split
 from support.devices import CPU, Device, choose_device
 from support.errors import UserError
+from support.teaching import HELD_OUT, hold_out
 from support.teaching.answers import read_hints
 from support.teaching.edits import bare, transfer_sentences
 from support.teaching.written import continuations, sentence_ends, written_sentences
@@ -46,7 +47,7 @@ def base():
 @pytest.fixture(scope="module")
 def corpus(nano_corpus) -> dict:
     """The beginnings of nano's."""
-    return {name: split.part(0, 300) for name, split in nano_corpus.items()}
+    return {name: split.chosen(np.arange(300)) for name, split in nano_corpus.items()}
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,7 @@ def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
 
 
 def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
-    three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].part(0, 3)}
+    three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(3))}
     with pytest.raises(UserError, match=r"and this corpus has [012]; take edits"):
         written_sentences(base, "its print", three, 5, CPU, tmp_path)
     few = base._replace(max_length=support.teaching.written.MOST_TOKENS + 12)

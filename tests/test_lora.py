@@ -25,8 +25,9 @@ from lora import LoraConfig, LoRALinear, add_lora, load_teacher, lora_tensors, m
 from model import Classifier
 from support.bases import base_fingerprint, load_tokenizer
 from support.checkpoints import read_adapter, write_adapter
-from support.checkpoints.adapters import PREFIX, read_settings
+from support.checkpoints.adapters import PREFIX
 from support.checkpoints.export import save_merged
+from support.checkpoints.peft_settings import read_settings
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_tensors, write_tensors

@@ -29,17 +29,11 @@ from model import DistilRNN
 from predict import load_model
 from support import devices, processes
 from support.checkpoints import teacher_fingerprint
+from support.checkpoints.export import write_files
 from support.devices import CPU
 from support.errors import UserError, explain
 from support.fast_layers import library_states
-from support.files import (
-    read_json,
-    read_tensors,
-    write_bytes,
-    write_files,
-    write_json,
-    write_tensors,
-)
+from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from support.reporting import describe, matthews_corrcoef, measure
 from support.reporting.finished import find_runs
 from support.runs import Progress, Session, check_finished, claim
@@ -63,7 +57,7 @@ OPTIONS = {
 def small(nano_corpus) -> dict[str, Split]:
     """150 training and 60 dev sentences of nano's corpus."""
     sizes = {"in_domain_train": 150, "in_domain_dev": 60, "out_of_domain_dev": 60}
-    return {name: nano_corpus[name].part(0, n) for name, n in sizes.items()}
+    return {name: nano_corpus[name].chosen(np.arange(n)) for name, n in sizes.items()}
 
 
 def new_student(corpus, dropout: float = 0.0) -> torch.nn.Module:
@@ -707,7 +701,7 @@ def test_a_process_is_one_of_several_where_torchrun_says_how_many(
 
 def test_a_state_saved_on_other_sentences_is_refused(small, tmp_path):
     train(training_of(small, max_steps=2), tmp_path)
-    other = {**small, "in_domain_train": small["in_domain_train"].part(0, 100)}
+    other = {**small, "in_domain_train": small["in_domain_train"].chosen(np.arange(100))}
     student = new_student(small)
     with pytest.raises(UserError, match=r"state.safetensors: saved while training on other"):
         train(training_of(other, student), tmp_path)

@@ -5,6 +5,8 @@ A teacher becomes a plain Hugging Face folder, base and adapter merged; a studen
 """
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from support import VERSION
 from support.bases import Base, save_tokenizer
 from support.checkpoints.students import STUDENT
 from support.errors import UserError
-from support.files import write_bytes, write_files
+from support.files import cannot_write, write_bytes
 
 LABELS = {0: "unacceptable", 1: "acceptable"}
 
@@ -41,15 +43,29 @@ def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
     model.load_state_dict(classifier.state_dict())
     write_files(target, model.save_pretrained)
     write_files(target, tokenizer.save_pretrained)
-    # The library that writes the weights lets their owner alone read them.
-    (target / "model.safetensors").chmod(0o666 & ~current_umask())
 
 
-def current_umask() -> int:
-    """Return the permissions that new files lack."""
-    umask = os.umask(0)
+def write_files(folder: Path, save: Callable[[Path], object]) -> None:
+    """Have a library's ``save`` write files somewhere, and move each into ``folder`` whole.
+
+    Every file can be read by whom the umask allows; the library that writes weights lets their
+    owner alone. What a crash leaves is cleared by the next call.
+    """
+    partial, umask = folder / ".partial", os.umask(0)
     os.umask(umask)
-    return umask
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save(partial)
+        for path in sorted(partial.iterdir()):
+            path.chmod(0o666 & ~umask)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path) -> None:
