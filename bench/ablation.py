@@ -1,8 +1,8 @@
 """What teaches a student? One setting after another, over several sr_no, and a table.
 
-    python bench/ablation.py --variant smollm2 --data_dir cola_public \\
+    python -m bench.ablation --variant smollm2 --data_dir cola_public \\
         --teacher runs/smollm2_cola/checkpoints/LoRA_smollm2_22915
-    python bench/ablation.py ... --sr_no 1 --rows recipe "weight 10"
+    python -m bench.ablation ... --sr_no 1 --rows recipe "weight 10"
 
 Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is
 shown, not run again. What the base wrote and the teacher said for one serves the others too. Scored
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
-
-from data_utils import DEV
-from support.bases.loading import PROJECT, variant_name
+from support import PROJECT
+from support.bases import variant_name
+from support.corpus import DEV
 from support.reporting.finished import Run, load_run
 
 RECIPE = "distil --recipe hints"

@@ -1,6 +1,6 @@
 """Decoders of many families, fine-tuned here, against their own classifiers under PEFT.
 
-    python bench/families.py cola_public smollm2      # a small random model of each, and smollm2
+    python -m bench.families cola_public smollm2      # a small random model of each, and smollm2
 
 Each gets an adapter from a few steps of training, is judged here packed, with the adapter and
 merged, and outside padded, in PEFT and from the exported folder: every logit of in_domain_dev.
@@ -9,30 +9,29 @@ Last come the models that are refused.
 
 import argparse
 import shutil
-import sys
 import tempfile
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
 import peft
 import torch
 import transformers
-from outside import padded_logits, reference
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-
-from data_utils import DEV, TRAIN, load_corpus, shuffled
+from bench.outside import padded_logits, reference
+from data_utils import load_corpus, shuffled
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
-from model import Classifier
-from support.bases.loading import PROJECT, find_base, load_backbone
+from model import load_classifier
+from support import PROJECT
+from support.bases import base_fingerprint, find_base
+from support.checkpoints import write_adapter
 from support.checkpoints.export import save_merged
-from support.checkpoints.peft_files import write_adapter
+from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.errors import UserError
-from support.fingerprints import backbone_fingerprint
 from train_utils import (
-    Recipe,
     Training,
     accumulate_gradients,
     count_parameters,
@@ -91,7 +90,7 @@ def main() -> None:
         for name, (settings, _) in REFUSED.items():
             base = make_base(name, settings, Path(folder, name))
             try:
-                load_backbone(base)
+                load_classifier(base)
             except UserError as error:
                 print(str(error).partition(": ")[2])
             else:
@@ -103,13 +102,11 @@ def compare(name: str, variant: str, corpus_folder: Path) -> None:
     base = find_base(variant)
     corpus = load_corpus(corpus_folder, base.tokenizer, base.max_length)
     torch.manual_seed(0)
-    model = Classifier(load_backbone(base.folder))
-    base_print = backbone_fingerprint(model.backbone)
+    model = load_classifier(base.folder)
     config = LoraConfig(**published_set(model))
     add_lora(model, config)
     count = count_parameters(model)
-    recipe = Recipe(0, BATCH_SIZE, LR, 1, 1, "accuracy", None)
-    training = Training(model.train(), corpus, cross_entropy, recipe, CPU)
+    training = Training(model.train(), corpus, cross_entropy, Namespace(), CPU)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LR)
     order = shuffled(len(corpus[TRAIN]), 0, 0)
     for step in range(STEPS):
@@ -120,16 +117,18 @@ def compare(name: str, variant: str, corpus_folder: Path) -> None:
     ours = predict_logits(model, dev, CPU).double()
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
-        write_adapter(adapter, asdict(config), lora_tensors(model), variant, base_print)
+        write_adapter(
+            adapter, asdict(config), lora_tensors(model), variant, base_fingerprint(base.folder).now
+        )
         theirs = peft.PeftModel.from_pretrained(reference(base.folder), adapter, is_trainable=True)
         trained, _ = theirs.get_nb_trainable_parameters()
         in_peft = padded_logits(theirs, dev)
         del theirs
-        save_merged(adapter, None, merged)
+        merge_lora(model)
+        save_merged(model, base, merged)
         exported = AutoModelForSequenceClassification.from_pretrained(merged)
         exported.config.pad_token_id = exported.config.eos_token_id
         as_export = padded_logits(exported, dev)
-    merge_lora(model)
     ours_merged = predict_logits(model, dev, CPU).double()
     differences = (ours - in_peft).abs().max(), (ours_merged - as_export).abs().max()
     print(

@@ -1,6 +1,6 @@
 """Start processes anew, and compare what each computes first with what it computes next.
 
-    python bench/first_calls.py --processes 100
+    python -m bench.first_calls --processes 100
 
 A library that settles on its kernels in a first call may compute that one otherwise; see the
 beginning of model.py. Each process takes the loss and gradients of one step of nano, of a student
@@ -13,22 +13,21 @@ import argparse
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-
-from data_utils import TRAIN, load_corpus, shuffled
+from data_utils import load_corpus, shuffled
 from distil import distillation
 from lora import LoraConfig, add_lora
-from model import Classifier, DistilRNN
-from support.bases.loading import find_base, load_backbone
+from model import DistilRNN, load_classifier
+from support.bases import find_base
+from support.corpus import TRAIN
 from support.devices import CPU, keep_freed_memory
-from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
+from train_utils import Training, accumulate_gradients, cross_entropy
 
-RECIPE = Recipe(1, 32, 1e-3, 1, 1, "accuracy", None)
+SR_NO, BATCH_SIZE = 1, 32
 
 
 def main() -> int:
@@ -42,7 +41,7 @@ def main() -> int:
         return 0
     found = []
     for number in tqdm(range(1, args.processes + 1), desc="processes", disable=None):
-        command = [sys.executable, __file__, "--one"]
+        command = [sys.executable, "-m", "bench.first_calls", "--one"]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found += [f"process {number}: {line}" for line in output.splitlines() if line]
     for line in found:
@@ -60,11 +59,11 @@ def differing() -> list[str]:
     corpus[TRAIN] = replace(corpus[TRAIN], teacher_logits=logits)
     torch.manual_seed(1)
     student = DistilRNN(corpus[TRAIN].input_ids.unique())
-    teacher = Classifier(load_backbone(base.folder))
+    teacher = load_classifier(base.folder)
     add_lora(teacher, LoraConfig(lora_dropout=0.1))
     lines = []
     for model, loss in ((student, distillation(2.0, 0.5)), (teacher, cross_entropy)):
-        training = Training(model.train(), corpus, loss, RECIPE, CPU)
+        training = Training(model.train(), corpus, loss, argparse.Namespace(), CPU)
         first, second = (step(training) for _ in range(2))
         names = [name for name, value in first.items() if not value.equal(second[name])]
         if names:
@@ -76,7 +75,7 @@ def step(training: Training) -> dict[str, Tensor]:
     """Loss and gradients of the first batch."""
     torch.manual_seed(1)
     training.model.zero_grad()
-    indices = shuffled(len(training.corpus[TRAIN]), RECIPE.sr_no, 0)[: RECIPE.batch_size]
+    indices = shuffled(len(training.corpus[TRAIN]), SR_NO, 0)[:BATCH_SIZE]
     (loss, _), _ = accumulate_gradients(training, indices)
     named = training.model.named_parameters()
     return {"loss": loss, **{n: p.grad.clone() for n, p in named if p.grad is not None}}

@@ -1,11 +1,12 @@
 """Kill `--mode all` on nano at random moments, start it again, and compare with a run left alone.
 
-    python bench/kills.py --kills 40 --seed 1
+    python -m bench.kills --kills 40 --seed 1
 
-SIGKILL falls anywhere: while importing, training, evaluating or saving, while the base model writes
-or the teacher reads, while the report is written. A run is started again until it ends by itself;
-then every file must hold what the undisturbed run's holds, bit for bit, but for what depends on the
-clock. Prints each difference and exits with status 1 if there is any.
+SIGKILL falls anywhere: while importing, training, evaluating or saving, while the report is
+written; two kills of five are aimed at the base that writes sentences or the teacher that reads
+them. A run is started again until it ends by itself; then every file must hold what the undisturbed
+run's holds, bit for bit, but for what depends on the clock. Prints each difference and exits with
+status 1 if there is any.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -26,8 +30,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 # Saves come every 0.2 s instead of every 300 s, so that kills fall into many of them.
 START = (
     f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
-    "import run, train_utils, support.teaching.answers, support.teaching.written\n"
-    "train_utils.SAVE_EVERY = 0.2\n"
+    "import run, support.runs.resumption, support.teaching.answers, support.teaching.written\n"
+    "support.runs.resumption.SAVE_EVERY = 0.2\n"
     "support.teaching.answers.CHUNK, support.teaching.written.SAVE_EVERY = 5000, 1\n"
     "sys.exit(run.main(sys.argv[1:]))"
 )
@@ -43,16 +47,27 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    phases: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        differences = compare_killed(Path(folder), args.kills, args.seed)
+        differences = compare_killed(Path(folder), args.kills, args.seed, phases=phases)
     for difference in differences:
         print(difference)
-    print(f"{args.kills} kills, seed {args.seed}: {len(differences)} differences")
+    where = ", ".join(f"{count} while {phase}" for phase, count in phases.most_common())
+    print(f"{args.kills} kills ({where}), seed {args.seed}: {len(differences)} differences")
     return int(bool(differences))
 
 
-def compare_killed(folder: Path, kills: int, seed: int, options: list[str] = OPTIONS) -> list[str]:
-    """Kill runs ``kills`` times in all; what differed from the run left alone, a line each."""
+def compare_killed(
+    folder: Path,
+    kills: int,
+    seed: int,
+    options: list[str] = OPTIONS,
+    phases: Counter[str] | None = None,
+) -> list[str]:
+    """Kill runs ``kills`` times in all; return what differed from the run left alone.
+
+    Where the kills fell is counted in ``phases``, and then some are aimed.
+    """
     rng = random.Random(seed)
     alone = folder / "alone"
     assert start(alone, options).wait() == 0, (alone / "log").read_text()
@@ -63,18 +78,38 @@ def compare_killed(folder: Path, kills: int, seed: int, options: list[str] = OPT
             trial += 1
             while True:
                 process = start(killed, options)
-                try:
-                    process.wait(rng.uniform(0.5, 12) if done < kills else None)
-                except subprocess.TimeoutExpired:
+                aimed = phases is not None and rng.random() < 0.4
+                if done < kills and wait(process, killed, aimed, rng):
+                    if phases is not None:
+                        phases[phase(killed)] += 1
                     process.kill()
                     process.wait()
                     done += 1
                     bar.update()
                     continue
-                assert process.returncode == 0, (killed / "log").read_text()
+                assert process.wait() == 0, (killed / "log").read_text()
                 break
             differences += compare(alone, killed)
     return differences
+
+
+def wait(process: subprocess.Popen, folder: Path, aimed: bool, rng: random.Random) -> bool:
+    """Wait for the moment of a kill; return whether the process still runs then."""
+    while aimed and process.poll() is None and phase(folder) == "other work":
+        time.sleep(0.02)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(rng.uniform(0, 1.5) if aimed else rng.uniform(0.5, 12))
+    return process.poll() is None
+
+
+def phase(folder: Path) -> str:
+    """Return what a distil run in the folder is at: the base writes, or the teacher reads."""
+    run, transfer = next(folder.glob("checkpoints/distil_*"), folder), folder / "transfer"
+    if not (run / "unfinished.json").exists() or (run / "state.safetensors").exists():
+        return "other work"
+    if any(transfer.glob("basis_*.lock")):
+        return "a teacher reads"
+    return "a base writes" if any(transfer.glob("*.lock")) else "other work"
 
 
 def start(folder: Path, options: list[str]) -> subprocess.Popen:

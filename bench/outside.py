@@ -1,7 +1,7 @@
 """Judge a corpus' in_domain_dev with this project and outside it, and compare every logit.
 
-    python bench/outside.py nano cola_public
-    python bench/outside.py FOLDER cola_public      # a folder with a full-size GPT-2
+    python -m bench.outside nano cola_public
+    python -m bench.outside FOLDER cola_public      # a folder with a full-size GPT-2
 
 PEFT's adapters are read here and ours by PEFT, the merged model by transformers alone, the
 exported student by onnxruntime. Ours packs sentences, the others pad them. Noise on every trained
@@ -10,7 +10,6 @@ how small a difference can be. Last come the settings of PEFT's that are refused
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -24,15 +23,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-
-from data_utils import DEV, TRAIN, Split, load_corpus
-from lora import lora_tensors
+from data_utils import Split, load_corpus
+from lora import load_teacher, lora_tensors
 from model import DistilRNN
-from support.bases.loading import Base, find_base
-from support.checkpoints.adapters import load_adapter
+from support.bases import Base, find_base
+from support.checkpoints import read_adapter, write_adapter
 from support.checkpoints.export import onnx_session, save_merged, save_onnx
-from support.checkpoints.peft_files import write_adapter
-from support.checkpoints.students import load_merged
+from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.errors import UserError
 from train_utils import predict_logits
@@ -96,27 +93,28 @@ def compare_all(
         add_noise(theirs)
         theirs.save_pretrained(folder / name)
         yield f"PEFT's adapter read here, {name}", *compared(folder / name, theirs, dev)
-    adapter = load_adapter(folder / "the published set")
-    saved = folder / "ours"
+    source, saved = folder / "the published set", folder / "ours"
+    adapter = load_teacher(source, merged=False)
     tensors, settings = lora_tensors(adapter.model), asdict(adapter.config)
-    write_adapter(saved, settings, tensors, adapter.base_name, adapter.base_print)
+    base_name = read_adapter(source).base_name
+    write_adapter(saved, settings, tensors, base_name, adapter.base_fingerprint)
     theirs = peft.PeftModel.from_pretrained(reference(base.folder), saved)
     yield "our adapter read by PEFT", *compared(saved, theirs, dev)
-    save_merged(saved, None, folder / "merged")
+    save_merged(load_teacher(saved).model, base, folder / "merged")
     theirs = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
     yield "our adapter merged, read by transformers", *compared(saved, theirs, dev)
     student = DistilRNN(corpus[TRAIN].input_ids.unique())
-    save_onnx(student, base.tokenizer.get_vocab_size(), path := folder / "student.onnx")
+    save_onnx(student, base.tokenizer, base.folder, folder)
     ours = predict_logits(student, dev, CPU)
     exact = predict_logits(student.double(), dev, CPU)
     for size in BATCH_SIZES:
-        theirs = onnx_logits(path, dev, size)
+        theirs = onnx_logits(folder / "student.onnx", dev, size)
         yield f"our student in onnxruntime, batches of {size}", ours, theirs, exact
 
 
 def compared(adapter: Path, theirs: nn.Module, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     """The logits of an adapter read here, and those of another's model in fp32 and float64."""
-    ours = predict_logits(load_merged(adapter, None).model, split, CPU)
+    ours = predict_logits(load_teacher(adapter).model, split, CPU)
     return ours, padded_logits(theirs, split), padded_logits(theirs.double(), split)
 
 
@@ -156,7 +154,7 @@ def onnx_logits(path: Path, split: Split, size: int) -> Tensor:
     session = onnx_session(path)
 
     def judge(input_ids: Tensor, lengths: Tensor) -> Tensor:
-        inputs = {"input_ids": input_ids.numpy(), "lengths": lengths.int().numpy()}
+        inputs = {"input_ids": input_ids.numpy(), "lengths": lengths.numpy()}
         return torch.from_numpy(session.run(None, inputs)[0])
 
     return judged(split, np.arange(len(split)), size, 0, judge)
@@ -178,7 +176,7 @@ def refusal(key: str, value: object) -> str:
     with tempfile.TemporaryDirectory() as folder:
         peft.LoraConfig(**{**PUBLISHED, key: value}).save_pretrained(folder)
         try:
-            load_adapter(Path(folder))
+            load_teacher(Path(folder))
         except UserError as error:
             return str(error).replace(f"{folder}/", "")
     return f"{key} = {value!r} is NOT refused"

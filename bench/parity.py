@@ -1,8 +1,8 @@
 """Train with this project and with PEFT, side by side, and compare every loss and every tensor.
 
-    python bench/parity.py nano cola_public
-    python bench/parity.py smollm2 cola_public
-    python bench/parity.py FOLDER cola_public      # a folder with a full-size GPT-2
+    python -m bench.parity nano cola_public
+    python -m bench.parity smollm2 cola_public
+    python -m bench.parity FOLDER cola_public      # a folder with a full-size GPT-2
 
 The same base weights, the same initial A and B, the same batches of the corpus, Adam, no dropout.
 Ours packs sentences; PEFT pads each batch to its longest. Both optimisers get the parameters under
@@ -10,7 +10,6 @@ the same names, and no others.
 """
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,14 +19,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-
-from data_utils import TRAIN, Split, load_corpus, shuffled
+from data_utils import Split, load_corpus, shuffled
 from lora import LoraConfig, add_lora, published_set
-from model import Classifier
-from support.bases.loading import find_base, load_backbone
-from support.checkpoints.peft_files import PREFIX
+from model import load_classifier
+from support.bases import find_base
+from support.checkpoints.adapters import PREFIX
+from support.corpus import TRAIN
 from support.devices import CPU
-from train_utils import Recipe, Training, accumulate_gradients, cross_entropy
+from train_utils import Training, accumulate_gradients, cross_entropy
 
 BATCH_SIZE, LR = 128, 1e-3
 
@@ -65,11 +64,10 @@ def compare_trajectories(
     corpus = load_corpus(corpus_folder, base.tokenizer, base.max_length)
     split = corpus[TRAIN]
     torch.manual_seed(0)
-    ours = Classifier(load_backbone(base.folder))
+    ours = load_classifier(base.folder)
     config = LoraConfig(**published_set(ours))
     add_lora(ours, config)
-    recipe = Recipe(0, BATCH_SIZE, LR, 1, 1, "accuracy", None)
-    training = Training(ours, corpus, cross_entropy, recipe, CPU)
+    training = Training(ours, corpus, cross_entropy, argparse.Namespace(), CPU)
     theirs = peft_model(base.folder, config)
     mine = {PREFIX + n: p for n, p in ours.named_parameters() if p.requires_grad}
     other = {plain_name(n): p for n, p in theirs.named_parameters() if p.requires_grad}

@@ -1,8 +1,8 @@
-"""Train what results/ tells of, keep its figures there, and write the README's tables from them.
+"""Train what results/ tells of, and write its pages, pictures and reports.
 
-    python bench/results.py                  # every study, a day; what is finished is not run again
-    python bench/results.py smollm2_cola     # one
-    python bench/results.py --readme         # the tables alone, from what stands in results/
+    python -m bench.results                  # every study, a day; what is finished is not run again
+    python -m bench.results smollm2_cola     # one
+    python -m bench.results --tables         # nothing is trained: all else, from results/*/runs
 
 Models stay in runs/, which is not committed; of checkpoints/ there, results/ has what is no weight.
 """
@@ -15,21 +15,24 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
-
-from ablation import figures
-
-from data_utils import DEV
-from support.bases.loading import PROJECT
+from bench.ablation import figures
+from report import write_report
+from support import PROJECT
+from support.corpus import DEV
 from support.files import write_bytes
+from support.reporting import summary
+from support.reporting.curves import plot_curves, read_history
 from support.reporting.finished import DEV_SETS, Series, find_runs
-from support.reporting.metrics import read_history, summary
+from support.reporting.plots import plot_comparison
 from support.reporting.tables import difference_cells, paired_rows, spread
 
-RESULTS, README = PROJECT / "results", PROJECT / "README.md"
+RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
+PAGES = (PROJECT / "README.md", RESULTS / "README.md")
 KEPT = ("metrics.json", "history.csv", "predictions.csv")
 
 
@@ -65,90 +68,112 @@ def main() -> None:
     """Run, copy, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
-    parser.add_argument("--readme", action="store_true", help="train nothing")
+    parser.add_argument("--tables", action="store_true", help="train nothing")
     args = parser.parse_args()
     if unknown := set(args.studies) - set(STUDIES):
         parser.error(f"{unknown.pop()}: no study; there are {', '.join(STUDIES)}")
-    for study in [] if args.readme else args.studies or STUDIES:
+    for study in [] if args.tables else args.studies or STUDIES:
         shared, commands = STUDIES[study]
         for mode, options in commands.items():
             run(mode, {**shared, **options, "out_dir": f"runs/{study}"})
-        keep(PROJECT / "runs" / study, RESULTS / study, shared["sr_no"])
-    write_bytes(README, with_tables(README.read_text()).encode())
+        keep(PROJECT / "runs" / study, RESULTS / study)
+    for study in args.studies or STUDIES:
+        write_study_report(study)
+    write_pictures()
+    for page in PAGES:
+        write_bytes(page, with_tables(page.read_text()).encode())
 
 
 def run(mode: str, options: dict[str, str]) -> None:
-    """A command of the front door; where it fails, it has said why."""
+    """Run a command of the front door; where it fails, it has said why."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     done = subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT)
     if done.returncode:
         sys.exit(done.returncode)
 
 
-def keep(source: Path, target: Path, serial: str) -> None:
-    """Copy what a reader wants of an --out_dir: no weights, and of the plots those of all runs."""
-    for old in ("plots", "runs"):
-        shutil.rmtree(target / old, ignore_errors=True)
-    for path in target.glob("Report_*.pdf"):
-        path.unlink()
-    paths = [path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")]
-    paths += [*source.glob(f"plots/*_{serial}*.png"), source / f"Report_{serial}.pdf"]
-    for path in paths:
-        place = path.relative_to(source).as_posix().replace("checkpoints/", "runs/")
-        copy = target / place
+def keep(source: Path, target: Path) -> None:
+    """Copy what a reader wants of an --out_dir: no weights."""
+    shutil.rmtree(target / "runs", ignore_errors=True)
+    for path in (path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")):
+        copy = target / "runs" / path.parent.name / path.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
 
+def write_study_report(study: str) -> None:
+    """Write a study's report beside its runs."""
+    serial = STUDIES[study].shared["sr_no"]
+    for path in (RESULTS / study).glob("Report_*.pdf"):
+        path.unlink()
+    with TemporaryDirectory() as pictures:
+        path = RESULTS / study / f"Report_{serial}.pdf"
+        write_report(path, runs_of(study), serial, Path(pictures))
+
+
+def write_pictures() -> None:
+    """Draw plots/: the teacher, its student with hints, and the same student without it."""
+    (teacher, *_), (student, untaught) = runs_of("smollm2_cola"), runs_of("smollm2_hints")
+    serial = SMOLLM2["sr_no"]
+    for series in (teacher, student, untaught):
+        name = f"{series.mode}_{series.variant}_{serial}"
+        plot_curves(name, [run.folder for run in series.runs], PLOTS)
+    plot_comparison([teacher, student, untaught], PLOTS, serial)
+
+
+def headline(_: list[Series]) -> str:
+    """Return the first page's table: the teacher, its best student, and the same one untaught."""
+    (teacher, *_), (student, untaught) = runs_of("smollm2_cola"), runs_of("smollm2_hints")
+    named = {
+        "LoRA, the teacher": teacher,
+        "the student, with hints": student,
+        "the same student, no teacher": untaught,
+    }
+    heads = "SmolLM2-135M on CoLA, five seeds", "in_domain_dev accuracy", "MCC"
+    return score_table((*heads, "out_of_domain_dev accuracy", "MCC"), named, 'always "acceptable"')
+
+
 # ---------------------------------------------------------------------------------------------
-# The README's tables
+# The tables
 
 
 def with_tables(page: str) -> str:
-    """The page with what stands between its marks written anew from results/."""
+    """Return the page with what stands between its marks written anew from results/."""
 
     def table(mark: re.Match) -> str:
         study, kind = mark[1], mark[2]
-        return f"{mark[0].splitlines()[0]}\n\n{TABLES[kind](found_in(study))}\n\n<!-- end -->"
+        return f"<!-- {study}: {kind} -->\n\n{TABLES[kind](runs_of(study))}\n\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def found_in(study: str) -> list[Series]:
-    """The runs of a study, over all sr_no that it has."""
+def runs_of(study: str) -> list[Series]:
+    """Return the runs of a study, over all sr_no that it has."""
     folders = (RESULTS / study / "runs").glob("*_*")
     sr_nos = sorted({int(path.name.rpartition("_")[2]) for path in folders})
     return find_runs(RESULTS / study, sr_nos, within="runs")
 
 
-def picture(found: list[Series]) -> str:
-    """The comparison of the models kept."""
-    folder = found[0].runs[0].folder.parent.parent
-    (path,) = folder.glob("plots/comparison_*.png")
-    modes = ", ".join(series.mode for series in found)
-    return f"![{modes} on {found[0].variant}]({path.relative_to(PROJECT).as_posix()})"
-
-
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """A table, the headings first."""
+    """Return a table, the headings first."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
 def results(found: list[Series]) -> str:
-    """The scores of each mode."""
+    """Return the scores of each mode."""
     return scores({NAMES[series.mode]: series for series in found})
 
 
 def students(found: list[Series]) -> str:
-    """The scores of students by what they were taught with."""
+    """Return the scores of students by what they were taught with."""
     return scores(by_teaching(found))
 
 
 def by_teaching(found: list[Series]) -> dict[str, Series]:
-    """The students with hints, and two kinds beside them for as many steps."""
+    """Return the students with hints, and two kinds beside them for as many steps."""
     hinted, untaught = found
-    (published,) = found_in("smollm2_long")
+    (published,) = runs_of("smollm2_long")
     return {
         "hints": hinted,
         "the published recipe, as many steps": published,
@@ -157,28 +182,29 @@ def by_teaching(found: list[Series]) -> dict[str, Series]:
 
 
 def scores(named: dict[str, Series]) -> str:
-    """Mean and standard deviation of accuracy and MCC."""
-    found = list(named.values())
-    numbers = ", ".join(str(run.metrics["sr_no"]) for run in found[0].runs)
-    rows = [
-        (
-            f"sr_no {numbers}",
-            *(f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")),
-        )
-    ]
+    """Return mean and standard deviation of accuracy and MCC."""
+    numbers = ", ".join(str(run.metrics["sr_no"]) for run in next(iter(named.values())).runs)
+    heads = [f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")]
+    return score_table((f"sr_no {numbers}", *heads), named, "majority baseline")
+
+
+def score_table(heads: tuple[str, ...], named: dict[str, Series], baseline: str) -> str:
+    """Return the scores of some series by name, and the majority baseline's."""
+    rows = [heads]
     for name, series in named.items():
         both = [series.scores[split] for split in DEV_SETS]
         cells = [
             (spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark) for s in both
         ]
         rows.append((name, *(cell for pair in cells for cell in pair)))
-    majorities = [(f"{found[0].scores[split].majority:.2%}", "0") for split in DEV_SETS]
-    rows.append(("majority baseline", *(cell for pair in majorities for cell in pair)))
+    first = next(iter(named.values()))
+    majorities = [(f"{first.scores[split].majority:.2%}", "0") for split in DEV_SETS]
+    rows.append((baseline, *(cell for pair in majorities for cell in pair)))
     return markdown(rows)
 
 
 def runs(found: list[Series]) -> str:
-    """Each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
+    """Return each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
     rows = [("run", *(str(run.metrics["sr_no"]) for run in found[0].runs))]
     for series in found:
         cells = (summary(run.metrics[DEV]) for run in series.runs)
@@ -236,7 +262,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (picture, results, students, runs, pairs, monitor, ranking, hints)
+    for function in (headline, results, students, runs, pairs, monitor, ranking, hints)
 }
 
 

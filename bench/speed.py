@@ -3,7 +3,7 @@
     make bench                                             # two hours on two cores
     make bench-quick                                       # three minutes, gpt2 alone, fewer steps
     make bench GPT2=FOLDER GPT2_MEDIUM=FOLDER DATA=FOLDER  # local weights of any values
-    python bench/speed.py --rows lora --bases smollm2      # some rows, of some bases
+    python -m bench.speed --rows lora --bases smollm2      # some rows, of some bases
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
 both alike; what counts is their ratio. LoRA's rates are means over an epoch, seconds the best or
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
     args = parser.parse_args()
-    from support.bases.loading import base_folder
+    from support.bases.finding import base_folder
     from support.errors import UserError
     from support.files import write_bytes
 
@@ -142,7 +142,11 @@ def worker(args: argparse.Namespace, *command: str) -> dict:
     """What a function of this file returns in a process of its own."""
     options = ["--gpt2", args.gpt2 or "nano", "--data_dir", args.data_dir, "--worker", *command]
     result = subprocess.run(
-        [sys.executable, __file__, *map(str, options)], capture_output=True, check=False, text=True
+        [sys.executable, "-m", "bench.speed", *map(str, options)],
+        cwd=PROJECT,
+        capture_output=True,
+        check=False,
+        text=True,
     )
     if result.returncode:
         raise RuntimeError(result.stderr)
@@ -159,19 +163,21 @@ def cpu():
 
 def classifier(base: Path):
     """A teacher of ours, untrained."""
-    from model import Classifier
-    from support.bases.loading import load_backbone
+    from model import load_classifier
 
-    return Classifier(load_backbone(base))
+    return load_classifier(base)
 
 
 def training_of(model, split, epochs: int = 1, loss=None, **other):
     """Ours at work on one split, and on others beside it; with cross-entropy unless told."""
-    from data_utils import TRAIN
-    from train_utils import Recipe, Training, cross_entropy
+    from support.corpus import TRAIN
+    from train_utils import Training, cross_entropy
 
-    recipe = Recipe(SR_NO, BATCH_SIZE, LR, epochs, epochs, "accuracy", None)
-    return Training(model, {**other, TRAIN: split}, loss or cross_entropy, recipe, cpu())
+    options = argparse.Namespace(
+        sr_no=SR_NO, batch_size=BATCH_SIZE, lr=LR, lr_schedule="constant", epochs=epochs,
+        patience=epochs, monitor="accuracy", max_steps=None,
+    )  # fmt: skip
+    return Training(model, {**other, TRAIN: split}, loss or cross_entropy, options, cpu())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,9 +198,10 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    from data_utils import TRAIN, load_corpus, shuffled
+    from data_utils import load_corpus, shuffled
     from lora import LoraConfig, add_lora, published_set
-    from support.bases.tokens import load_tokenizer
+    from support.bases import load_tokenizer
+    from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
     split = load_corpus(data_dir, load_tokenizer(base), 1024)[TRAIN]
@@ -224,7 +231,7 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
         return side(model, lambda indices: accumulate_gradients(training, indices))
 
     def theirs(compiled: bool = False) -> Callable:
-        from parity import padded_loss, peft_model
+        from bench.parity import padded_loss, peft_model
 
         model = peft_model(base, LoraConfig(**published_set(classifier(base))))
         judge = torch.compile(model, dynamic=True) if compiled else model
@@ -362,9 +369,16 @@ def peak() -> int:
 def corpus_of(args: argparse.Namespace) -> dict:
     """The tokenised corpus."""
     from data_utils import load_corpus
-    from support.bases.tokens import load_tokenizer
+    from support.bases import load_tokenizer
 
     return load_corpus(args.data_dir, load_tokenizer(args.gpt2), 1024)
+
+
+def first(split, size: int):
+    """The first sentences of a split."""
+    import numpy as np
+
+    return split.chosen(np.arange(min(size, len(split))))
 
 
 def padded(split, indices, length: int | None = None):
@@ -395,11 +409,12 @@ def teacher_rows(args: argparse.Namespace) -> Iterator[Row]:
     """A teacher's logits over the training sentences."""
     import torch
 
-    from data_utils import TRAIN, by_length, shuffled
+    from data_utils import by_length, shuffled
+    from support.corpus import TRAIN
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
-    split = split.part(0, 512) if args.quick else split
+    split = first(split, 512) if args.quick else split
     ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
 
     def padded_pass(order: list[int], _: int) -> None:
@@ -433,18 +448,19 @@ def hint_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
     """That of one base."""
-    from data_utils import TRAIN, load_corpus
-    from support.bases.tokens import load_tokenizer
-    from support.teaching.answers import read_states
+    from data_utils import load_corpus
+    from support.bases import load_tokenizer
+    from support.corpus import TRAIN
+    from support.teaching import read_hints
     from train_utils import predict_logits
 
     split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
-    split = split.part(0, 512) if args.quick else split
+    split = first(split, 512) if args.quick else split
     teacher = classifier(base)
 
     def with_hints(_: int) -> None:
         with TemporaryDirectory() as folder:
-            read_states(split, teacher, "random", cpu(), 128, Path(folder))
+            read_hints(split, teacher, "random", cpu(), 128, Path(folder))
 
     sides = {"hints": with_hints, "logits": lambda _: predict_logits(teacher, split, cpu())}
     best = {side: min(values) for side, values in in_turn(sides, 2).items()}
@@ -461,10 +477,8 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Sentences that a base model writes: sampled, each to the end of its line."""
     import torch
 
-    from data_utils import token_ids
-    from support import written
-    from support.bases.loading import load_language_model
-    from support.bases.tokens import load_tokenizer
+    from support.bases import load_language_model, load_tokenizer, token_ids
+    from support.teaching import written
 
     base = args.smollm2 or args.gpt2
     tokenizer, model = load_tokenizer(base), load_language_model(base)
@@ -530,22 +544,23 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch
     import torch.nn.functional as F
 
-    from data_utils import DEV, TRAIN, shuffled
-    from distil import distillation, with_teacher_logits
+    from data_utils import shuffled
+    from distil import distillation, with_answers
     from model import DistilRNN
+    from support.corpus import DEV, TRAIN
     from train_utils import train
 
     corpus = corpus_of(args)
     if args.quick:
-        corpus = {name: split.part(0, 512) for name, split in corpus.items()}
+        corpus = {name: first(split, 512) for name, split in corpus.items()}
     split, epochs = corpus[TRAIN], 1 if args.quick else 5
     ours, theirs = classifier(args.gpt2), hugging_face_classifier(args.gpt2)
     student = CourseRNN(theirs.config.vocab_size)
 
     def run_ours(_: int) -> None:
         with TemporaryDirectory() as folder:
-            cache = Path(folder, "teacher_logits.safetensors")
-            taught = with_teacher_logits(corpus, ours, "random", cpu(), cache)
+            alone = argparse.Namespace(hint_weight=0)
+            taught = with_answers(alone, corpus, ours, "random", cpu(), Path(folder))
             student, loss = DistilRNN(split.input_ids.unique()), distillation(2.0, 0.5)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 train(training_of(student, taught[TRAIN], epochs, loss, **taught), Path(folder))
@@ -586,8 +601,9 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
     """An epoch of the untaught student, and that its losses are those of the full embedding."""
     import torch
 
-    from data_utils import TRAIN, shuffled
+    from data_utils import shuffled
     from model import DistilRNN
+    from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
     split = corpus_of(args)[TRAIN]
@@ -634,15 +650,16 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Judging the training sentences with the student, here and in onnxruntime, and the teacher."""
-    from data_utils import TRAIN
+    from bench.inference_speed import exported
     from model import DistilRNN
-    from support.reporting.inference_speed import exported
+    from support.bases import load_tokenizer
+    from support.corpus import TRAIN
     from train_utils import predict_logits
 
     split = corpus_of(args)[TRAIN]
-    some = split.part(0, 512)
+    some = first(split, 512)
     teacher, student = classifier(args.gpt2), DistilRNN(split.input_ids.unique())
-    _, in_onnxruntime = exported(student, teacher.backbone.config.vocab_size, split)
+    in_onnxruntime = exported(student, load_tokenizer(args.gpt2), args.gpt2, split)
     sides = {
         "student": lambda _: predict_logits(student, split, cpu()),
         "the same in onnxruntime": lambda _: in_onnxruntime(),
@@ -665,7 +682,7 @@ def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
     """100 tokens, the likeliest each, against a static cache and reading all for each token."""
     import torch
 
-    from support.bases.loading import load_language_model
+    from support.bases import load_language_model
 
     model, prompt = load_language_model(args.gpt2), torch.tensor([[464, 4701]])
     found = {}
@@ -722,20 +739,19 @@ def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
         phases[name], began = time.perf_counter() - began, time.perf_counter()
 
     import lora  # noqa: F401
-    from support.bases.loading import load_backbone  # noqa: F401
 
     note("imports")
     corpus = corpus_of(args)
     note("reading and tokenising")
     from lora import LoraConfig, add_lora
-    from support.fingerprints import backbone_fingerprint
+    from support.bases.fingerprint import fingerprint_of
 
     model = classifier(args.gpt2)
     note("weights")
-    backbone_fingerprint(model.transformer)
+    fingerprint_of(model.transformer)
     note("their fingerprint")
     add_lora(model, LoraConfig())
-    from data_utils import corpus_fingerprint
+    from support.fingerprints import corpus_fingerprint
 
     corpus_fingerprint(corpus)
     note("LoRA layers and the corpus' fingerprint")
@@ -776,13 +792,13 @@ def growth(args: argparse.Namespace, what: str, work: str, size: int, times: int
 def transfer_set_of(args: argparse.Namespace, size: str) -> dict[str, float]:
     """Make ``size`` edits of the corpus."""
     from data_utils import load_corpus
-    from support.bases.tokens import load_tokenizer
-    from support.teaching.edits import with_transfer_set
+    from support.bases import load_tokenizer
+    from support.teaching import transfer_sentences
 
     tokenizer = load_tokenizer(args.gpt2)
     corpus = load_corpus(args.data_dir, tokenizer, 512)
     began = time.perf_counter()
-    with_transfer_set(corpus, tokenizer, 512, int(size), SR_NO)
+    transfer_sentences(corpus, tokenizer, 512, int(size), SR_NO)
     return {"seconds": time.perf_counter() - began, "peak": peak()}
 
 
@@ -791,9 +807,10 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from data_utils import TRAIN, load_corpus, shuffled, tokenize
+    from data_utils import load_corpus, shuffled, tokenize
     from lora import LoraConfig, add_lora
-    from support.bases.tokens import load_tokenizer
+    from support.bases import load_tokenizer
+    from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
     nano, size = PROJECT / "nano", int(size)
