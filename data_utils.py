@@ -141,16 +141,6 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
     }
 
 
-def corpus_facts(corpus: dict[str, Split]) -> dict:
-    """Return what metrics.json says of a corpus: its fingerprint, and each split's counts."""
-    facts: dict = {"sha256": corpus_fingerprint(corpus)}
-    for name, split in corpus.items():
-        acceptable = int((split.labels == 1).sum())
-        sizes = {"sentences": len(split), "tokens": len(split.input_ids)}
-        facts[name] = {**sizes, "acceptable": acceptable}
-    return facts
-
-
 # ---------------------------------------------------------------------------------------------
 # Packing
 
@@ -217,23 +207,21 @@ def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Bat
     Prefixes are numbered where ``shared_prefixes``: for a model that computes each once.
     """
     indices = indices[np.argsort(-split.seqlens[indices], kind="stable")]
-    lengths = split.seqlens[indices]  # (sentences,), falling
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    position_ids = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
-    chosen, places = torch.from_numpy(indices), split.places(indices)
-    input_ids = split.input_ids[places]
+    part, lengths = split.chosen(indices), split.seqlens[indices]  # (sentences,), falling
+    starts = np.repeat(part.cu_seqlens[:-1].numpy(), lengths)
+    position_ids = np.arange(len(starts)) - starts
     prefixes = (None, None)
     if shared_prefixes:
-        prefixes = distinct_prefixes(input_ids.tolist(), position_ids.tolist())
+        prefixes = distinct_prefixes(part.input_ids.tolist(), position_ids.tolist())
     return Batch(
-        input_ids=input_ids,
+        input_ids=part.input_ids,
         position_ids=torch.from_numpy(position_ids),
-        cu_seqlens=torch.from_numpy(cu_seqlens),
-        labels=split.labels[chosen],
-        indices=chosen,
-        places=places,
-        teacher_logits=None if split.teacher_logits is None else split.teacher_logits[chosen],
-        teacher_states=None if split.teacher_states is None else split.teacher_states[places],
+        cu_seqlens=part.cu_seqlens,
+        labels=part.labels,
+        indices=torch.from_numpy(indices),
+        places=split.places(indices),
+        teacher_logits=part.teacher_logits,
+        teacher_states=part.teacher_states,
         prefix_ids=prefixes[0],
         prefix_tokens=prefixes[1],
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),
@@ -253,13 +241,13 @@ def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[Te
 
 
 def by_prefix(split: Split) -> np.ndarray:
-    """Return the sentences (sentences,) in the order of their tokens: like beginnings together."""
+    """Return the order (sentences,) that puts sentences with like beginnings together."""
     bounds, tokens = split.cu_seqlens.tolist(), split.input_ids.tolist()
     return np.array(sorted(range(len(split)), key=lambda i: tokens[bounds[i] : bounds[i + 1]]))
 
 
 def by_length(split: Split) -> np.ndarray:
-    """Return the sentences (sentences,), the longest first."""
+    """Return the order (sentences,) that puts the longest sentences first."""
     return np.argsort(-split.seqlens, kind="stable")
 
 

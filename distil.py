@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_utils import UNLABELLED, Batch, Split, corpus_facts, tokenize
+from data_utils import UNLABELLED, Batch, Split, tokenize
 from model import DistilRNN, Reading
 from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
@@ -112,6 +112,16 @@ def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> H
 
 # ---------------------------------------------------------------------------------------------
 # The lesson: which sentences, and what the teacher answers for them
+
+
+def sentences_by_base(
+    options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
+) -> list[str]:
+    """Return the transfer set's sentences by the base; ``base_key`` is its fingerprint."""
+    shares = {"edits": 0, "written": options.transfer_size, "both": options.transfer_size // 2}
+    if not (size := shares[options.transfer_source]):
+        return []
+    return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
 
 
 def with_transfer_set(
@@ -212,24 +222,19 @@ def fit_bias(student: DistilRNN, held_out: Split | None, device: Device) -> None
 def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
-    place, teacher_folder = (
-        options.out_dir / "transfer",
-        options.teacher or run_folder(options, "LoRA"),
-    )
+    teacher_folder = options.teacher or run_folder(options, "LoRA")
     key = teacher_fingerprint(teacher_folder, options)
     sources = {
         "base": {"name": options.gpt_variant, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
     }
-    facts = corpus_facts(corpus)
-    description = describe_run(options, "distil", device, facts, sources, **rules(options))
+    description = describe_run(options, "distil", device, corpus, sources, **rules(options))
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
 
             teacher = load_teacher(teacher_folder, options.gpt_variant)
-            size = written_size(options)
-            written = written_sentences(base, teacher.base_fingerprint, corpus, size, device, place)
+            written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
             keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes
             corpus = hold_out(corpus, options.held_out)
             corpus = with_transfer_set(options, base, corpus, written)
@@ -256,8 +261,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student without a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
     sources = {"base": {"name": options.gpt_variant, "fingerprint": None}}
-    facts = corpus_facts(corpus)
-    description = describe_run(options, "rnn", device, facts, sources, **rules(options))
+    description = describe_run(options, "rnn", device, corpus, sources, **rules(options))
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             keep_freed_memory()
@@ -277,10 +281,3 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 def rules(options: Namespace) -> dict[str, str]:
     """Return what changes a student's result beside its options."""
     return {"bias": BIAS_RULE} if options.held_out else {}
-
-
-def written_size(options: Namespace) -> int:
-    """Return how many sentences of the transfer set the base writes."""
-    shares = {"written": 1, "both": 2}
-    share = shares.get(options.transfer_source)
-    return options.transfer_size // share if share else 0

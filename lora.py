@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import Split, corpus_facts
+from data_utils import Split
 from model import Classifier, load_classifier
 from support.bases import Base, base_fingerprint
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
@@ -234,7 +234,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     device, folder = choose_device(options.device, options.precision), run_folder(options, "LoRA")
     fingerprint = base_fingerprint(base.folder)
     sources = {"base": {"name": options.gpt_variant, "fingerprint": fingerprint.now}}
-    description = describe_run(options, "LoRA", device, corpus_facts(corpus), sources)
+    description = describe_run(options, "LoRA", device, corpus, sources)
     same = {fingerprint.before: fingerprint.now}
     with claim(folder, description, options.overwrite, same) as claimed:
         if not claimed.finished:

@@ -49,10 +49,8 @@ def packed_attention(
     """Attend causally within each packed sentence, for `transformers.AttentionInterface`.
 
     Args:
-        module, attention_mask, dropout, **kwargs: what Hugging Face passes; not used.
-        query: (1, heads, prefixes, head_dim).
-        key, value: shaped alike, or with fewer heads, each for a group of the query's
-            (grouped-query attention, Ainslie et al. 2023).
+        query: (1, heads, prefixes, head_dim); key and value alike, or with fewer heads, each for a
+            group of the query's (grouped-query attention, Ainslie et al. 2023).
         scaling: what the dot products are multiplied by.
         batch: how the tokens are packed.
         last_only: attend from each sentence's last token alone.
@@ -191,21 +189,17 @@ def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
 class DistilRNN(nn.Module):
     """Embedding, one tanh RNN layer (Elman 1990), linear to 2 classes, on the last token's state.
 
-    Only the ``vocabulary``, the tokens that occur in the training sentences, has rows in the
-    embedding: about 6,400 of GPT-2's 50,257 for CoLA. Training is the same, since Adam never moves
-    a row that gets no gradient. Every other token reads one row of zeros: the student knows nothing
-    of it.
+    Only the tokens of the training sentences have rows in the embedding: about 6,400 of GPT-2's
+    50,257 for CoLA. Training is the same, since Adam never moves a row that gets no gradient. Every
+    other token reads one row of zeros: the student knows nothing of it.
     """
 
     shares_prefixes = False  # it steps through time: equal lengths go together
 
     def __init__(self, vocabulary: Tensor, width: int = 768, dropout: float = 0.0):
-        """Make a student.
+        """Make a student with an embedding of the token ids ``vocabulary (rows,)``, which rise.
 
-        Args:
-            vocabulary: (rows,) the token ids that have an embedding, rising.
-            width: of the embedding and of the hidden state.
-            dropout: of the embedding, and of the state that is judged, while training.
+        ``width`` is that of the embedding and of the state; ``dropout`` acts on both in training.
         """
         super().__init__()
         self.register_buffer("vocabulary", vocabulary)

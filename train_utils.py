@@ -77,10 +77,10 @@ class Training(NamedTuple):
 
 
 def train(training: Training, folder: Path) -> Progress:
-    """Train what requires a gradient with Adam, and leave the best epoch's weights in the model.
+    """Train with Adam what requires a gradient, and leave the best epoch's weights in the model.
 
-    Early stopping watches ``options.monitor`` on in_domain_dev. The state in ``folder`` is kept up
-    to date, and gone on from where there is one; SIGINT and SIGTERM raise KeyboardInterrupt.
+    ``options.monitor`` on in_domain_dev chooses it. The state in ``folder`` is kept up to date, and
+    gone on from where there is one.
     """
     options, split, parameters = training.options, training.corpus[TRAIN], training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=options.lr, fused=True)
@@ -143,11 +143,7 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     """Add the gradients of the mean loss over the training sentences ``indices``.
 
     Of several processes each takes its share of the sentences, which may be none, and all get the
-    gradients and the results of the whole.
-
-    Returns:
-        (2,) the mean loss, and how many labelled sentences were judged right, on the device; and
-        the counts of the batch.
+    gradients and results of the whole: the mean loss and the correct answers (2,), and the counts.
     """
     model, split, device = training.model, training.corpus[TRAIN], training.device
     rank, processes = rank_and_processes()
@@ -221,8 +217,7 @@ def predict_logits(
 ) -> Tensor:
     """Return the logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's order.
 
-    Of several processes each judges its part, and all get the whole. A progress bar shows under
-    ``description``.
+    Of several processes each judges its part, and all get the whole.
     """
     logits = torch.zeros(len(split), 2, device=device.torch)
     model.eval()

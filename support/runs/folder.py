@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import torch
 
+from data_utils import Split
 from support import PROJECT
 from support.bases import variant_name
 from support.devices import Device
 from support.errors import UserError
 from support.files import no_folder, read_json, write_csv, write_json
+from support.fingerprints import corpus_fingerprint
 from support.options import published
 from support.processes import any_process, is_main, together
 from support.runs.locks import locked
@@ -87,24 +89,27 @@ def describe_run(
     options: Namespace,
     mode: str,
     device: Device,
-    corpus: dict,
+    corpus: dict[str, Split],
     sources: dict[str, dict],
     **rules: str,
 ) -> dict:
     """Return what metrics.json says of a run beforehand, with the identity that it is known by.
 
-    Args:
-        options: of this run.
-        mode: "LoRA", "distil" or "rnn".
-        device: where it is computed.
-        corpus: its fingerprint as "sha256", and the counts of its splits.
-        sources: the base and the teacher, each with its "fingerprint".
-        rules: what else changes the result, beside the options.
+    ``sources`` are the base and the teacher, each with its "fingerprint"; ``rules`` are what else
+    changes the result, beside the options.
     """
     place = options.data_dir.resolve()
     inside = place.is_relative_to(PROJECT)
     name = place.relative_to(PROJECT).as_posix() if inside else place.name
-    arguments = {**options.settings, **rules}
+    arguments, data = {**options.settings, **rules}, corpus_fingerprint(corpus)
+    counts = {
+        name: {
+            "sentences": len(split),
+            "tokens": len(split.input_ids),
+            "acceptable": int((split.labels == 1).sum()),
+        }
+        for name, split in corpus.items()
+    }
     return {
         "mode": mode,
         "variant": variant_name(options.gpt_variant),
@@ -113,13 +118,13 @@ def describe_run(
         "arguments": arguments,
         "identity": {
             "mode": mode,
-            "data": corpus["sha256"],
+            "data": data,
             "precision": device.precision,
             "sr_no": options.sr_no,
             **{key: source["fingerprint"] for key, source in sources.items()},
             **arguments,
         },
-        "data": {"name": name, "folder": str(options.data_dir), **corpus},
+        "data": {"name": name, "folder": str(options.data_dir), "sha256": data, **counts},
         "teacher": None,
         **sources,
         "hardware": device.description(),
