@@ -146,9 +146,9 @@ def with_answers(
 ) -> dict[str, Split]:
     """Return the corpus with a teacher's logits and, where they have a weight, its hints.
 
-    The teacher is frozen: one pass serves all epochs. Logits are saved in the run's ``folder``, hints
-    in ``transfer/`` for every student; both are computed anew for another teacher (``key`` is its
-    fingerprint) or other sentences.
+    The teacher is frozen: one pass serves all epochs. Logits are saved in the run's ``folder``,
+    hints in ``transfer/`` for every student. Both are computed anew for another teacher, whose
+    fingerprint is ``key``, or other sentences.
     """
     teacher.to(device.torch)
     if options.hint_weight:
