@@ -1,7 +1,7 @@
 """Bases: where does a pretrained model come from, is it whole, and is it the same as another?
 
-From the hub, a folder, a GGUF file or a package, with its tokenizer; a probe shows whether packed
-attention serves it, and a fingerprint what it is.
+A name, a folder, a GGUF file or a hub's repository becomes a folder and a tokenizer; a folder
+becomes a model that packed attention provably serves, and a fingerprint that tells it from others.
 """
 
 from support.bases.finding import Base, find_base, variant_name

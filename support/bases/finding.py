@@ -6,21 +6,19 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from support.bases.tokens import NANO, SETTINGS, TOKENIZER, check_vocabulary, load_tokenizer
+from support.bases.tokens import NANO, TOKENIZER, check_vocabulary, load_tokenizer
 from support.errors import UserError
 from support.files import read_json
 
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
-TOKENIZER_FILES = (TOKENIZER, SETTINGS, "vocab.json", "merges.txt", "tokenizer.model")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 class Base(NamedTuple):
     """A pretrained model on disk, looked at but not loaded."""
 
     name: str  # as the user gave it
-    folder: Path
+    folder: Path  # in Hugging Face format
     tokenizer: Tokenizer
     max_length: int  # of a sentence, in tokens
 
@@ -42,7 +40,7 @@ def longest_sentence(path: Path) -> int:
     default = 1024 if config.get("model_type") == "gpt2" else None  # GPT2Config's own
     positions = config.get("max_position_embeddings", config.get("n_positions", default))
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    limits = [positions, *([window] if window is not None else [])]
+    limits = [positions] if window is None else [positions, window]
     if not all(type(limit) is int and limit > 0 for limit in limits):
         raise UserError(f"{path}: max_position_embeddings or n_positions = {positions!r}")
     return min(limits)
@@ -56,17 +54,17 @@ def variant_name(name: str) -> str:
 def base_folder(name: str, weights: bool = True) -> Path:
     """Return a base's folder in Hugging Face format; fetched or converted on first use."""
     name = name.removeprefix("openai-community/")  # where the hub keeps GPT-2
-    if name == "smollm2" or name.endswith(".gguf"):
+    path = NANO if name == "nano" else Path(name)
+    if name == "smollm2" or path.suffix == ".gguf":
         from support.bases.gguf import converted, find_smollm2
 
-        return converted(find_smollm2() if name == "smollm2" else Path(name))
-    folder = NANO if name == "nano" else Path(name)
-    if folder.is_dir():
-        return check_folder(folder, weights)
+        return converted(find_smollm2() if name == "smollm2" else path)
+    if path.is_dir():
+        return check_folder(path, weights)
     if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from support.bases.hub import from_hub
 
-        return check_folder(from_hub(name, weights), weights)
+        return from_hub(name, weights)
     raise UserError(
         f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
         "nor a folder or .gguf file here; give it with --gpt_variant"
@@ -76,13 +74,13 @@ def base_folder(name: str, weights: bool = True) -> Path:
 def check_folder(folder: Path, weights: bool) -> Path:
     """Return a folder that has all that a base needs."""
     read_json(folder / "config.json")
-    if not (folder / TOKENIZER).exists() and not (folder / "tokenizer.model").exists():
-        for file in ("vocab.json", "merges.txt"):
-            if not (folder / file).exists():
-                raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    if weights and not any((folder / file).exists() for file in WEIGHTS):
+    names = {path.name for path in folder.iterdir()}
+    for file in ("vocab.json", "merges.txt"):
+        if not {file, TOKENIZER, "tokenizer.model"} & names:
+            raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
+    if weights and not {"model.safetensors", "model.safetensors.index.json"} & names:
         raise UserError(
-            f"{folder / WEIGHTS[0]}: no such file; only safetensors are read: save the model with "
-            "save_pretrained(..., safe_serialization=True)"
+            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
+            "model with save_pretrained(..., safe_serialization=True)"
         )
     return folder

@@ -1,5 +1,6 @@
 """Tell whether two bases are the same, whatever they are called and wherever they lie."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -7,22 +8,25 @@ from typing import NamedTuple
 
 from torch import nn
 
+from support.bases import loading
 from support.errors import UserError
-from support.files import read_json, replace_file
+from support.files import read_bytes, read_json, replace_file
 from support.fingerprints import fingerprint, tensors_fingerprint
 
-# Of a configuration, what changes the numbers and no weight's shape, in the words of the families
-# of decoders. A key that a later transformers adds is not among them.
+# What of a configuration changes the numbers and no weight's shape, in the words of the families
+# that can be used here. What a later release of transformers adds is not among them.
 NUMERIC = (
-    "activation_function", "alibi", "attention_multiplier", "clip_qkv", "do_layer_norm_before",
+    "activation_function", "attention_multiplier", "clip_qkv", "do_layer_norm_before",
     "embedding_multiplier", "head_dim", "hidden_act", "hidden_activation", "layer_norm_eps",
-    "layer_norm_epsilon", "layer_types", "logits_scaling", "model_type", "norm_eps",
-    "norm_epsilon", "num_attention_heads", "num_key_value_heads", "partial_rotary_factor",
-    "query_pre_attn_scalar", "residual_multiplier", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "rotary_emb_base", "rotary_pct", "scale_attn_weights",
-    "sliding_window", "use_parallel_residual", "use_sliding_window",
+    "layer_norm_epsilon", "layer_types", "local_attention", "mlp_layer_types", "model_type",
+    "moe_topk", "n_group", "no_rope_layers", "norm_eps", "norm_epsilon", "norm_topk_prob",
+    "num_attention_heads", "num_experts_per_tok", "num_key_value_heads", "qk_nope_head_dim",
+    "qk_rope_head_dim", "query_pre_attn_scalar", "residual_multiplier", "rms_norm_eps",
+    "rope_interleave", "rope_parameters", "routed_scaling_factor", "scale_attn_weights",
+    "scale_depth", "scale_emb", "sliding_window", "topk_group", "topk_method",
+    "use_bidirectional_attention", "use_parallel_residual", "v_head_dim",
 )  # fmt: skip
-# What the fingerprint of earlier versions left out, and took all the rest of.
+# What the first version left out, and took all the rest of.
 LEFT_OUT_BEFORE = {
     "_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "id2label",
     "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "problem_type",
@@ -32,7 +36,7 @@ LEFT_OUT_BEFORE = {
 
 
 class BaseFingerprint(NamedTuple):
-    """A base's fingerprint, as it is computed now, and as earlier versions computed it."""
+    """A base's fingerprint as it is computed now, and as the first version computed it."""
 
     now: str
     before: str
@@ -41,22 +45,20 @@ class BaseFingerprint(NamedTuple):
 def base_fingerprint(folder: Path) -> BaseFingerprint:
     """Return the fingerprint of a base's weights, and of the settings that change its numbers.
 
-    It is remembered in the user's cache, so that a base need not be loaded to be known.
+    The user's cache remembers it, so that a base is loaded once to be known.
     """
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    path = cache_folder() / "fingerprints" / f"{fingerprint(repr(facts))[:32]}.json"
-    with suppress(UserError, TypeError):  # there is none, or a broken one
+    weights = [(str(p.resolve()), p.stat()) for p in sorted(folder.glob("*.safetensors"))]
+    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights]
+    key = fingerprint(read_bytes(folder / "config.json"), repr(facts))
+    path = cache_folder() / "fingerprints" / f"{key}.json"
+    with suppress(UserError, TypeError):  # it is not there, or broken
         return BaseFingerprint(**read_json(path))
     from transformers import AutoModel
 
-    from support.bases.loading import load_pretrained
-
-    known = fingerprint_of(load_pretrained(AutoModel, folder))
-    with suppress(UserError):  # a cache that cannot be written is none
-        content = f'{{"now": "{known.now}", "before": "{known.before}"}}\n'
-        replace_file(path, content.encode())
-    return known
+    computed = fingerprint_of(loading.load_pretrained(AutoModel, folder))
+    with suppress(UserError):  # the cache cannot be written
+        replace_file(path, json.dumps(computed._asdict()).encode())
+    return computed
 
 
 def fingerprint_of(backbone: nn.Module) -> BaseFingerprint:
@@ -72,15 +74,17 @@ def fingerprint_of(backbone: nn.Module) -> BaseFingerprint:
         )
         now = tensors_fingerprint(weights, repr(settings))
         return BaseFingerprint(now, now)
-    values = config.to_dict()
-    settings = [(key, values[key]) for key in NUMERIC if values.get(key) is not None]
-    everything = sorted((k, v) for k, v in values.items() if k not in LEFT_OUT_BEFORE)
+    plain = (None, False, ["full_attention"] * config.num_hidden_layers)  # as if it were not there
+    settings = {key: getattr(config, key, None) for key in NUMERIC}
+    settings = {key: value for key, value in settings.items() if value not in plain}
+    before = sorted((k, v) for k, v in config.to_dict().items() if k not in LEFT_OUT_BEFORE)
     return BaseFingerprint(
-        *(tensors_fingerprint(weights, repr(found)) for found in (settings, everything))
+        now=tensors_fingerprint(weights, json.dumps(settings, sort_keys=True)),
+        before=tensors_fingerprint(weights, repr(before)),
     )
 
 
 def cache_folder() -> Path:
     """Return the project's folder in the user's cache."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "lora_and_distillation"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches, "lora_and_distillation")

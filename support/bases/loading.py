@@ -1,6 +1,6 @@
 """Load a base, and refuse by its name what packed attention cannot serve.
 
-Importing transformers takes seconds, which a student need not wait for: it is imported here in use.
+Importing transformers takes seconds, which a student need not wait for: it is imported in use.
 """
 
 import os
@@ -12,6 +12,7 @@ from torch import nn
 
 from support.errors import UserError, first_line
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
@@ -19,11 +20,13 @@ MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuratio
 
 
 def load_backbone(folder: Path, attention: Callable) -> nn.Module:
-    """Load a base's blocks with ``attention``, a function for `AttentionInterface`, in its place."""
+    """Load a base's blocks, with ``attention``, by `AttentionInterface`, in place of their own."""
     from transformers import AttentionInterface, AutoModel
 
     AttentionInterface.register("packed", attention)
-    return load_pretrained(AutoModel, folder, packed=True)
+    backbone = load_pretrained(AutoModel, folder)
+    backbone.set_attn_implementation("packed")
+    return backbone
 
 
 def load_language_model(folder: Path) -> nn.Module:
@@ -33,11 +36,11 @@ def load_language_model(folder: Path) -> nn.Module:
     return load_pretrained(AutoModelForCausalLM, folder)
 
 
-def load_pretrained(architecture: type, folder: Path, packed: bool = False) -> nn.Module:
+def load_pretrained(architecture: type, folder: Path) -> nn.Module:
     """Load a folder's weights in fp32, with the model's own dropout off, in evaluation mode."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -45,9 +48,8 @@ def load_pretrained(architecture: type, folder: Path, packed: bool = False) -> n
     remedy = "copy or download the folder again"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if packed:
+        if architecture is AutoModel:  # the blocks alone, for a classifier
             check_configuration(config, folder)
-            config._attn_implementation = "packed"
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)

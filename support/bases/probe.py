@@ -18,14 +18,13 @@ def check_packing(classifier: nn.Module, folder: Path) -> None:
     that are biased, states that leak from one sentence into the next.
     """
     backbone = classifier.backbone
-    size = backbone.config.vocab_size
-    sentences = [[token % size for token in ids] for ids in ([5, 7, 9, 11, 6], [5, 7, 9, 8], [10])]
-    bounds = torch.tensor(np.cumsum([0, *map(len, sentences)]))
-    tokens = torch.tensor([token for ids in sentences for token in ids])
-    batch = pack(Split([""] * 3, tokens, bounds, torch.zeros(3, dtype=torch.long)), np.arange(3))
+    tokens = torch.tensor([5, 7, 9, 11, 6, 5, 7, 9, 8, 10]) % backbone.config.vocab_size
+    split = Split([""] * 3, tokens, torch.tensor([0, 5, 9, 10]), torch.zeros(3, dtype=torch.long))
+    batch = pack(split, np.arange(3))
     packed = classifier.read(batch).states[batch.last_tokens]  # (3, width)
     backbone.set_attn_implementation("eager")
-    alone = [backbone(torch.tensor([ids]), use_cache=False)[0][0, -1] for ids in sentences]
+    sentences = tokens.split([5, 4, 1])
+    alone = [backbone(s.unsqueeze(0), use_cache=False)[0][0, -1] for s in sentences]
     backbone.set_attn_implementation("packed")
     apart = (packed - torch.stack(alone)).norm() / packed.norm()
     if not apart < 1e-3:

@@ -20,8 +20,11 @@ NANO = PROJECT / "nano"
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load a folder's tokenizer, as transformers' AutoTokenizer does."""
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    # By these transformers adds special tokens that tokenizer.json may not know of.
+    adds_more = settings.get("add_bos_token") or settings.get("add_eos_token")
     try:
-        if (folder / TOKENIZER).exists() and not asks_for_more(folder):
+        if (folder / TOKENIZER).exists() and not adds_more:
             tokenizer = Tokenizer.from_str(read_bytes(folder / TOKENIZER).decode())
         else:
             from transformers.models.auto.tokenization_auto import AutoTokenizer
@@ -36,12 +39,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except BaseException as error:  # the library raises bare Exceptions, and its panics are none
         raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from None
     return tokenizer
-
-
-def asks_for_more(folder: Path) -> bool:
-    """Return whether transformers adds special tokens that tokenizer.json may not know of."""
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
-    return bool(settings.get("add_bos_token") or settings.get("add_eos_token"))
 
 
 def check_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
