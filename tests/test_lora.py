@@ -163,14 +163,16 @@ def test_the_gradients_written_by_hand_are_autograds(kind, bias):
         torch.testing.assert_close(one, other)
 
 
-def test_the_initial_a_is_pefts():
+def test_the_initial_a_and_b_are_pefts_bit_for_bit():
+    layer, model = layer_of(nn.Linear), nn.Sequential(layer_of(nn.Linear))
     torch.manual_seed(5)
-    ours = LoRALinear(layer_of(nn.Linear), LoraConfig()).lora_A.weight
-    model = nn.Sequential(layer_of(nn.Linear))
+    ours = LoRALinear(layer, LoraConfig())
+    torch.manual_seed(5)
     theirs = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"]))
-    bound = 1 / 5**0.5  # Kaiming-uniform with a = sqrt(5) is uniform in +- 1 / sqrt(in)
-    for weight in (ours, theirs.base_model.model[0].lora_A.default.weight):
-        assert 0.5 * bound < weight.abs().max() <= bound
+    wrapped = theirs.base_model.model[0]
+    assert torch.equal(ours.lora_A.weight, wrapped.lora_A.default.weight)
+    assert torch.equal(ours.lora_B.weight, wrapped.lora_B.default.weight)
+    assert ours.lora_A.weight.std() > 0.1
 
 
 @pytest.mark.parametrize("rank", [0, 6])
@@ -440,7 +442,8 @@ def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer, ra
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
     batch = pack(split, np.arange(50))
     with torch.no_grad():
-        logits = ours(batch)
+        logits, untrained = ours(batch), packed_copy(random_base)(batch)
+    assert (logits - untrained).abs().min() > 1e-3  # what is compared is the adapter's doing
     expected = padded_logits(theirs, tokenizer, split.sentences[:50])[batch.indices]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 

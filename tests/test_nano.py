@@ -78,9 +78,15 @@ def test_no_sentence_occurs_twice(splits, sentences):
 
 
 def test_phenomena_of_the_two_domains_are_disjoint(splits):
-    codes = {split: {row[0] for row in rows} for split, rows in splits.items()}
+    codes = {
+        split: {label: {row[0] for row in rows if row[1] == label} for label in "01"}
+        for split, rows in splits.items()
+    }
+    for split in SPLITS:  # each phenomenon has sentences of both labels
+        assert codes[split]["0"] == codes[split]["1"]
+        assert len(codes[split]["0"]) > 3
     assert codes[TRAIN] == codes[DEV]
-    assert codes[DEV].isdisjoint(codes[OUT_OF_DOMAIN])
+    assert codes[DEV]["0"].isdisjoint(codes[OUT_OF_DOMAIN]["0"])
 
 
 def test_no_dev_sentence_was_pretrained_on(pretraining, sentences):
