@@ -1,8 +1,7 @@
-"""Distillation: the loss, the transfer set, the teacher's logits, the student's folder."""
+"""Distillation: the loss, the bias, the teacher's logits, the student's folder and start."""
 
 from argparse import Namespace
 from dataclasses import FrozenInstanceError
-from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,23 +17,15 @@ from sklearn.preprocessing import StandardScaler
 
 import distil
 from data_utils import UNLABELLED, tokenize
-from distil import (
-    HELD_OUT,
-    distillation,
-    fit_bias,
-    hold_out,
-    start_embedding,
-    with_answers,
-    with_transfer_set,
-)
+from distil import distillation, fit_bias, start_embedding, with_answers, with_transfer_set
 from model import DistilRNN
 from predict import load_model
-from support.bases import find_base, load_tokenizer, token_ids
+from support.bases import find_base, load_tokenizer
 from support.checkpoints import save_student
 from support.checkpoints.export import onnx_session, save_onnx
 from support.devices import CPU
 from support.errors import UserError
-from support.teaching.edits import bare, transfer_sentences, variations
+from support.teaching import HELD_OUT, hold_out
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
@@ -90,86 +81,14 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
 def test_a_batch_without_any_label_has_the_kd_term_alone():
     labels = torch.full((3,), UNLABELLED)
     examples = SimpleNamespace(labels=labels, teacher_logits=torch.randn(3, 2))
-    loss = distillation(2.0, 0.5)(torch.ones(3, 2), examples, counts_of(labels))
-    assert loss.isfinite()
-    assert loss > 0
+    logits = torch.randn(3, 2)
+    loss = distillation(2.0, 0.5)(logits, examples, counts_of(labels))
+    p, q = ((x / 2).softmax(dim=1).numpy() for x in (examples.teacher_logits, logits))
+    assert loss.item() == pytest.approx(0.5 * 2**2 * scipy.stats.entropy(p, q, axis=1).mean())
 
 
 # ---------------------------------------------------------------------------------------------
-# The transfer set
-
-
-def first(size: int, sentences, sr_no: int, taken=frozenset()) -> list[str]:
-    """The first ``size`` variations."""
-    return list(islice(variations(sentences, sr_no, taken), size))
-
-
-def test_the_transfer_set_is_new_seeded_and_of_the_training_words(nano_corpus):
-    train = nano_corpus["in_domain_train"].sentences
-    known = {sentence for split in nano_corpus.values() for sentence in split.sentences}
-    made = first(3000, train, 1, known)
-    assert len(made) == len(set(made)) == 3000
-    assert not set(made) & known
-    assert made == first(3000, train, 1, known)
-    assert made != first(3000, train, 2, known)
-
-    def words(sentences):
-        return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
-
-    assert words(made) <= words(train)
-    assert all(sentence[0] == sentence[0].upper() for sentence in made)
-
-
-def test_no_capital_gives_an_edit_away():
-    """Of words that stand mid-sentence elsewhere, be it with the mark at the end."""
-    made = first(100, ["Cats see dogs.", "Dogs see cats."], 1)
-    assert len(made) > 10
-    assert all(word.islower() for sentence in made for word in sentence.split()[1:])
-
-
-def test_the_transfer_set_keeps_out_what_is_excluded():
-    sentences = ["He sat here.", "She sat here."]
-    some = first(20, sentences, 1)
-    assert not set(first(20, sentences, 1, set(some[:5]))) & set(some[:5])
-
-
-def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_corpus):
-    whole = nano_corpus["in_domain_train"]
-    corpus = hold_out(nano_corpus, 300)
-    held_out, rest = corpus[HELD_OUT], corpus["in_domain_train"]
-    assert len(held_out) == 300
-    assert held_out.sentences == hold_out(nano_corpus, 300)[HELD_OUT].sentences
-    rows = [list(zip(x.sentences, x.labels.tolist(), strict=True)) for x in (held_out, rest, whole)]
-    assert sorted(rows[0] + rows[1]) == sorted(rows[2])
-    assert 0.4 < held_out.labels.float().mean() < 0.6
-    tokenizer = load_tokenizer(NANO)
-    for split in (held_out, rest):
-        expected = tokenize(tokenizer, split.sentences, split.labels.tolist(), 512, "here")
-        assert torch.equal(split.input_ids, expected.input_ids)
-        assert torch.equal(split.cu_seqlens, expected.cu_seqlens)
-
-
-def test_no_edit_is_a_held_out_sentence(nano_corpus):
-    tokenizer = load_tokenizer(NANO)
-
-    def edits(**held_out) -> list[str]:
-        return transfer_sentences({**nano_corpus, **held_out}, tokenizer, 512, 50, 1)
-
-    some = [sentence.upper() for sentence in edits()[:20]]
-    held_out = tokenize(tokenizer, some, [1] * 20, 512, "here")
-    assert not {bare(s) for s in edits(held_out=held_out)} & {bare(s) for s in some}
-
-
-def test_none_held_out_is_the_corpus(nano_corpus):
-    assert hold_out(nano_corpus, 0) is nano_corpus
-
-
-@pytest.mark.parametrize(
-    ("size", "why"), [(4000, "has 4000; hold out fewer"), (1, "hold out more")]
-)
-def test_what_no_bias_can_be_fitted_on_is_refused(nano_corpus, size, why):
-    with pytest.raises(UserError, match=f"--held_out {size}: .*{why}"):
-        hold_out(nano_corpus, size)
+# The transfer set, and the bias
 
 
 def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus):
@@ -189,30 +108,6 @@ def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus):
     theirs = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(margins, labels)
     assert -moved.mean() == pytest.approx(-theirs.intercept_[0] / theirs.coef_[0, 0], rel=1e-5)
     assert torch.equal(logits[:, 0], before[:, 0])
-
-
-@pytest.mark.parametrize("sentences", [["Go.", "..."], ["..."]])
-@pytest.mark.parametrize("size", [100, 10**9])
-def test_a_transfer_set_that_is_too_large_is_refused_with_the_number_there_is(sentences, size):
-    found = list(variations(sentences, 1, set(sentences)))
-    assert len(found) == len(set(found)) < 100
-    with pytest.raises(UserError, match=f"--transfer_size {size}: only {len(found)} variations"):
-        transfer_sentences(corpus_of(*sentences), load_tokenizer(NANO), 512, size, 1)
-
-
-def test_a_variation_that_is_too_long_for_the_model_is_left_out():
-    tokenizer, sentences = load_tokenizer(NANO), ["The teacher sleeps.", "A cat here sees her."]
-    longest = max(map(len, token_ids(tokenizer, sentences)))
-    made = {}
-    for max_length in (longest, 512):
-        corpus = corpus_of(*sentences)
-        some = transfer_sentences(corpus, tokenizer, max_length, 30, 1)
-        made[max_length] = dict(zip(some, map(len, token_ids(tokenizer, some)), strict=True))
-    assert len(made[longest]) == len(made[512]) == 30
-    assert max(made[512].values()) > longest  # there is something to leave out
-    assert max(made[longest].values()) == longest
-    fitting = [sentence for sentence, n in made[512].items() if n <= longest]
-    assert list(made[longest])[: len(fitting)] == fitting
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):

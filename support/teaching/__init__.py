@@ -9,6 +9,6 @@ from support.teaching.holding import HELD_OUT, hold_out
 from support.teaching.written import written_sentences
 
 __all__ = [
-    "HELD_OUT", "Basis", "hold_out", "principal_components", "read_hints", "saved_tensors", "transfer_sentences",
-    "written_sentences",
+    "HELD_OUT", "Basis", "hold_out", "principal_components", "read_hints", "saved_tensors",
+    "transfer_sentences", "written_sentences",
 ]  # fmt: skip

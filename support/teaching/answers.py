@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_utils import Split
@@ -40,10 +40,7 @@ class TeacherStates:
 
     def __init__(self, paths: list[Path]):
         """Map the files of consecutive sentences."""
-        self.pieces = []
-        for path in paths:
-            with safe_open(path, framework="pt") as file:
-                self.pieces.append(file.get_tensor("states"))
+        self.pieces = [load_file(path)["states"] for path in paths]
         self.bounds = torch.tensor([0, *(len(piece) for piece in self.pieces)]).cumsum(0)
         self.width = self.pieces[0].shape[1]
         self.fingerprint = fingerprint(*(path.name for path in paths))
@@ -69,41 +66,36 @@ def read_hints(
     is saved too: on another machine its directions may come out turned.
     """
     teacher.to(device.torch).eval()
-    full = teacher.score.in_features
-    hints, paths, logits = min(width, full), [], []
-    parts = list(split.chunks(CHUNK))
-    key = fingerprint(teacher_key, parts[0].fingerprint, device.precision, str(hints))
+    full, first, reading = teacher.score.in_features, next(split.chunks(CHUNK)), None
+    width, logits, paths = min(width, full), [], []
+    key = fingerprint(teacher_key, first.fingerprint, device.precision, str(width))
     path = folder / f"basis_{key[:16]}.safetensors"
     with locked(path.with_suffix(".lock"), wait=True):
-        shapes, first = {"mean": (full,), "directions": (full, hints)}, None
-        saved = saved_tensors(path, key, shapes)
-        if saved is None:
-            first = read_part(teacher, parts[0], device, "teacher reads 1")
-            write_tensors(path, principal_components(first["states"], hints), {"key": key})
+        shapes = {"mean": (full,), "directions": (full, width)}
+        if saved_tensors(path, key, shapes) is None:
+            reading = read_part(teacher, first, device, 1)
+            write_tensors(path, principal_components(reading["states"], width), {"key": key})
             any_process(False)  # nobody reads before the main process has written
-            saved = saved_tensors(path, key, shapes)
-        basis = Basis(**saved)
-        for number, part in enumerate(parts, start=1):
+        basis = Basis(**saved_tensors(path, key, shapes))
+        for number, part in enumerate(split.chunks(CHUNK), start=1):
             part_key = fingerprint(key, *basis, part.fingerprint)
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
-            shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), hints)}
-            saved = saved_tensors(paths[-1], part_key, shapes)
-            if saved is None:
-                saved = first or read_part(teacher, part, device, f"teacher reads {number}")
-                saved["states"] = basis.hints_of(saved["states"]).half()
-                write_tensors(paths[-1], saved, {"key": part_key})
-            logits.append(saved["logits"])
-            first = None
+            shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), width)}
+            answers = saved_tensors(paths[-1], part_key, shapes)
+            if answers is None:
+                answers = reading or read_part(teacher, part, device, number)
+                answers["states"] = basis.hints_of(answers["states"]).half()
+                write_tensors(paths[-1], answers, {"key": part_key})
+            logits.append(answers["logits"])
+            reading = None  # it was the first part's
     return torch.cat(logits), TeacherStates(paths)
 
 
-def read_part(
-    teacher: nn.Module, part: Split, device: Device, description: str
-) -> dict[str, Tensor]:
-    """Return the "logits" (sentences, 2) and the "states" (tokens, width) of a part of a split."""
+def read_part(teacher: nn.Module, part: Split, device: Device, number: int) -> dict[str, Tensor]:
+    """Return the "logits" (sentences, 2) and the "states" (tokens, width) of part ``number``."""
     logits = torch.zeros(len(part), 2)
     states = torch.zeros(len(part.input_ids), teacher.score.in_features)
-    for batch in part.batches(device.torch, teacher.shares_prefixes, description):
+    for batch in part.batches(device.torch, teacher.shares_prefixes, f"teacher reads {number}"):
         with device.autocast():
             reading = teacher.read(batch)
         logits[batch.indices.cpu()] = reading.logits.float().cpu()

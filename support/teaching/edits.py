@@ -1,12 +1,12 @@
 """Vary sentences by one edit each, for a teacher to label.
 
 Two words are swapped, a word is dropped, a word of the corpus inserted, or a word replaced by one
-of like form: with the same three letters at its beginning or the same two at its end. The results
-are often unacceptable. The capital at the start and the mark at the end stay in their places, so
-that they do not give an edit away.
+with the same three letters at its beginning or the same two at its end. The results are often
+unacceptable. The capital and the final mark stay in their places: they give no edit away.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from data_utils import Split
-from support.bases import token_ids
 from support.corpus import TRAIN
 from support.errors import UserError
 
@@ -30,31 +29,28 @@ def transfer_sentences(
     sr_no: int,
     written: Sequence[str] = (),
 ) -> list[str]:
-    """Return ``size`` sentences that no split has: the ``written`` ones, and variations.
+    """Return the ``written`` sentences, and variations of them and of the training sentences.
 
-    Varied are the training sentences and the written ones. None is a sentence of another split in
-    another case, spacing or mark at the end.
+    They are ``size`` together. No variation is a sentence of the corpus, in whatever case, spacing
+    and final mark those of the other splits are, or longer than ``max_length`` tokens.
     """
-    known, made = corpus[TRAIN].sentences, list(written)
-    sources = known + made
-    others = (split for name, split in corpus.items() if name != TRAIN)
-    taken = {bare(sentence) for split in others for sentence in split.sentences}
-    new = (s for s in variations(sources, sr_no, set(sources)) if bare(s) not in taken)
-    what = {"desc": "transfer set", "total": size, "unit": " sentences"}
-    with tqdm(**what, initial=len(made), disable=None) as bar:
-        while len(made) < size:
-            some = list(islice(new, min(size - len(made), 10_000)))
-            if not some:
-                raise UserError(
-                    f"--transfer_size {size}: only {len(made) - len(written)} variations of the "
-                    "training sentences were found; ask for fewer"
-                )
-            lengths = map(len, token_ids(tokenizer, some))
-            # One edit can make a long sentence longer than the model takes.
-            fitting = [s for s, n in zip(some, lengths, strict=True) if 0 < n <= max_length]
-            made += fitting
-            bar.update(len(fitting))
-    return made
+    sources, missing = [*corpus[TRAIN].sentences, *written], size - len(written)
+    parts = words_and_marks(sources)
+    taken = {bare(s) for name, split in corpus.items() if name != TRAIN for s in split.sentences}
+    new = (
+        sentence
+        for sentence in variations(parts, set(sources), sr_no)
+        if bare(sentence) not in taken and 0 < len(tokenizer.encode(sentence).ids) <= max_length
+    )
+    what = {"desc": "transfer set", "total": size, "initial": len(written), "unit": " sentences"}
+    most = most_variations(parts)
+    made = list(tqdm(islice(new, missing), **what, disable=None)) if missing <= most else []
+    if len(made) < missing:
+        raise UserError(
+            f"--transfer_size {size}: the training sentences have no more than "
+            f"{len(made) or most} variations; ask for fewer"
+        )
+    return [*written, *made]
 
 
 def bare(sentence: str) -> str:
@@ -62,59 +58,54 @@ def bare(sentence: str) -> str:
     return " ".join(sentence.lower().split()).rstrip(MARKS)
 
 
-def variations(sentences: list[str], sr_no: int, taken: set[str]) -> Iterator[str]:
-    """Yield variations of ``sentences`` that are not ``taken``, each once, by the seed ``sr_no``.
-
-    Ends when hardly any is left to be found.
-    """
-    rng = random.Random(f"transfer set {sr_no}")
+def words_and_marks(sentences: list[str]) -> list[tuple[list[str], str]]:
+    """Split sentences into words, the first as it is written mid-sentence, and the final mark."""
     midwords = {word for sentence in sentences for word in sentence.rstrip(MARKS).split()[1:]}
-    parts = [part for part in (words_and_mark(s, midwords) for s in sentences) if part[0]]
+    parts = []
+    for sentence in sentences:
+        unmarked = sentence.rstrip(MARKS)
+        words = unmarked.split()
+        if words and words[0] not in midwords and words[0].lower() in midwords:
+            words[0] = words[0].lower()
+        if words:
+            parts.append((words, sentence[len(unmarked) :]))
+    return parts
+
+
+def most_variations(parts: list[tuple[list[str], str]]) -> int:
+    """Return a bound: any word swapped, dropped, or with any other before it or in its place."""
+    distinct = len({word for words, _ in parts for word in words})
+    return sum(len(words) * (len(words) + 2 * distinct) for words, _ in parts)
+
+
+def variations(parts: list[tuple[list[str], str]], seen: set[str], sr_no: int) -> Iterator[str]:
+    """Yield variations that are not in ``seen``, and add them to it, while there are any."""
+    rng = random.Random(f"transfer set {sr_no}")
     vocabulary = [word for words, _ in parts for word in words]
-    alike: dict[str, list[str]] = {}  # words of like form, by `form`
+    begins, ends = defaultdict(list), defaultdict(list)  # words of like form
     for word in dict.fromkeys(vocabulary):
-        for edit in ("begin", "end"):
-            alike.setdefault(form(word, edit), []).append(word)
-    seen: set[str] = set()
+        begins[word[:3].lower()].append(word)
+        ends[word[-2:]].append(word)
     missed = 0
     while parts and missed < EXHAUSTED:
         words, mark = rng.choice(parts)
-        sentence = " ".join(edited(words, vocabulary, alike, rng)) + mark
+        words, place = list(words), rng.randrange(len(words))
+        edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
+        if edit == "swap":
+            other = rng.randrange(len(words))
+            words[place], words[other] = words[other], words[place]
+        elif edit == "insert":
+            words.insert(place, rng.choice(vocabulary))
+        elif edit == "begin":
+            words[place] = rng.choice(begins[words[place][:3].lower()])
+        elif edit == "end":
+            words[place] = rng.choice(ends[words[place][-2:]])
+        elif len(words) > 1:
+            del words[place]
+        sentence = " ".join(words) + mark
         sentence = sentence[:1].upper() + sentence[1:]
         missed += 1
-        if sentence not in taken and sentence not in seen:
+        if sentence not in seen:
             seen.add(sentence)
             missed = 0
             yield sentence
-
-
-def words_and_mark(sentence: str, midwords: set[str]) -> tuple[list[str], str]:
-    """Return a sentence's words, the first as it is written mid-sentence, and its final mark."""
-    unmarked = sentence.rstrip(MARKS)
-    words = unmarked.split()
-    if words and words[0] not in midwords and words[0].lower() in midwords:
-        words[0] = words[0].lower()
-    return words, sentence[len(unmarked) :]
-
-
-def form(word: str, edit: str) -> str:
-    """Return the key of words of like form: "sle-" for sleep, sleeps, "-ps" for sleeps, jumps."""
-    return word[:3].lower() + "-" if edit == "begin" else "-" + word[-2:]
-
-
-def edited(
-    words: list[str], vocabulary: list[str], alike: dict[str, list[str]], rng: random.Random
-) -> list[str]:
-    """Return a copy of ``words`` with one edit; at least one word stays."""
-    words, place = list(words), rng.randrange(len(words))
-    edit = rng.choice(("swap", "drop", "insert", "begin", "end"))
-    if edit == "swap":
-        other = rng.randrange(len(words))
-        words[place], words[other] = words[other], words[place]
-    elif edit == "insert":
-        words.insert(place, rng.choice(vocabulary))
-    elif edit in ("begin", "end"):
-        words[place] = rng.choice(alike[form(words[place], edit)])
-    elif len(words) > 1:
-        del words[place]
-    return words

@@ -1,13 +1,13 @@
-"""Have a base write sentences by itself, and save them.
+"""Have a base write sentences by itself, and save them for every seed and every student.
 
 It continues a list of training sentences of one label, one a line, and so writes more of their
-kind: sampled among the `TOP_K` likeliest tokens, up to the end of the line. After unacceptable ones
-it errs a little more often. Whole sentences that are new are saved. They serve every seed and every
-student. What a language model writes for its own distillation, and what that gives: He et al. 2021,
-Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
+kind; after unacceptable ones it errs a little more often. Whole sentences that are new are saved.
+After He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -38,75 +38,71 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 def written_sentences(
     base: Base, base_key: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
-    """Return ``size`` sentences, the same for every sr_no; none is a sentence of the corpus.
+    """Return ``size`` sentences, the same for every sr_no; none is a sentence of any split.
 
-    They are saved in ``folder``, in a file for each base, corpus and kind of device, and gone on
-    with from there. ``base_key`` is the fingerprint of the base's weights.
+    They are saved in ``folder``, in a file for each base (its fingerprint is ``base_key``), corpus
+    and kind of device, and gone on with from there. Prompts are of the training split alone.
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
     examples = examples_of(corpus[TRAIN], base.max_length)
     drawn = device.torch.type, device.precision  # each draws and rounds in its own way
     how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
-    parts = (base_key, base.tokenizer.to_str(), corpus_fingerprint(corpus))
-    key = fingerprint(*parts, how, *known)
+    tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
+    key = fingerprint(base_key, *tokens, how, *known)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
     with locked(path.with_suffix(".lock"), wait=True):
-        state = {"batches": 0, "sentences": []}
-        with suppress(UserError):  # no file, or a broken one: it can be written again
-            saved = read_json(path)
-            state = saved if is_state(saved) else state
+        state = saved_state(path)
         if any_process(len(state["sentences"]) < size):
-            write(base, examples, {bare(sentence) for sentence in known}, size, device, path, state)
+            batches = written_batches(base, examples, device, state["batches"])
+            write(batches, {bare(sentence) for sentence in known}, size, path, state)
             state = read_json(path)
-    return state["sentences"][:size]
+    sentences = state["sentences"]
+    if len(sentences) < size:
+        raise UserError(
+            f"--transfer_size: {base.name} was to write {size} new sentences and has no more than "
+            f"{len(sentences)}; ask for fewer, or for --transfer_source edits"
+        )
+    return sentences[:size]
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
     """Return the unacceptable and the acceptable sentences that are short enough for a prompt."""
-    most = (max_length - MOST_TOKENS) // EXAMPLES - 1  # and a line's end
-    rows = zip(train.sentences, train.labels.tolist(), train.seqlens.tolist(), strict=True)
-    fitting = [(sentence, label) for sentence, label, tokens in rows if tokens <= most]
-    examples = [[sentence for sentence, label in fitting if label == kind] for kind in (0, 1)]
-    for kind, sentences in zip(("unacceptable", "acceptable"), examples, strict=True):
-        if len(sentences) < EXAMPLES:
-            raise UserError(
-                f"--transfer_source: a base writes after {EXAMPLES} {kind} training sentences of "
-                f"at most {most} tokens, and this corpus has {len(sentences)}; take edits"
-            )
-    return examples
+    most = (max_length - MOST_TOKENS) // EXAMPLES - 1  # less one for a line's end
+    short, labels = train.seqlens <= most, train.labels.numpy()
+    rows = [np.flatnonzero(short & (labels == label)) for label in (0, 1)]
+    if min(map(len, rows)) < EXAMPLES:
+        raise UserError(
+            f"--transfer_source: a base writes after {EXAMPLES} training sentences of one label, "
+            f"each of at most {most} tokens; this corpus has {len(rows[0])} unacceptable and "
+            f"{len(rows[1])} acceptable ones; take edits"
+        )
+    return [[train.sentences[i] for i in chosen] for chosen in rows]
 
 
-def is_state(value: dict) -> bool:
-    """Return whether a file's content is what `write` left."""
-    sentences, batches = value.get("sentences"), value.get("batches")
-    whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
-    return whole and type(batches) is int and batches >= 0
+def saved_state(path: Path) -> dict:
+    """Return what `write` left in a file; the state to begin with, where it is not whole."""
+    with suppress(UserError):
+        state = read_json(path)
+        sentences, batches = state.get("sentences"), state.get("batches")
+        whole = isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)
+        if whole and type(batches) is int and batches >= 0:
+            return state
+    return {"batches": 0, "sentences": []}
 
 
 def write(
-    base: Base,
-    examples: list[list[str]],
-    taken: set[str],
-    size: int,
-    device: Device,
-    path: Path,
-    state: dict,
+    batches: Iterator[list[str]], known: set[str], size: int, path: Path, state: dict
 ) -> None:
-    """Add to ``state`` until it has ``size`` sentences. The main process works, others wait."""
-    model = load_language_model(base.folder).to(device.torch) if is_main() else None
-    separator, ends = sentence_ends(base.tokenizer)
-    ends = ends.to(device.torch)
+    """Add new sentences to ``state`` until it has ``size``. The main process works, others wait."""
     sentences, fruitless = state["sentences"], 0
-    seen = taken | {bare(sentence) for sentence in sentences}
-    what = {"desc": f"{base.name} writes", "total": size, "unit": " sentences"}
+    seen = known | {bare(sentence) for sentence in sentences}
+    what = {"desc": "sentences written", "total": size, "unit": " sentences"}
     with tqdm(**what, initial=len(sentences), disable=None) as bar, interruptible() as interruption:
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
-                before, number = len(sentences), state["batches"]
-                with device.autocast():
-                    batch = continued(model, base.tokenizer, examples, separator, ends, number)
-                for sentence in batch:
+                before = len(sentences)
+                for sentence in next(batches):
                     if bare(sentence) not in seen:
                         seen.add(bare(sentence))
                         sentences.append(sentence)
@@ -119,36 +115,26 @@ def write(
             if stop:
                 raise KeyboardInterrupt
     write_json(path, state)
-    if any_process(is_main() and len(sentences) < size):
-        raise UserError(
-            f"--transfer_size: {base.name} was to write {size} new sentences and has no more than "
-            f"{len(sentences)}; ask for fewer, or for --transfer_source edits"
-        )
+    any_process(False)  # nobody reads before the main process has written
 
 
-def continued(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    examples: list[list[str]],
-    separator: str,
-    ends: Tensor,
-    number: int,
-) -> list[str]:
-    """Return the whole sentences among the continuations of the batch of prompts ``number``."""
-    rng = np.random.default_rng([0, number])
-    prompts = []
-    for prompt in range(PROMPTS):
-        kind = examples[prompt % 2]
-        chosen = rng.choice(len(kind), EXAMPLES, replace=False)
-        prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
-    generator = torch.Generator(ends.device).manual_seed(number)
-    rows = continuations(model, token_ids(tokenizer, prompts), ends, generator)
-    lines = [tokenizer.decode(row).split("\n")[0].strip() for row in rows]
-    return [
-        line
-        for line in lines
-        if len(line.split()) in WORDS and line[0].isupper() and line[-1] in ".?!"
-    ]
+def written_batches(
+    base: Base, examples: list[list[str]], device: Device, first: int
+) -> Iterator[list[str]]:
+    """Yield the whole sentences that each batch of prompts gives, from batch ``first`` on."""
+    model = load_language_model(base.folder).to(device.torch)
+    separator, ends = sentence_ends(base.tokenizer)
+    ends = ends.to(device.torch)
+    for number in count(first):
+        rng, prompts = np.random.default_rng([0, number]), []
+        for kind in examples * (PROMPTS // 2):
+            chosen = rng.choice(len(kind), EXAMPLES, replace=False)
+            prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
+        generator = torch.Generator(ends.device).manual_seed(number)
+        with device.autocast():
+            rows = continuations(model, token_ids(base.tokenizer, prompts), ends, generator)
+        lines = [base.tokenizer.decode(row).split("\n")[0].strip() for row in rows]
+        yield [s for s in lines if len(s.split()) in WORDS and s[0].isupper() and s[-1] in ".?!"]
 
 
 @torch.no_grad()
@@ -162,40 +148,33 @@ def continuations(
     """
     from transformers import DynamicCache
 
-    longest = max(map(len, prompts))
-    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-    ids = torch.tensor(ids, device=ends.device)  # (prompts, longest), padded on the left
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=ends.device)
-    mask = torch.arange(longest, device=ends.device) >= longest - lengths.unsqueeze(1)
-    cache, mask = DynamicCache(config=model.config), mask.long()
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(
-        ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
-    ).logits[:, -1]
-
-    cache.batch_repeat_interleave(ROWS)
-    logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
-    rows, texts = torch.arange(len(mask), device=ends.device), [[] for _ in range(len(mask))]
-    ended = []
-    for left in reversed(range(MOST_TOKENS)):
+    longest, cache = max(map(len, prompts)), DynamicCache(config=model.config)
+    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]  # padded on the left
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids, mask = (torch.tensor(x, device=ends.device) for x in (ids, mask))  # (prompts, longest)
+    rows = torch.arange(len(prompts) * ROWS, device=ends.device)
+    texts = [[] for _ in rows]
+    for step in range(MOST_TOKENS):
+        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits = model(
+            ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
+        ).logits[:, -1]
+        if step == 0:
+            cache.batch_repeat_interleave(ROWS)
+            logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
         likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))  # (rows, choices)
         drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
-        token = tokens.gather(1, drawn).squeeze(1)  # (rows,)
-        for row, number in zip(rows.tolist(), token.tolist(), strict=True):
-            texts[row].append(number)
-        going = ~torch.isin(token, ends)
-        ended += rows[~going].tolist()
-        if not left or not going.any():
+        ids = tokens.gather(1, drawn)  # (rows, 1)
+        for row, token in zip(rows.tolist(), ids.flatten().tolist(), strict=True):
+            texts[row].append(token)
+        going = (~torch.isin(ids.flatten(), ends)).nonzero().flatten()
+        if not len(going):
             break
-        if not going.all():
-            cache.batch_select_indices(going.nonzero().squeeze(1))
-            rows, token, mask = rows[going], token[going], mask[going]
-        place = mask.sum(1, keepdim=True)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = model(
-            token.unsqueeze(1), attention_mask=mask, position_ids=place, past_key_values=cache
-        ).logits[:, -1]
-    return [texts[row] for row in sorted(ended)]
+        cache.batch_select_indices(going)
+        rows, ids, mask = rows[going], ids[going], mask[going]
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    last = set(ends.tolist())
+    return [text for text in texts if text[-1] in last]
 
 
 def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
@@ -207,7 +186,8 @@ def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
     """
     pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
     special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    ends = [i for i, piece in enumerate(pieces) if "\n" in piece]
+    newlines = [i for i, piece in enumerate(pieces) if "\n" in piece]
+    if len(newlines) > 1:
+        return "\n", torch.tensor(newlines + special)
     marks = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
-    lines = len(ends) > 1
-    return "\n" if lines else " ", torch.tensor((ends if lines else marks) + special)
+    return " ", torch.tensor(marks + special)

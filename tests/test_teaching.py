@@ -1,0 +1,508 @@
+"""What a student is taught on: held-out sentences, edits, sentences of a base, hints."""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import NANO, classifier
+from filelock import FileLock
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+import support.teaching.answers
+import support.teaching.edits
+import support.teaching.written
+from data_utils import load_corpus, pack, tokenize
+from support.bases import find_base, load_language_model, load_tokenizer, token_ids
+from support.corpus import DEV, SPLITS, TRAIN, read_split
+from support.devices import CPU, Device, choose_device
+from support.errors import UserError
+from support.files import read_tensors
+from support.fingerprints import corpus_fingerprint, fingerprint
+from support.teaching import HELD_OUT, hold_out, read_hints, transfer_sentences, written_sentences
+from support.teaching.edits import bare, most_variations, variations, words_and_marks
+from support.teaching.written import continuations, examples_of, sentence_ends
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def base():
+    return find_base("nano")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return classifier(NANO).requires_grad_(False).eval()
+
+
+def corpus_of(*sentences) -> dict:
+    """The same sentences in all three splits, all of them acceptable."""
+    labels = [1] * len(sentences)
+    return {n: tokenize(load_tokenizer(NANO), sentences, labels, 512, n) for n in SPLITS}
+
+
+# ---------------------------------------------------------------------------------------------
+# Sentences held out
+
+
+def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_corpus):
+    whole = nano_corpus[TRAIN]
+    corpus = hold_out(nano_corpus, 300)
+    held_out, rest = corpus[HELD_OUT], corpus[TRAIN]
+    assert len(held_out) == 300
+    assert held_out.sentences == hold_out(nano_corpus, 300)[HELD_OUT].sentences
+    rows = [list(zip(x.sentences, x.labels.tolist(), strict=True)) for x in (held_out, rest, whole)]
+    assert sorted(rows[0] + rows[1]) == sorted(rows[2])
+    assert 0.4 < held_out.labels.float().mean() < 0.6
+    tokenizer = load_tokenizer(NANO)
+    for split in (held_out, rest):
+        expected = tokenize(tokenizer, split.sentences, split.labels.tolist(), 512, "here")
+        assert torch.equal(split.input_ids, expected.input_ids)
+        assert torch.equal(split.cu_seqlens, expected.cu_seqlens)
+
+
+def test_none_held_out_is_the_corpus(nano_corpus):
+    assert hold_out(nano_corpus, 0) is nano_corpus
+
+
+@pytest.mark.parametrize(
+    ("size", "why"), [(4000, "has 4000; hold out fewer"), (1, "hold out more")]
+)
+def test_what_no_bias_can_be_fitted_on_is_refused(nano_corpus, size, why):
+    with pytest.raises(UserError, match=f"--held_out {size}: .*{why}"):
+        hold_out(nano_corpus, size)
+
+
+@pytest.fixture(scope="module")
+def written_before(base, nano_corpus, tmp_path_factory) -> list[str]:
+    """What the base writes for a corpus with sentences held out."""
+    folder = tmp_path_factory.mktemp("before")
+    return written_sentences(base, "a base", hold_out(nano_corpus, 400), 200, CPU, folder)
+
+
+def test_no_held_out_sentence_is_written_or_made_by_an_edit(
+    base, nano_corpus, written_before, tmp_path
+):
+    """Nor one in another case, spacing or mark: held out are some that would be."""
+    corpus = hold_out(nano_corpus, 400)
+    edits_before = transfer_sentences(corpus, base.tokenizer, 512, 100, 1)
+    chosen = [s.upper().rstrip(".?!") + " !" for s in (*written_before[:20], *edits_before[:20])]
+    corpus[HELD_OUT] = tokenize(base.tokenizer, chosen, [0, 1] * 20, 512, "here")
+    held_out = {bare(sentence) for sentence in chosen}
+    written = written_sentences(base, "a base", corpus, 200, CPU, tmp_path)
+    assert not {bare(sentence) for sentence in written} & held_out
+    edits = transfer_sentences(corpus, base.tokenizer, 512, 100, 1)
+    assert not {bare(sentence) for sentence in edits} & held_out
+    assert written[:50] == [s for s in written_before if bare(s) not in held_out][:50]
+
+
+def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypatch):
+    corpus, prompts = hold_out(nano_corpus, 3000), []
+
+    def watched(model, ids, *rest):
+        prompts.extend(base.tokenizer.decode_batch(ids))
+        return continuations(model, ids, *rest)
+
+    monkeypatch.setattr(support.teaching.written, "continuations", watched)
+    written_sentences(base, "a base", corpus, 600, CPU, tmp_path)
+    assert len(prompts) >= 16
+    examples = {sentence for kind in examples_of(corpus[TRAIN], 512) for sentence in kind}
+    assert not examples & set(corpus[HELD_OUT].sentences)
+    assert all(any(prompt.startswith(example) for example in examples) for prompt in prompts)
+    shown = "\n".join(prompts)
+    assert not any(sentence in shown for sentence in set(corpus[HELD_OUT].sentences) - examples)
+
+
+# ---------------------------------------------------------------------------------------------
+# Edits
+
+
+def first(size: int, sentences, sr_no: int) -> list[str]:
+    """The first ``size`` variations."""
+    found = variations(words_and_marks(sentences), set(sentences), sr_no)
+    return list(itertools.islice(found, size))
+
+
+def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
+    train = nano_corpus[TRAIN].sentences
+    made = first(3000, train, 1)
+    assert len(made) == len(set(made)) == 3000
+    assert not set(made) & set(train)
+    assert made == first(3000, train, 1)
+    assert made != first(3000, train, 2)
+
+    def words(sentences):
+        return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
+
+    assert words(made) <= words(train)
+    assert all(sentence[0] == sentence[0].upper() for sentence in made)
+
+
+def test_no_capital_gives_an_edit_away():
+    """Of words that stand mid-sentence elsewhere, be it with the mark at the end."""
+    made = first(100, ["Cats see dogs.", "Dogs see cats."], 1)
+    assert len(made) > 10
+    assert all(word.islower() for sentence in made for word in sentence.split()[1:])
+
+
+def test_written_sentences_come_first_and_are_edited_too(base, nano_corpus):
+    corpus = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(2))}
+    written = ["Zebras yawn.", "Zebras yodel."]
+    made = transfer_sentences(corpus, base.tokenizer, 512, 40, 1, written)
+    assert made[:2] == written
+    assert len(set(made)) == 40
+    assert any("yawn" in sentence or "yodel" in sentence for sentence in made[2:])
+
+
+@pytest.mark.parametrize("size", [60, 10**9])
+@pytest.mark.parametrize("sentences", [["Go.", "Dogs see cats."], ["Go."], ["..."]])
+def test_more_edits_than_there_are_is_an_error_with_a_number(sentences, size):
+    """Where few are missing it is how many there are; else it is found without a draw."""
+    there_are = len(first(1000, sentences, 1))
+    most = most_variations(words_and_marks(sentences))
+    assert there_are <= most
+    bound = there_are if size <= most else most
+    corpus = corpus_of(*sentences)
+    message = f"--transfer_size {size}: the training sentences have no more than {bound} variations"
+    with pytest.raises(UserError, match=message):
+        transfer_sentences(corpus, load_tokenizer(NANO), 512, size, 1)
+
+
+def test_far_too_many_edits_are_refused_at_once(nano_corpus, base, monkeypatch):
+    def drawn(*_):
+        raise AssertionError("no edit should be drawn")
+        yield
+
+    monkeypatch.setattr(support.teaching.edits, "variations", drawn)
+    corpus = {name: split.chosen(np.arange(50)) for name, split in nano_corpus.items()}
+    with pytest.raises(UserError, match=r"--transfer_size 1000000: .*; ask for fewer"):
+        transfer_sentences(corpus, base.tokenizer, 512, 1_000_000, 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_no_edit_that_can_be_had_is_refused(nano_corpus, size):
+    for start in range(0, 40, size):
+        sentences = nano_corpus[TRAIN].sentences[start : start + size]
+        there_are = sum(1 for _ in variations(words_and_marks(sentences), set(), 1))
+        assert there_are <= most_variations(words_and_marks(sentences))
+
+
+def test_a_variation_that_is_too_long_for_the_model_is_left_out():
+    tokenizer, sentences = load_tokenizer(NANO), ["The teacher sleeps.", "A cat here sees her."]
+    longest = max(map(len, token_ids(tokenizer, sentences)))
+    made = {}
+    for max_length in (longest, 512):
+        corpus = corpus_of(*sentences)
+        some = transfer_sentences(corpus, tokenizer, max_length, 30, 1)
+        made[max_length] = dict(zip(some, map(len, token_ids(tokenizer, some)), strict=True))
+    assert len(made[longest]) == len(made[512]) == 30
+    assert max(made[512].values()) > longest  # there is something to leave out
+    assert max(made[longest].values()) == longest
+    fitting = [sentence for sentence, n in made[512].items() if n <= longest]
+    assert list(made[longest])[: len(fitting)] == fitting
+
+
+def test_no_sentence_of_a_dev_set_is_in_a_transfer_set_of_the_real_corpus(cola, tokenizer):
+    """Whatever its case, spacing and mark at the end."""
+    corpus = load_corpus(cola, tokenizer, 1024)
+    taken = {bare(s) for split in (DEV, "out_of_domain_dev") for s in corpus[split].sentences}
+    edits = transfer_sentences(corpus, tokenizer, 1024, 20_000, 22915)
+    made = [bare(sentence) for sentence in edits]
+    assert len(made) == 20_000
+    assert not set(made) & taken
+    assert not set(edits) & set(corpus[TRAIN].sentences)
+    assert bare("  The  Dogs sleep .") == bare("the dogs sleep!")
+
+
+def test_edits_of_a_dev_sentence_in_other_clothes_are_left_out(base, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "in_domain_train.tsv").write_text("a\t1\t\tCats see dogs.\n")
+    (raw / "in_domain_dev.tsv").write_text("a\t0\t\tdogs  see cats !\n")
+    (raw / "out_of_domain_dev.tsv").write_text("a\t0\t\tSee cats dogs\n")
+    corpus = load_corpus(tmp_path, base.tokenizer, 512)
+    assert read_split(raw / "in_domain_dev.tsv")[0] == ["dogs  see cats !"]
+    made = transfer_sentences(corpus, base.tokenizer, 512, 10, 1)
+    assert not {bare(sentence) for sentence in made} & {"dogs see cats", "see cats dogs"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Sentences that a base writes
+
+
+def the_file(folder):
+    """The one file that writing leaves, beside its lock."""
+    (path,) = folder.glob("nano_*.json")
+    return path
+
+
+def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, tmp_path):
+    made = written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path / "one")
+    assert made == written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path / "other")
+    taken = {bare(sentence) for split in nano_corpus.values() for sentence in split.sentences}
+    assert len({bare(sentence) for sentence in made} - taken) == 200
+    for sentence in made:
+        assert sentence[0].isupper()
+        assert sentence[-1] in ".?!"
+        assert 3 <= len(sentence.split()) <= 20
+
+
+def test_the_name_of_a_file_tells_base_corpus_and_kind_of_device(base, nano_corpus, tmp_path):
+    """Spelt out as it always was, so that files written by an older version are found."""
+    written_sentences(base, "a base", nano_corpus, 10, CPU, tmp_path)
+    how = "('cpu', 'fp32', 3, 150, 8, 64, range(3, 21), 32)"
+    digest = hashlib.sha256(b"a base" + base.tokenizer.to_str().encode())
+    digest.update((corpus_fingerprint(nano_corpus) + how).encode())
+    for split in SPLITS:
+        digest.update("".join(nano_corpus[split].sentences).encode())
+    assert the_file(tmp_path).name == f"nano_{digest.hexdigest()[:12]}.json"
+
+
+def test_another_corpus_has_its_own_file_and_none_of_its_sentences(base, nano_corpus, tmp_path):
+    """A dev sentence of tomorrow's corpus may be among those written for today's."""
+    made = written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path)
+    dev = nano_corpus[DEV]
+    other = replace(dev, sentences=[made[0].upper(), *dev.sentences[1:]])
+    again = written_sentences(base, "a base", {**nano_corpus, DEV: other}, 200, CPU, tmp_path)
+    assert bare(made[0]) not in {bare(sentence) for sentence in again}
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    train = nano_corpus[TRAIN]
+    relabelled = {**nano_corpus, TRAIN: replace(train, labels=1 - train.labels)}
+    assert written_sentences(base, "a base", relabelled, 200, CPU, tmp_path) != made
+    assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
+
+
+def test_what_is_written_under_bf16_has_a_file_of_its_own(base, nano_corpus, tmp_path, monkeypatch):
+    dtypes = []
+
+    def watched(*arguments):
+        dtypes.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return continuations(*arguments)
+
+    monkeypatch.setattr(support.teaching.written, "continuations", watched)
+    made = written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path)
+    bf16 = choose_device("cpu", "bf16")
+    rounded = written_sentences(base, "a base", nano_corpus, 200, bf16, tmp_path)
+    assert made == written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path)
+    assert len(rounded) == 200
+    assert set(dtypes) == {None, torch.bfloat16}
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_writing_that_is_interrupted_goes_on_to_the_same_file(
+    base, nano_corpus, tmp_path, monkeypatch
+):
+    written_sentences(base, "a base", nano_corpus, 900, CPU, tmp_path / "whole")
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return continuations(*arguments)
+
+    monkeypatch.setattr(support.teaching.written, "continuations", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written_sentences(base, "a base", nano_corpus, 900, CPU, tmp_path / "cut")
+    assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 3
+    written_sentences(base, "a base", nano_corpus, 900, CPU, tmp_path / "cut")
+    assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
+def test_a_broken_file_is_written_anew(base, nano_corpus, tmp_path, content):
+    made = written_sentences(base, "a base", nano_corpus, 10, CPU, tmp_path)
+    the_file(tmp_path).write_text(content)
+    assert written_sentences(base, "a base", nano_corpus, 10, CPU, tmp_path) == made
+
+
+def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
+    base, nano_corpus, tmp_path, capfd
+):
+    made = written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path)
+    path = the_file(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+
+    def finish():
+        time.sleep(1.5)
+        path.write_bytes(content)
+        lock.release()
+
+    lock.acquire()
+    first = threading.Thread(target=finish)
+    first.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support.teaching.written, "write", None)  # nothing is left to write
+        assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
+    first.join()
+    message = f"{tmp_path}: another command is at work here; waiting for it\n"
+    assert capfd.readouterr().err == message
+
+
+def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
+    base, nano_corpus, tmp_path, monkeypatch
+):
+    again = itertools.repeat(["The same sentence."])
+    monkeypatch.setattr(support.teaching.written, "written_batches", lambda *_: again)
+    message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
+    with pytest.raises(UserError, match=message):
+        written_sentences(base, "a base", nano_corpus, 5, CPU, tmp_path)
+    assert json.loads(the_file(tmp_path).read_text())["batches"] == 26
+
+
+def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
+    three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(3))}
+    counts = "this corpus has [0-3] unacceptable and [0-3] acceptable ones; take edits"
+    with pytest.raises(UserError, match=counts):
+        written_sentences(base, "a base", three, 5, CPU, tmp_path)
+    few = base._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
+    with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
+        written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_special_token_ends_what_is_written(base, tokenizer):
+    for found, text in ((base.tokenizer, "."), (tokenizer, "\n")):
+        _, ends = sentence_ends(found)
+        assert found.token_to_id("<|endoftext|>") in ends
+        assert found.encode(text).ids[0] in ends
+
+
+def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
+    """With one choice a token, every row is the greedy continuation that `generate` finds."""
+    model = load_language_model(NANO)
+    _, ends = sentence_ends(base.tokenizer)
+    prompts = token_ids(base.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
+    expected = []
+    for ids in prompts:
+        greedy = model.generate(
+            torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0
+        )[0, len(ids) :].tolist()
+        stop = next(place for place, token in enumerate(greedy) if token in ends.tolist())
+        expected += [greedy[: stop + 1]] * support.teaching.written.ROWS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support.teaching.written, "TOP_K", 1)
+        found = continuations(model, prompts, ends, torch.Generator())
+    assert found == expected
+
+
+def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, monkeypatch):
+    """Among the likeliest, in proportion; the first token of every row is looked at."""
+    monkeypatch.setattr(support.teaching.written, "TOP_K", 10)
+    model = load_language_model(NANO)
+    (ids,) = token_ids(base.tokenizer, ["The dogs"])
+    logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
+    everything = torch.arange(model.config.vocab_size)  # any token ends a row
+    found = continuations(model, [ids] * 50, everything, torch.Generator().manual_seed(0))
+    drawn = torch.tensor(found).squeeze(1)
+    counts = [(drawn == token).sum().item() for token in likeliest]
+    assert sum(counts) == len(drawn) == 50 * support.teaching.written.ROWS
+    expected = logits.detach().double().softmax(0).numpy() * len(drawn)
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------
+# Hints
+
+
+@pytest.fixture(scope="module")
+def split(nano_corpus):
+    """The beginning of nano's training sentences."""
+    return nano_corpus[TRAIN].chosen(np.arange(300))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Several files of a few sentences."""
+    monkeypatch.setattr(support.teaching.answers, "CHUNK", 2500)
+
+
+@pytest.fixture(scope="module")
+def hidden_states(split) -> np.ndarray:
+    """Hugging Face's final hidden states of the training sentences, each read alone."""
+    model = AutoModelForSequenceClassification.from_pretrained(NANO, num_labels=2).eval()
+    rows = []
+    for start, stop in zip(split.cu_seqlens[:-1], split.cu_seqlens[1:], strict=True):
+        with torch.no_grad():
+            states = model.transformer(split.input_ids[None, start:stop]).last_hidden_state
+        rows.append(states[0].numpy())
+    return np.concatenate(rows)
+
+
+def test_hints_are_the_principal_components_of_standardised_states(
+    split, teacher, hidden_states, small_chunks, tmp_path
+):
+    """As scikit-learn finds them, up to their signs; logits are those without hints."""
+    logits, states = read_hints(split, teacher, "a teacher", CPU, WIDTH, tmp_path)
+    hints = states[torch.arange(len(split.input_ids))].numpy()
+    end = split.cu_seqlens[split.cu_seqlens <= 2500][-1]
+    assert end < len(hidden_states)
+    first = hidden_states[:end]
+    scaler = StandardScaler().fit(first)
+    components, scaled = PCA(WIDTH).fit(scaler.transform(first)), scaler.transform(hidden_states)
+    expected = components.transform(scaled) * (WIDTH / scaled.shape[1]) ** 0.5
+    signs = np.sign((hints * expected).sum(axis=0))
+    assert hints.std() > 0.1
+    np.testing.assert_allclose(hints * signs, expected, atol=5e-3)  # stored in half precision
+    share = components.explained_variance_ratio_.sum()
+    assert np.square(hints[: len(first)]).mean() == pytest.approx(share, rel=0.01)
+    alone = torch.cat([teacher(pack(split, np.array([i]))) for i in range(20)])
+    torch.testing.assert_close(logits[:20], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_states_are_computed_once_and_again_where_teacher_or_file_changed(
+    split, teacher, small_chunks, tmp_path, monkeypatch
+):
+    passes, read_part = [], support.teaching.answers.read_part
+    monkeypatch.setattr(
+        support.teaching.answers, "read_part", lambda *a: passes.append(1) or read_part(*a)
+    )
+
+    def ask(key: str, device: Device = CPU) -> int:
+        passes.clear()
+        read_hints(split, teacher, key, device, WIDTH, tmp_path)
+        return len(passes)
+
+    def content() -> dict:
+        return {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+    assert ask("one") == 2
+    before = content()
+    assert len(before) == 3  # and the components
+    assert ask("one") == 0
+    for kind in ("teacher", "basis"):
+        path = max(tmp_path.glob(f"{kind}_*.safetensors"))
+        path.write_bytes(path.read_bytes()[:100])
+        assert ask("one") == 1
+        assert content() == before
+    assert ask("another") == 2
+    assert ask("one", choose_device("cpu", "bf16")) == 2
+    assert len(content()) == 9
+
+
+def test_the_names_of_hints_tell_teacher_sentences_precision_and_width(
+    split, teacher, small_chunks, tmp_path
+):
+    """Spelt out as they always were, so that files written by an older version are found."""
+    read_hints(split, teacher, "a teacher", CPU, WIDTH, tmp_path)
+    first, *_ = parts = list(split.chunks(2500))
+    key = fingerprint("a teacher", corpus_fingerprint({"": first}), "fp32", str(WIDTH))
+    basis, _ = read_tensors(tmp_path / f"basis_{key[:16]}.safetensors")
+    for part in parts:
+        tensors = basis["mean"], basis["directions"]
+        part_key = fingerprint(key, *tensors, corpus_fingerprint({"": part}))
+        assert (tmp_path / f"teacher_{part_key[:16]}.safetensors").exists()
