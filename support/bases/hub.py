@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import errors, utils
 
 from support.bases.finding import check_folder
 from support.errors import UserError, first_line
@@ -25,7 +25,7 @@ def from_hub(repo: str, weights: bool) -> Path:
     Of several processes one fetches each file, and the library has the others wait for it.
     """
     if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        utils.disable_progress_bars()
     patterns = CONFIGURATION + (WEIGHTS if weights else [])
     snapshot = partial(huggingface_hub.snapshot_download, repo, allow_patterns=patterns)
     try:

@@ -1,0 +1,417 @@
+"""Where bases come from, what is refused, and how one is told from another."""
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NANO, refusal
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
+
+import support.bases.loading
+from model import load_classifier
+from support import PROJECT
+from support.bases import (
+    base_fingerprint,
+    find_base,
+    load_language_model,
+    load_tokenizer,
+    token_ids,
+)
+from support.bases.finding import base_folder
+from support.bases.fingerprint import fingerprint_of
+from support.errors import UserError
+from support.options import parse
+
+# ---------------------------------------------------------------------------------------------
+# Finding and loading
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of nano that a test may break."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in NANO.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def change_config(folder, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache of its own, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_variant_may_begin_with_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    args = parse(["--mode", "gen", "--gpt_variant", f"~/{folder.name}"])
+    assert find_base(args.gpt_variant).folder == folder
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    with pytest.raises(
+        UserError,
+        match=r"gpt3: neither one of gpt2, .*nano, nor OWNER/NAME on the hub, nor a folder",
+    ):
+        base_folder("gpt3")
+
+
+NEGATIVE_RANGE = json.dumps(
+    {**json.loads((NANO / "config.json").read_text()), "initializer_range": -1.0}
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", None, "config.json: no such file"),
+        ("config.json", b"{", "config.json: broken JSON"),
+        ("config.json", b'{"model_type": "bert"}', "bert cannot be used here: it is an encoder$"),
+        ("config.json", b'{"model_type": "of another kind"}', "cannot be loaded"),
+        ("config.json", b"[" * 100_000, "config.json: broken JSON"),
+        ("config.json", NEGATIVE_RANGE, "initializer_range is out of range"),
+        ("model.safetensors", None, "model.safetensors: no such file"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      ", "tensors are missing"),
+        ("model.safetensors", b"broken", "cannot be loaded"),
+    ],
+)
+def test_a_folder_that_is_no_decoder_is_refused(folder, name, content, words):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load_classifier(base_folder(str(folder)))
+
+
+def test_a_folder_without_its_tokenizer_is_refused(folder):
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="lacks its tokenizer"):
+        base_folder(str(folder))
+
+
+@pytest.mark.parametrize("load", [load_classifier, load_language_model])
+def test_truncated_weights_are_refused(folder, load):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_the_language_model_is_hugging_faces(nano_corpus):
+    ids = nano_corpus["in_domain_dev"].input_ids[:9].unsqueeze(0)
+    expected = GPT2LMHeadModel.from_pretrained(NANO).eval()
+    with torch.no_grad():
+        assert torch.equal(load_language_model(NANO)(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize("positions", [0, "many", True])
+def test_a_number_of_positions_that_is_none_is_refused(folder, positions):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_positions": positions}))
+    with pytest.raises(UserError, match=f"n_positions = {positions!r}"):
+        find_base(str(folder))
+
+
+def test_a_base_is_found_with_its_tokenizer_and_its_number_of_positions(folder):
+    base = find_base(str(folder))
+    assert (base.name, base.folder, base.max_length) == (str(folder), folder, 512)
+    assert base.tokenizer.get_vocab() == load_tokenizer(NANO).get_vocab()
+
+
+def test_the_tokenizer_is_hugging_faces(nano_corpus):
+    sentences = nano_corpus["in_domain_dev"].sentences
+    expected = AutoTokenizer.from_pretrained(NANO)(sentences)["input_ids"]
+    assert token_ids(load_tokenizer(NANO), sentences) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# Fingerprints
+
+# What the first version computed for `llama()`.
+LLAMA_BEFORE = "cc0ac67822e691b895648d713a345d04ca6a0ac105bd22e6d44687ba79ee0239"
+
+
+def llama(**settings) -> LlamaModel:
+    """A decoder with few weights, all of them 0.25."""
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    model = LlamaModel(LlamaConfig(**sizes | heads | settings))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.25)
+    return model
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder, cache):
+    original = base_fingerprint(NANO)
+    assert base_fingerprint(folder) == original
+    change_config(folder, n_head=json.loads((folder / "config.json").read_text())["n_head"] // 2)
+    assert base_fingerprint(folder) != original
+
+
+def test_adapters_and_runs_of_the_first_version_know_their_bases(cache):
+    """What it computed: nano's stands in results/."""
+    nano = "9aa15c562452d9bd7b6397f6708748894c1dfe72d2eb7d72272d30368952d23e"
+    assert base_fingerprint(NANO) == (nano, nano)
+    assert fingerprint_of(llama()).before == LLAMA_BEFORE
+
+
+def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, cache, monkeypatch):
+    original = base_fingerprint(folder)
+    loads, load = [], support.bases.loading.load_pretrained
+    monkeypatch.setattr(
+        "support.bases.loading.load_pretrained", lambda *a: loads.append(1) or load(*a)
+    )
+    assert base_fingerprint(folder) == original
+    assert not loads
+    change_config(folder, layer_norm_epsilon=0.5)
+    assert base_fingerprint(folder) != original
+    assert len(loads) == 1
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    base_fingerprint(folder)
+    assert len(loads) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"now": "x"}', None])
+def test_a_broken_cache_of_fingerprints_is_as_none(folder, cache, content):
+    original = base_fingerprint(folder)
+    [path] = cache.rglob("*.json")
+    if content is None:
+        path.unlink()
+        path.parent.chmod(0o500)
+    else:
+        path.write_bytes(content)
+    assert base_fingerprint(folder) == original
+
+
+def test_a_cache_that_cannot_be_written_is_none(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert base_fingerprint(folder) == base_fingerprint(NANO)
+
+
+def test_a_key_that_a_later_transformers_adds_changes_no_fingerprint():
+    """The first version's took every key; now those are taken that change the numbers."""
+    backbone = llama()
+    original = fingerprint_of(backbone)
+    backbone.config.layer_types = ["full_attention"]  # which a family gains without a change
+    backbone.config.invented_tomorrow = True
+    later = fingerprint_of(backbone)
+    assert later.now == original.now
+    assert later.before != original.before
+
+
+def test_the_order_of_a_configurations_entries_changes_no_fingerprint():
+    entries = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+    backwards = dict(reversed(entries.items()))
+    one, other = (fingerprint_of(llama(rope_parameters=e)).now for e in (entries, backwards))
+    assert one == other != fingerprint_of(llama()).now
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 2),
+        ("rms_norm_eps", 0.5),
+        ("hidden_act", "relu"),
+        ("rope_parameters", {"rope_theta": 2.0, "rope_type": "default"}),
+        ("model_type", "mistral"),
+    ],
+)
+def test_a_setting_that_changes_the_numbers_changes_the_fingerprint(key, value):
+    backbone = llama()
+    original = fingerprint_of(backbone)
+    setattr(backbone.config, key, value)  # the weights stay
+    assert fingerprint_of(backbone).now != original.now
+
+
+# ---------------------------------------------------------------------------------------------
+# The first fetch, or the conversion, by several processes
+
+CONVERT = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, {project!r})
+import support.bases.gguf as gguf
+
+def convert(path, folder):
+    time.sleep(0.5)
+    folder.mkdir()
+    (folder / str(os.getpid())).touch()
+
+gguf.convert = convert
+print(gguf.converted(Path(sys.argv[1])))
+"""
+
+
+def started(code: str, *arguments, **environment) -> list[subprocess.Popen]:
+    """Start processes at once, as torchrun would; for each, a value of every variable."""
+    size = len(next(iter(environment.values())))
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code.format(project=str(PROJECT)), *map(str, arguments)],
+            env={**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(size), "RANK": str(rank)}
+            | {name: values[rank] for name, values in environment.items()},
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for rank in range(size)
+    ]
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_gguf_file_is_converted_once_on_every_machine(tmp_path, machines):
+    (path := tmp_path / "some.gguf").write_bytes(b"weights")
+    caches = [str(tmp_path / "one"), str(tmp_path / ("one" if machines == 1 else "two"))]
+    processes = started(CONVERT, path, XDG_CACHE_HOME=caches)
+    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(set(outputs)) == machines
+    for folder, cache in zip(outputs, caches, strict=True):
+        assert folder.startswith(cache)
+        assert len(os.listdir(folder)) == 1  # whoever converted it
+
+
+# ---------------------------------------------------------------------------------------------
+# The hub, played by a server on the loopback address
+
+
+@pytest.fixture
+def hub():
+    """Answers as the Hugging Face hub does, with nano behind the name gpt2.
+
+    Behind some/decoder stands nano without weights, and gated/decoder asks for an agreement.
+    """
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, body: bool):
+            asked.append((self.command, self.path))
+            if self.path.startswith("/api/models/"):
+                return self.listing(re.match("/api/models/(.+?)/(revision|tree)/", self.path)[1])
+            repo, _, name = (
+                self.path.lstrip("/").replace("0" * 40, "main").partition("/resolve/main/")
+            )
+            path = NANO / name
+            known = repo in ("gpt2", "some/decoder") and path.is_file()
+            known = known and not (repo == "some/decoder" and "safetensors" in name)
+            content = path.read_bytes() if known else b""
+            self.send_response(200 if known else 403 if "gated" in repo else 404)
+            if known:
+                self.send_header("ETag", f'"{len(content)}-{name}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            else:
+                missing = "EntryNotFound" if repo in ("gpt2", "some/decoder") else "RepoNotFound"
+                self.send_header("X-Error-Code", "GatedRepo" if "gated" in repo else missing)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def listing(self, repo: str):
+            """A repository's facts, or the list of its files."""
+            names = [path.name for path in NANO.iterdir() if path.is_file()]
+            names = [n for n in names if repo == "gpt2" or "safetensors" not in n]
+            names.append("consolidated.safetensors")  # the weights again, for another library
+            facts = {"id": repo, "sha": "0" * 40}
+            files = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in names]
+            content = json.dumps(files if "/tree/" in self.path else facts).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub, tmp_path):
+    endpoint, asked = hub
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+    arguments = ("--mode", "gen", "--gpt_variant", "gpt2", "--max_new_tokens", 5)
+    first = run(*arguments, env=env)
+    assert first.returncode == 0, first.stderr
+    assert any(what == "GET" and path.endswith("model.safetensors") for what, path in asked)
+    asked.clear()
+    second = run(*arguments, env=env)
+    assert second.stdout == first.stdout != ""
+    assert asked == []
+
+
+def test_an_unreachable_hub_is_one_clear_line(run, tmp_path):
+    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "cache")}
+    line = refusal(run("--mode", "gen", "--gpt_variant", "gpt2", env=env))
+    assert "local folder" in line
+    assert "--gpt_variant nano" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpt2-xl", "404"),
+        ("gated/decoder", "ask for an agreement"),
+        ("some/decoder", "only safetensors are read"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_clear_line(run, hub, tmp_path, name, words):
+    env = {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "cache")}
+    assert words in refusal(run("--mode", "gen", "--gpt_variant", name, env=env))
+
+
+FETCH = """
+import sys
+sys.path.insert(0, {project!r})
+from support.bases import find_base
+print(find_base("gpt2").folder)
+"""
+
+
+def test_of_several_processes_one_fetches_and_an_interrupted_fetch_is_completed(hub, tmp_path):
+    endpoint, asked = hub
+    home = str(tmp_path / "cache")
+    processes = started(FETCH, HF_ENDPOINT=[endpoint] * 2, HF_HOME=[home] * 2)
+    folder, other = (Path(process.communicate(timeout=120)[0].strip()) for process in processes)
+    assert folder == other
+    downloads = [path for what, path in asked if what == "GET" and "/resolve/" in path]
+    assert sorted(path.rpartition("/")[2] for path in downloads) == sorted(os.listdir(folder))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
+    settings = folder / "tokenizer_config.json"
+    settings.resolve().unlink()
+    settings.unlink()
+    [process] = started(FETCH, HF_ENDPOINT=[endpoint], HF_HOME=[home])
+    process.communicate(timeout=120)
+    assert settings.read_bytes() == (NANO / "tokenizer_config.json").read_bytes()
+
+
+def test_the_projects_folder_does_not_depend_on_the_working_folder():
+    assert base_folder("nano") == PROJECT / "nano"
