@@ -18,7 +18,7 @@ from support.fingerprints import fingerprint, tensors_fingerprint
 NUMERIC = (
     "activation_function", "attention_multiplier", "clip_qkv", "do_layer_norm_before",
     "embedding_multiplier", "head_dim", "hidden_act", "hidden_activation", "layer_norm_eps",
-    "layer_norm_epsilon", "layer_types", "local_attention", "mlp_layer_types", "model_type",
+    "layer_norm_epsilon", "layer_types", "mlp_layer_types", "model_type",
     "moe_topk", "n_group", "no_rope_layers", "norm_eps", "norm_epsilon", "norm_topk_prob",
     "num_attention_heads", "num_experts_per_tok", "num_key_value_heads", "qk_nope_head_dim",
     "qk_rope_head_dim", "query_pre_attn_scalar", "residual_multiplier", "rms_norm_eps",

@@ -45,7 +45,6 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    remedy = "copy or download the folder again"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if architecture is AutoModel:  # the blocks alone, for a classifier
@@ -67,17 +66,15 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
             raise ValueError("config.json: no layers or no heads")
         if not getattr(config, "initializer_range", 0) >= 0:
             raise ValueError("config.json: initializer_range is out of range")
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
     except (
         # What transformers raises for files that are broken or contradict each other.
         OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
         AttributeError, SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
-        raise UserError(f"{folder}: cannot be loaded ({first_line(error)}); {remedy}") from None
-    if info["missing_keys"]:
-        some = sorted(info["missing_keys"])[0]
-        raise UserError(
-            f"{folder}: {len(info['missing_keys'])} tensors are missing, {some} first; {remedy}"
-        )
+        reason = f"cannot be loaded ({first_line(error)}); copy or download the folder again"
+        raise UserError(f"{folder}: {reason}") from None
     return model.eval()
 
 
