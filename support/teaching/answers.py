@@ -61,9 +61,9 @@ def read_hints(
 ) -> tuple[Tensor, TeacherStates]:
     """Return a teacher's logits (sentences, 2) and ``width`` hints a token of a whole split.
 
-    They are saved in ``folder`` under names that tell the teacher, by its fingerprint
-    ``teacher_key``, and the sentences, so that every run finds what another one computed. The basis
-    is saved too: on another machine its directions may come out turned.
+    They are saved in ``folder`` for every other run, under names that tell the teacher (its
+    fingerprint is ``teacher_key``) and the sentences. The basis is saved too: on another machine
+    its directions may come out turned.
     """
     teacher.to(device.torch).eval()
     full, first, reading = teacher.score.in_features, next(split.chunks(CHUNK)), None

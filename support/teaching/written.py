@@ -170,7 +170,8 @@ def continuations(
         going = (~torch.isin(ids.flatten(), ends)).nonzero().flatten()
         if not len(going):
             break
-        cache.batch_select_indices(going)
+        if len(going) < len(rows):
+            cache.batch_select_indices(going)
         rows, ids, mask = rows[going], ids[going], mask[going]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     last = set(ends.tolist())
