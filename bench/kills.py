@@ -1,12 +1,12 @@
 """Kill `--mode all` on nano at random moments, start it again, and compare with a run left alone.
 
-    python -m bench.kills --kills 40 --seed 1
+    python -m bench.kills --kills 200 --seed 1
 
 SIGKILL falls anywhere: while importing, training, evaluating or saving, while the report is
-written; two kills of five are aimed at the base that writes sentences or the teacher that reads
-them. A run is started again until it ends by itself; then every file must hold what the undisturbed
-run's holds, bit for bit, but for what depends on the clock. Prints each difference and exits with
-status 1 if there is any.
+written. Three kills of ten are aimed at the base that writes sentences and at the teacher that
+reads them. A run is started again until it ends by itself; then every file must be that of the
+undisturbed run, bit for bit, but for what depends on the clock. Prints where the kills fell and
+each difference, and exits with status 1 if there is any.
 """
 
 import argparse
@@ -27,14 +27,31 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-# Saves come every 0.2 s instead of every 300 s, so that kills fall into many of them.
-START = (
-    f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
-    "import run, support.runs.resumption, support.teaching.answers, support.teaching.written\n"
-    "support.runs.resumption.SAVE_EVERY = 0.2\n"
-    "support.teaching.answers.CHUNK, support.teaching.written.SAVE_EVERY = 5000, 1\n"
-    "sys.exit(run.main(sys.argv[1:]))"
-)
+WRITES, READS, OTHER = "a base wrote", "a teacher read", "something else was done"
+AIMED = 0.3  # of all kills, half of them at each
+# What a process runs. Saves come every 0.2 s instead of every 300 s, so that kills fall into many
+# of them. A file beside the folder tells what is aimed at, while it is done.
+START = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(PROJECT)!r})
+import run, support.runs.resumption, support.teaching
+from support.teaching import answers, written
+support.runs.resumption.SAVE_EVERY = 0.2
+answers.CHUNK, written.SAVE_EVERY = 5000, 1
+mark = Path(str(Path.cwd()) + ".phase")
+def marked(function, phase):
+    def call(*args, **kwargs):
+        mark.write_text(phase)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            mark.unlink()
+    return call
+written.write = marked(written.write, {WRITES!r})
+support.teaching.read_hints = marked(support.teaching.read_hints, {READS!r})
+sys.exit(run.main(sys.argv[1:]))
+"""
 OPTIONS = shlex.split(
     "--mode all --gpt_variant nano --epochs 3 --batch_size 64 --lora_dropout 0.1 --max_steps 70 "
     "--transfer_size 2000 --transfer_source both --hint_weight 3 --lr_schedule linear"
@@ -42,17 +59,17 @@ OPTIONS = shlex.split(
 
 
 def main() -> int:
-    """Returns 1 if any file differed."""
+    """Return 1 if any file differed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    phases: Counter[str] = Counter()
+    fell: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        differences = compare_killed(Path(folder), args.kills, args.seed, phases=phases)
+        differences = compare_killed(Path(folder), args.kills, args.seed, fell=fell)
     for difference in differences:
         print(difference)
-    where = ", ".join(f"{count} while {phase}" for phase, count in phases.most_common())
+    where = ", ".join(f"{fell[phase]} while {phase}" for phase in (WRITES, READS, OTHER))
     print(f"{args.kills} kills ({where}), seed {args.seed}: {len(differences)} differences")
     return int(bool(differences))
 
@@ -62,11 +79,11 @@ def compare_killed(
     kills: int,
     seed: int,
     options: list[str] = OPTIONS,
-    phases: Counter[str] | None = None,
+    fell: Counter[str] | None = None,
 ) -> list[str]:
     """Kill runs ``kills`` times in all; return what differed from the run left alone.
 
-    Where the kills fell is counted in ``phases``, and then some are aimed.
+    Where the kills fell is counted in ``fell``; without it none is aimed.
     """
     rng = random.Random(seed)
     alone = folder / "alone"
@@ -76,45 +93,49 @@ def compare_killed(
         while done < kills:
             killed = folder / f"killed_{trial}"
             trial += 1
-            while True:
+            process = start(killed, options)
+            while done < kills and wait(process, killed, target(fell), rng):
+                phase = phase_of(killed)
+                process.kill()
+                process.wait()
+                done += 1
+                bar.update()
+                if fell is not None:
+                    fell[phase] += 1
                 process = start(killed, options)
-                aimed = phases is not None and rng.random() < 0.4
-                if done < kills and wait(process, killed, aimed, rng):
-                    if phases is not None:
-                        phases[phase(killed)] += 1
-                    process.kill()
-                    process.wait()
-                    done += 1
-                    bar.update()
-                    continue
-                assert process.wait() == 0, (killed / "log").read_text()
-                break
+            assert process.wait() == 0, (killed / "log").read_text()
             differences += compare(alone, killed)
     return differences
 
 
-def wait(process: subprocess.Popen, folder: Path, aimed: bool, rng: random.Random) -> bool:
+def target(fell: Counter[str] | None) -> str:
+    """Return what the next kill is aimed at."""
+    if not fell or fell[WRITES] + fell[READS] >= AIMED * fell.total():
+        return OTHER
+    return min((READS, WRITES), key=fell.__getitem__)
+
+
+def wait(process: subprocess.Popen, folder: Path, aim: str, rng: random.Random) -> bool:
     """Wait for the moment of a kill; return whether the process still runs then."""
-    while aimed and process.poll() is None and phase(folder) == "other work":
-        time.sleep(0.02)
+    seconds = rng.uniform(0, 10) if aim == OTHER else rng.uniform(0, 1)
+    while aim != OTHER and process.poll() is None and phase_of(folder) != aim:
+        time.sleep(0.01)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(rng.uniform(0, 1.5) if aimed else rng.uniform(0.5, 12))
+        process.wait(seconds)
     return process.poll() is None
 
 
-def phase(folder: Path) -> str:
-    """Return what a distil run in the folder is at: the base writes, or the teacher reads."""
-    run, transfer = next(folder.glob("checkpoints/distil_*"), folder), folder / "transfer"
-    if not (run / "unfinished.json").exists() or (run / "state.safetensors").exists():
-        return "other work"
-    if any(transfer.glob("basis_*.lock")):
-        return "a teacher reads"
-    return "a base writes" if any(transfer.glob("*.lock")) else "other work"
+def phase_of(folder: Path) -> str:
+    """Return what a run in the folder is at."""
+    with suppress(FileNotFoundError):
+        return folder.with_name(f"{folder.name}.phase").read_text() or OTHER
+    return OTHER
 
 
 def start(folder: Path, options: list[str]) -> subprocess.Popen:
     """Start the command in ``folder``; what it prints goes to the file ``log``."""
     folder.mkdir(exist_ok=True)
+    folder.with_name(f"{folder.name}.phase").unlink(missing_ok=True)  # of a killed process
     with open(folder / "log", "a") as log:
         return subprocess.Popen(
             [sys.executable, "-c", START, *options], cwd=folder, stdout=log, stderr=log

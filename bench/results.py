@@ -121,7 +121,7 @@ def write_pictures() -> None:
     plot_comparison([teacher, student, untaught], PLOTS, serial)
 
 
-def headline(_: list[Series]) -> str:
+def headline() -> str:
     """Return the first page's table: the teacher, its best student, and the same one untaught."""
     (teacher, *_), (student, untaught) = runs_of("smollm2_cola"), runs_of("smollm2_hints")
     named = {
@@ -142,9 +142,12 @@ def with_tables(page: str) -> str:
 
     def table(mark: re.Match) -> str:
         study, kind = mark[1], mark[2]
-        return f"<!-- {study}: {kind} -->\n\n{TABLES[kind](runs_of(study))}\n\n<!-- end -->"
+        rows = TABLES[kind](runs_of(study)) if study else headline()
+        first = mark[0].partition("\n")[0]
+        return f"{first}\n\n{rows}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+    marks = r"<!-- (?:(\w+): (\w+)|headline) -->\n.*?<!-- end -->"
+    return re.sub(marks, table, page, flags=re.DOTALL)
 
 
 def runs_of(study: str) -> list[Series]:
@@ -262,7 +265,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (headline, results, students, runs, pairs, monitor, ranking, hints)
+    for function in (results, students, runs, pairs, monitor, ranking, hints)
 }
 
 
