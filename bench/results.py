@@ -1,10 +1,10 @@
-"""Train what results/ tells of, and write its pages, pictures and reports.
+"""Train the runs of results/, and write its page, its reports, plots/ and the headline.
 
     python -m bench.results                  # every study, a day; what is finished is not run again
-    python -m bench.results smollm2_cola     # one
-    python -m bench.results --tables         # nothing is trained: all else, from results/*/runs
+    python -m bench.results smollm2_cola     # one study
+    python -m bench.results --tables         # trains nothing; writes all else from results/*/runs
 
-Models stay in runs/, which is not committed; of checkpoints/ there, results/ has what is no weight.
+Models stay in runs/, which is not committed. results/ gets what a run leaves but for its weights.
 """
 
 import argparse
@@ -21,9 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.ablation import figures
-from report import write_report
 from support import PROJECT
-from support.corpus import DEV
+from support.corpus import DEV, OUT_OF_DOMAIN
 from support.files import write_bytes
 from support.reporting import summary
 from support.reporting.curves import plot_curves, read_history
@@ -37,7 +36,7 @@ KEPT = ("metrics.json", "history.csv", "predictions.csv")
 
 
 class Study(NamedTuple):
-    """Runs with an --out_dir of their own: what their commands share, and each mode's options."""
+    """Runs of one --out_dir: what their commands share, and each mode's own options."""
 
     shared: dict[str, str]
     commands: dict[str, dict[str, str]]
@@ -45,7 +44,7 @@ class Study(NamedTuple):
 
 CORPUS = {"data_dir": "cola_public"}
 SMOLLM2 = {"gpt_variant": "smollm2", "sr_no": "22915-22919"}
-# One teacher of them all: what differs is the students' doing.
+# One teacher for all: what differs is the students' doing.
 TEACHER = {"teacher": "runs/smollm2_cola/checkpoints/LoRA_smollm2_22915"}
 HINTS = {**CORPUS, "recipe": "hints", "precision": "bf16"}
 # The published distillation for as many steps as the hints take.
@@ -55,17 +54,17 @@ LONG = {
 }  # fmt: skip
 STUDIES = {
     "smollm2_cola": Study(SMOLLM2, {"all": CORPUS}),
-    "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS, "report": {}}),
-    "smollm2_long": Study(SMOLLM2, {"distil": {**LONG, **TEACHER}, "report": {}}),
+    "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS}),
+    "smollm2_long": Study(SMOLLM2, {"distil": {**LONG, **TEACHER}}),
     "nano": Study(
         {"gpt_variant": "nano", "sr_no": "22915-22917"}, {"all": {"data_dir": "nano/corpus"}}
     ),
 }
-NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, taught", "rnn": "rnn, untaught"}
+NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, with the teacher", "rnn": "rnn, without"}
 
 
 def main() -> None:
-    """Run, copy, write."""
+    """Train, copy what a reader wants, write the rest from it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--tables", action="store_true", help="train nothing")
@@ -85,7 +84,7 @@ def main() -> None:
 
 
 def run(mode: str, options: dict[str, str]) -> None:
-    """Run a command of the front door; where it fails, it has said why."""
+    """Run a command of the front door; one that fails says why itself."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     done = subprocess.run([sys.executable, "run.py", "--mode", mode, *words], cwd=PROJECT)
     if done.returncode:
@@ -93,16 +92,19 @@ def run(mode: str, options: dict[str, str]) -> None:
 
 
 def keep(source: Path, target: Path) -> None:
-    """Copy what a reader wants of an --out_dir: no weights."""
+    """Copy the runs of an --out_dir without their weights."""
     shutil.rmtree(target / "runs", ignore_errors=True)
-    for path in (path for name in KEPT for path in source.glob(f"checkpoints/*/{name}")):
-        copy = target / "runs" / path.parent.name / path.name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    for name in KEPT:
+        for path in source.glob(f"checkpoints/*/{name}"):
+            copy = target / "runs" / path.parent.name / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def write_study_report(study: str) -> None:
     """Write a study's report beside its runs."""
+    from report import write_report  # reportlab, which the tables need not wait for
+
     serial = STUDIES[study].shared["sr_no"]
     for path in (RESULTS / study).glob("Report_*.pdf"):
         path.unlink()
@@ -112,25 +114,12 @@ def write_study_report(study: str) -> None:
 
 
 def write_pictures() -> None:
-    """Draw plots/: the teacher, its student with hints, and the same student without it."""
-    (teacher, *_), (student, untaught) = runs_of("smollm2_cola"), runs_of("smollm2_hints")
-    serial = SMOLLM2["sr_no"]
-    for series in (teacher, student, untaught):
+    """Draw plots/: the teacher, its student with hints, and the same student without a teacher."""
+    three, serial = headlined(runs_of("smollm2_hints")), SMOLLM2["sr_no"]
+    for series in three:
         name = f"{series.mode}_{series.variant}_{serial}"
         plot_curves(name, [run.folder for run in series.runs], PLOTS)
-    plot_comparison([teacher, student, untaught], PLOTS, serial)
-
-
-def headline() -> str:
-    """Return the first page's table: the teacher, its best student, and the same one untaught."""
-    (teacher, *_), (student, untaught) = runs_of("smollm2_cola"), runs_of("smollm2_hints")
-    named = {
-        "LoRA, the teacher": teacher,
-        "the student, with hints": student,
-        "the same student, no teacher": untaught,
-    }
-    heads = "SmolLM2-135M on CoLA, five seeds", "in_domain_dev accuracy", "MCC"
-    return score_table((*heads, "out_of_domain_dev accuracy", "MCC"), named, 'always "acceptable"')
+    plot_comparison(three, PLOTS, serial)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -142,12 +131,9 @@ def with_tables(page: str) -> str:
 
     def table(mark: re.Match) -> str:
         study, kind = mark[1], mark[2]
-        rows = TABLES[kind](runs_of(study)) if study else headline()
-        first = mark[0].partition("\n")[0]
-        return f"{first}\n\n{rows}\n\n<!-- end -->"
+        return f"<!-- {study}: {kind} -->\n\n{TABLES[kind](runs_of(study))}\n\n<!-- end -->"
 
-    marks = r"<!-- (?:(\w+): (\w+)|headline) -->\n.*?<!-- end -->"
-    return re.sub(marks, table, page, flags=re.DOTALL)
+    return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
 def runs_of(study: str) -> list[Series]:
@@ -163,6 +149,22 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
+def headlined(students: list[Series]) -> list[Series]:
+    """Return the runs that the first page shows: the teacher, and students with and without it."""
+    teacher, *_ = runs_of("smollm2_cola")
+    return [teacher, *students]
+
+
+def headline(found: list[Series]) -> str:
+    """Return the scores on the first page."""
+    names = "LoRA, the teacher", "the student, with hints", "the same student, no teacher"
+    heads = "SmolLM2-135M on CoLA, five seeds", f"{DEV} accuracy", "MCC"
+    heads = *heads, f"{OUT_OF_DOMAIN} accuracy", "MCC"
+    return score_table(
+        heads, dict(zip(names, headlined(found), strict=True)), 'always "acceptable"'
+    )
+
+
 def results(found: list[Series]) -> str:
     """Return the scores of each mode."""
     return scores({NAMES[series.mode]: series for series in found})
@@ -174,7 +176,7 @@ def students(found: list[Series]) -> str:
 
 
 def by_teaching(found: list[Series]) -> dict[str, Series]:
-    """Return the students with hints, and two kinds beside them for as many steps."""
+    """Return the students with hints, and two kinds beside them, with as many steps."""
     hinted, untaught = found
     (published,) = runs_of("smollm2_long")
     return {
@@ -216,8 +218,8 @@ def runs(found: list[Series]) -> str:
 
 
 def ranking(found: list[Series]) -> str:
-    """How the students rank in_domain_dev, and what another bias would give: `figures`."""
-    rows = [("in_domain_dev", "as it is", "before its bias was fitted", "best threshold", "AUC")]
+    """Return how the students rank in_domain_dev, and what another threshold would give."""
+    rows = [("in_domain_dev", "as it is", "before its threshold was set", "best threshold", "AUC")]
     for name, series in by_teaching(found).items():
         accuracy, mcc, _, best, auc, _ = figures(series.runs)
         before = []
@@ -231,7 +233,7 @@ def ranking(found: list[Series]) -> str:
 
 
 def hints(found: list[Series]) -> str:
-    """What hints give over as many steps without a teacher, and with the published recipe."""
+    """Return what hints give beyond the two kinds of students beside them."""
     rows = [("hints against", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
     (_, hinted), *others = by_teaching(found).items()
     for (name, other), split in product(others, DEV_SETS):
@@ -241,13 +243,13 @@ def hints(found: list[Series]) -> str:
 
 
 def pairs(found: list[Series]) -> str:
-    """Differences on the same sentences and sr_no: the report's table of pairs."""
+    """Return differences on the same sentences and seeds: the report's table of pairs."""
     return markdown(paired_rows(found))
 
 
 def monitor(found: list[Series]) -> str:
-    """What in_domain_dev says of the epoch kept, and of the one that MCC would have kept."""
-    rows = [("run", "watching accuracy keeps epochs", "these score", "watching MCC", "these score")]
+    """Return the scores of the epoch kept, and of the one that MCC would have kept."""
+    rows = [("run", "epochs kept by accuracy", "their score", "epochs kept by MCC", "their score")]
     for series in found:
         cells = []
         for watched in ("val_accuracy", "val_mcc"):
@@ -265,7 +267,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (results, students, runs, pairs, monitor, ranking, hints)
+    for function in (headline, results, students, runs, pairs, monitor, ranking, hints)
 }
 
 

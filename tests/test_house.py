@@ -1,56 +1,101 @@
-"""The house itself: imports run one way, and the pages name what is there."""
+"""The house itself: how imports run, how long functions are, whose figures a page shows."""
 
 import ast
 import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
-from support.bases.loading import PROJECT
+from bench.results import PAGES, with_tables
+from support import PROJECT
 
-sys.path.insert(0, str(PROJECT / "bench"))
-from results import with_tables
-
-STORY = ["run", "report", "predict", "distil", "lora", "train_utils", "model", "data_utils"]
-PAGES = ["README.md", "bench/README.md", "nano/README.md"]
-
-
-def imports() -> dict[str, set[str]]:
-    """Each module of the story and of support, and those of them that it imports anywhere."""
-    files = [PROJECT / f"{name}.py" for name in STORY] + sorted((PROJECT / "support").rglob("*.py"))
-    names = {str(f.relative_to(PROJECT).with_suffix("")).replace("/", "."): f for f in files}
-    graph = {}
-    for name, file in names.items():
-        nodes = list(ast.walk(ast.parse(file.read_text())))
-        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        found |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
-        graph[name] = found & names.keys()
-    return graph
+STORY = sorted(PROJECT.glob("*.py"))
+ROOMS = sorted((PROJECT / "support").rglob("*.py"))
+OTHERS = sorted((PROJECT / "bench").glob("*.py"))
+# What a room may import of the story: the types of data, and what makes a batch.
+TYPES = {"data_utils": {"Split", "Batch", "UNLABELLED", "pack"}}
+HEAVY = {"transformers", "pandas", "matplotlib", "scipy", "reportlab", "onnx", "huggingface_hub"}
 
 
-def test_imports_run_one_way():
-    graph = imports()
-    assert "lora" in graph["support.checkpoints.adapters"]
+def name_of(path: Path) -> str:
+    """Return a module's name."""
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in (*STORY, *ROOMS, *OTHERS)}
+
+
+def imports(path: Path) -> dict[str, set[str]]:
+    """Return the modules of the project that a file imports anywhere, and which names of each."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found.setdefault(alias.name, set())
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                module, name = (inner, "*") if inner in MODULES else (node.module, alias.name)
+                found.setdefault(module, set()).add(name)
+    return {module: names for module, names in found.items() if module in MODULES}
+
+
+def test_no_room_imports_the_story_but_for_the_types_of_data():
+    assert len(STORY) == 8
+    assert len(ROOMS) > 20
+    story = {name_of(path) for path in STORY}
+    for path in ROOMS:
+        for module, names in imports(path).items():
+            assert module not in story or names <= TYPES.get(module, set()), (path, module, names)
+
+
+def test_there_is_no_circle_of_imports():
+    graph = {name: imports(path).keys() - {name} for name, path in MODULES.items()}
+    assert "support.corpus" in graph["data_utils"]
+    assert sum(map(len, graph.values())) > 100
     TopologicalSorter(graph).prepare()  # a circle is a CycleError
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_test_that_a_page_names_exists(page):
-    code = "\n".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
-    for name in re.findall(r"\btest_\w+", (PROJECT / page).read_text()):
-        assert f"def {name}(" in code or (PROJECT / "tests" / f"{name}.py").exists(), name
+def test_what_runs_imports_no_benchmark():
+    for path in (*STORY, *ROOMS):
+        assert not [module for module in imports(path) if module.split(".")[0] == "bench"]
 
 
-def test_the_readme_names_every_room():
-    page = (PROJECT / "README.md").read_text()
-    for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").glob("*.py")]:
-        assert path.name == "__init__.py" or re.search(rf"^{path.name}|  {path.name} ", page, re.M)
+def test_the_rooms_import_nothing_heavy_by_themselves():
+    rooms = [name_of(path) for path in ROOMS if path.name == "__init__.py"]
+    assert len(rooms) >= 6
+    code = f"import sys, {', '.join(rooms)}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert not HEAVY & set(done.stdout.split())
 
 
-def test_the_readmes_tables_are_those_of_the_files_in_results():
-    page = (PROJECT / "README.md").read_text()
-    assert page.count("<!-- smollm2_cola: ") >= 4
-    assert with_tables(page) == page, "run: python bench/results.py --readme"
-    figure = re.search(r"\d\d\.\d\d ± \d\.\d\d%|\d\d\.\d\d%, MCC", page)[0]
-    assert with_tables(page.replace(figure, "99.99%, MCC")) == page  # it would be seen
+@pytest.mark.parametrize("path", STORY, ids=lambda path: path.stem)
+def test_every_function_of_the_story_fits_on_a_screen(path):
+    functions = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    assert functions
+    for node in functions:
+        assert node.end_lineno - node.lineno < 50, node.name
+
+
+def test_a_docstring_begins_with_what_is_done():
+    for path in (*STORY, *ROOMS, *OTHERS):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                words = ast.get_docstring(node) or ""
+                assert not words.startswith(("Of ", "The same ", "Those ")), (path, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_tables_of_a_page_are_those_of_the_files_in_results(page):
+    text = page.read_text()
+    assert text.count("<!-- end -->") == {PAGES[0]: 1, PAGES[1]: 8}[page]
+    assert with_tables(text) == text, "run: python -m bench.results --tables"
+    figure = re.search(r"\d\d\.\d\d ± \d\.\d\d%", text)[0]
+    assert with_tables(text.replace(figure, "99.99 ± 9.99%")) == text  # a wrong one would be seen

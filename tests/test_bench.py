@@ -1,0 +1,76 @@
+"""The benchmarks: that they start, and that what they compare would be seen to differ."""
+
+import importlib
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from bench import kills, speed
+from bench.inference_speed import exported
+from model import DistilRNN
+from support import PROJECT
+from support.bases import load_tokenizer
+from support.corpus import DEV
+from support.devices import CPU
+from train_utils import predict_logits
+
+NANO = PROJECT / "nano"
+SCRIPTS = [p.stem for p in (PROJECT / "bench").glob("*.py") if "__main__" in p.read_text()]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_starts_and_says_how_it_is_called(name, monkeypatch, capsys):
+    module = importlib.import_module(f"bench.{name}")
+    assert f"python -m bench.{name}" in module.__doc__
+    assert f"bench.{name}" in (PROJECT / "bench/README.md").read_text() or name == "results"
+    monkeypatch.setattr("sys.argv", [f"bench.{name}", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        module.main()
+    assert capsys.readouterr().out.startswith("usage:")
+
+
+def test_the_exported_student_that_is_timed_answers_as_the_student(nano_corpus):
+    torch.manual_seed(0)
+    split = nano_corpus[DEV]
+    student = DistilRNN(split.input_ids.unique(), width=16)
+    answers = exported(student, load_tokenizer(NANO), NANO, split)()
+    logits = torch.cat([torch.from_numpy(logits) for (logits,) in answers])
+    expected = predict_logits(student, split, CPU)
+    assert len(logits) == len(expected)
+    assert torch.allclose(logits.sort(0).values, expected.sort(0).values, atol=1e-6)
+
+
+def test_two_folders_differ_by_a_byte_and_not_by_the_clock(tmp_path):
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    for folder, seconds in ((alone, 1.0), (killed, 2.0)):
+        folder.mkdir()
+        (folder / "history.csv").write_text(f"epoch,seconds\n1,{seconds}\n")
+        (folder / "metrics.json").write_text(json.dumps({"training": {"seconds": seconds}}))
+        (folder / "model.safetensors").write_bytes(b"weights")
+    assert kills.compare(alone, killed) == []
+    (killed / "model.safetensors").write_bytes(b"weightz")
+    (killed / "history.csv").write_text("epoch,seconds\n2,2.0\n")
+    (alone / "predictions.csv").touch()
+    found = kills.compare(alone, killed)
+    assert [line.split()[1] for line in found] == [
+        "predictions.csv", "history.csv", "model.safetensors",
+    ]  # fmt: skip
+
+
+def test_kills_are_aimed_until_three_of_ten_fell_where_they_should():
+    fell = Counter()
+    for _ in range(100):
+        fell[kills.target(fell)] += 1
+    assert fell[kills.WRITES] + fell[kills.READS] in (30, 31)
+    assert abs(fell[kills.WRITES] - fell[kills.READS]) <= 1
+
+
+def test_the_page_has_the_rows_that_the_benchmark_writes():
+    page = (PROJECT / "bench/README.md").read_text()
+    table = page.partition(speed.MARKS[0])[2].partition(speed.MARKS[1])[0]
+    columns = str(speed.Row("work", "1")).count("|")
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) > 30
+    assert {row.count("|") for row in rows} == {columns}
