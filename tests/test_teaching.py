@@ -17,6 +17,9 @@ from conftest import NANO, classifier
 from filelock import FileLock
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -375,11 +378,18 @@ def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_special_token_ends_what_is_written(base, tokenizer):
-    for found, text in ((base.tokenizer, "."), (tokenizer, "\n")):
-        _, ends = sentence_ends(found)
-        assert found.token_to_id("<|endoftext|>") in ends
-        assert found.encode(text).ids[0] in ends
+def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):
+    """With its line where the tokenizer knows several tokens with a line's end, as GPT-2's does."""
+    lines = Tokenizer(BPE({"a": 0, ".": 1, "Ċ": 2, "ĊĊ": 3}, [("Ċ", "Ċ")]))
+    lines.decoder = ByteLevel()
+    lines.add_special_tokens(["<|endoftext|>"])
+    separator, ends = sentence_ends(lines)
+    assert (separator, ends.tolist()) == ("\n", [2, 3, 4])
+    separator, ends = sentence_ends(base.tokenizer)
+    assert separator == " "
+    pieces = [base.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
+    assert {".", "?", "!", "<|endoftext|>"} <= set(pieces)
+    assert all(piece[-1] in ".?!>" for piece in pieces)
 
 
 def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
