@@ -693,7 +693,7 @@ def test_a_full_disk_while_printing_is_one_line(demo):
     command = [*COMMAND, "--mode", "predict", "--checkpoint"]
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [*command, checkpoint(demo.folder, "rnn"), "Fine."],
+            [*command, checkpoint(demo.folder, "rnn"), "The teacher sleeps."],
             stdout=full, stderr=subprocess.PIPE, encoding="utf-8", check=False,
         )  # fmt: skip
     assert result.stderr.startswith("run.py: error: output: No space left on device")

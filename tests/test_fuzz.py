@@ -222,6 +222,7 @@ KEYS = st.sampled_from(sorted(GPT2Config().to_dict()))
 )
 @example(b"", {"id2label": 0})  # found by these tests, as the other examples
 @example(b"", {"output_hidden_states": "0"})
+@example(b"", {"return_dict": False})
 def test_any_base_configuration_is_a_model_or_refused(base, content, changes):
     path = base / "config.json"
     assert tried_with(path, content, judge_by_base, base) is None

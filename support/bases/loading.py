@@ -54,6 +54,7 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
                 setattr(config, key, 0.0)
         # Packed attention has no attentions to show, and nobody reads the blocks' states.
         config.output_attentions = config.output_hidden_states = False
+        config.return_dict = True
         model, info = architecture.from_pretrained(
             folder,
             config=config,
