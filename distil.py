@@ -60,7 +60,8 @@ from train_utils import (
     train,
 )
 
-BIAS_RULE = "halfway"  # `fit_bias`; a part of a run's identity, so another rule is another run
+BIAS_RULE = "halfway"  # `fit_bias`
+PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
 
 
 # ---------------------------------------------------------------------------------------------
@@ -228,15 +229,16 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
         "base": {"name": options.gpt_variant, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
     }
-    description = describe_run(options, "distil", device, corpus, sources, **rules(options))
+    rules = identity_rules(options, writes=options.transfer_source != "edits")
+    description = describe_run(options, "distil", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
 
             teacher = load_teacher(teacher_folder, options.gpt_variant)
+            corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
             keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes
-            corpus = hold_out(corpus, options.held_out)
             corpus = with_transfer_set(options, base, corpus, written)
             corpus = with_answers(options, corpus, teacher.model, key, device, folder)
 
@@ -261,7 +263,8 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student without a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
     sources = {"base": {"name": options.gpt_variant, "fingerprint": None}}
-    description = describe_run(options, "rnn", device, corpus, sources, **rules(options))
+    rules = identity_rules(options, writes=False)
+    description = describe_run(options, "rnn", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             keep_freed_memory()
@@ -278,6 +281,9 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     return folder
 
 
-def rules(options: Namespace) -> dict[str, str]:
-    """Return what changes a student's result beside its options."""
-    return {"bias": BIAS_RULE} if options.held_out else {}
+def identity_rules(options: Namespace, writes: bool) -> dict[str, str]:
+    """Return what changes a student's result beside its options: another rule is another run."""
+    if not options.held_out:
+        return {}
+    prompts = {"prompts": PROMPT_RULE} if writes and options.transfer_size else {}
+    return {"bias": BIAS_RULE, **prompts}

@@ -27,7 +27,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-WRITES, READS, OTHER = "a base wrote", "a teacher read", "something else was done"
+WRITES, READS, TRAINS = "a base wrote", "a teacher read", "a model trained"
+OTHER = "something else was done"
 AIMED = 0.3  # of all kills, half of them at each
 # What a process runs. Saves come every 0.2 s instead of every 300 s, so that kills fall into many
 # of them. A file beside the folder tells what is aimed at, while it is done.
@@ -35,7 +36,7 @@ START = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(PROJECT)!r})
-import run, support.runs.resumption, support.teaching
+import run, support.runs.resumption, support.teaching, train_utils
 from support.teaching import answers, written
 support.runs.resumption.SAVE_EVERY = 0.2
 answers.CHUNK, written.SAVE_EVERY = 5000, 1
@@ -50,6 +51,7 @@ def marked(function, phase):
     return call
 written.write = marked(written.write, {WRITES!r})
 support.teaching.read_hints = marked(support.teaching.read_hints, {READS!r})
+train_utils.train = marked(train_utils.train, {TRAINS!r})
 sys.exit(run.main(sys.argv[1:]))
 """
 OPTIONS = shlex.split(
@@ -69,7 +71,7 @@ def main() -> int:
         differences = compare_killed(Path(folder), args.kills, args.seed, fell=fell)
     for difference in differences:
         print(difference)
-    where = ", ".join(f"{fell[phase]} while {phase}" for phase in (WRITES, READS, OTHER))
+    where = ", ".join(f"{fell[phase]} while {phase}" for phase in (WRITES, READS, TRAINS, OTHER))
     print(f"{args.kills} kills ({where}), seed {args.seed}: {len(differences)} differences")
     return int(bool(differences))
 
@@ -80,10 +82,12 @@ def compare_killed(
     seed: int,
     options: list[str] = OPTIONS,
     fell: Counter[str] | None = None,
+    aim: str | None = None,
 ) -> list[str]:
     """Kill runs ``kills`` times in all; return what differed from the run left alone.
 
-    Where the kills fell is counted in ``fell``; without it none is aimed.
+    Where the kills fell is counted in ``fell``, and decides what the next is aimed at, unless all
+    are aimed at ``aim``; without either none is aimed.
     """
     rng = random.Random(seed)
     alone = folder / "alone"
@@ -94,7 +98,7 @@ def compare_killed(
             killed = folder / f"killed_{trial}"
             trial += 1
             process = start(killed, options)
-            while done < kills and wait(process, killed, target(fell), rng):
+            while done < kills and wait(process, killed, aim or target(fell), rng):
                 phase = phase_of(killed)
                 process.kill()
                 process.wait()

@@ -23,9 +23,10 @@ from safetensors import safe_open
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 from transformers import GPT2ForSequenceClassification
 
+import distil
 import lora
 import run as front_door
-from bench.kills import compare_killed
+from bench.kills import TRAINS, compare_killed
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import SPLITS, read_split
@@ -193,6 +194,30 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
         assert call(*options).returncode == 0
         assert "kept epoch" in call(*options).stdout
     assert "bias is as many as there are there, halfway here" in refusal(call(*options))
+
+
+def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_run(
+    demo, call, monkeypatch
+):
+    few = ("--transfer_source", "written", "--transfer_size", 20, "--held_out", 200)
+    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
+    options = ("--mode", "distil", *demo.options, *few, *teacher)
+    corpora, written_sentences = [], distil.written_sentences
+
+    def watched(base, key, corpus, *rest):
+        corpora.append(corpus)
+        return written_sentences(base, key, corpus, *rest)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("distil.PROMPT_RULE", "any training sentence")
+        earlier.setattr("distil.written_sentences", watched)
+        result = call(*options)
+        assert result.returncode == 0, result.stderr
+    (corpus,) = corpora
+    assert len(corpus["held_out"]) == 200
+    assert not set(corpus["held_out"].sentences) & set(corpus["in_domain_train"].sentences)
+    words = "prompts is any training sentence there, none held out here"
+    assert words in refusal(call(*options))
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "distil"])
@@ -418,9 +443,7 @@ def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(call, tmp_pa
 def test_three_kills_change_nothing(tmp_path, data):
     few = ("--data_dir", data, "--epochs", 2, "--batch_size", 8)
     options = ["--mode", "rnn", *map(str, (*NANO_RUN, *few))]
-    assert compare_killed(tmp_path, kills=3, seed=2759, options=options) == []
-    logs = [path.read_text() for path in tmp_path.glob("killed_*/log")]
-    assert sum(log.count("resuming after step") for log in logs) > 0  # one fell into training
+    assert compare_killed(tmp_path, kills=3, seed=1, options=options, aim=TRAINS) == []
 
 
 def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):
