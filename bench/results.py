@@ -28,7 +28,7 @@ from support.reporting import summary
 from support.reporting.curves import plot_curves, read_history
 from support.reporting.finished import DEV_SETS, Series, find_runs
 from support.reporting.plots import plot_comparison
-from support.reporting.tables import difference_cells, paired_rows, spread
+from support.reporting.tables import difference_cells, paired_table, spread
 
 RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
 PAGES = (PROJECT / "README.md", RESULTS / "README.md")
@@ -238,13 +238,15 @@ def hints(found: list[Series]) -> str:
     (_, hinted), *others = by_teaching(found).items()
     for (name, other), split in product(others, DEV_SETS):
         answers = hinted.answers(split), other.answers(split)
-        rows.append((name, split, *difference_cells(hinted.labels(split), *answers)))
+        rows.append((name, split, *difference_cells(hinted.labels(split), *answers).values()))
     return markdown(rows)
 
 
 def pairs(found: list[Series]) -> str:
     """Return differences on the same sentences and seeds: the report's table of pairs."""
-    return markdown(paired_rows(found))
+    table = paired_table(found)
+    table = table[table["pair"] != ""]  # without the lines on what either saw
+    return markdown([tuple(table.columns), *table.itertuples(index=False, name=None)])
 
 
 def monitor(found: list[Series]) -> str:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from support.bases.tokens import NANO, TOKENIZER, check_vocabulary, load_tokenizer
+from support.bases.folders import check_folder
+from support.bases.tokens import NANO, check_vocabulary, load_tokenizer
 from support.errors import UserError
 from support.files import read_json
 
@@ -69,18 +70,3 @@ def base_folder(name: str, weights: bool = True) -> Path:
         f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
         "nor a folder or .gguf file here; give it with --gpt_variant"
     )
-
-
-def check_folder(folder: Path, weights: bool) -> Path:
-    """Return a folder that has all that a base needs."""
-    read_json(folder / "config.json")
-    names = {path.name for path in folder.iterdir()}
-    for file in ("vocab.json", "merges.txt"):
-        if not {file, TOKENIZER, "tokenizer.model"} & names:
-            raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    if weights and not {"model.safetensors", "model.safetensors.index.json"} & names:
-        raise UserError(
-            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
-            "model with save_pretrained(..., safe_serialization=True)"
-        )
-    return folder
