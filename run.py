@@ -9,8 +9,9 @@ import os
 import sys
 from itertools import product
 
+from support.command_line import parse
 from support.errors import UserError, explain
-from support.options import TRAINING, options_of, parse
+from support.options import TRAINING, options_of
 from support.processes import PeerLost, is_first_of_machine, is_main, process_group, together
 
 

@@ -19,7 +19,7 @@ def fingerprint(*parts: Tensor | str | bytes) -> str:
 
 
 def tensors_fingerprint(tensors: dict[str, Tensor], settings: str) -> str:
-    """Return the fingerprint of named tensors in any order, and of what else changes the numbers."""
+    """Return the fingerprint of named tensors in any order, and of the other settings."""
     return fingerprint(settings, *(part for item in sorted(tensors.items()) for part in item))
 
 

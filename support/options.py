@@ -1,20 +1,13 @@
-"""Describe every option once, and read the command line by that table.
+"""Describe every option once.
 
 What a recipe sets, a run's identity, the help, and which option means something to which mode:
 all of it is read from `OPTIONS`.
 """
 
-import argparse
-import difflib
 import os
-import shlex
-import sys
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from support import PROJECT
-from support.processes import is_main
 
 MODES = {  # what it does, and an example
     "gen": ("continue a prompt", "--mode gen --prompt 'The teacher'"),
@@ -199,83 +192,3 @@ def chosen(args: Namespace, option: Option, mode: str) -> Any:
     """Return an option's value in a mode: as given, or as the recipe has it."""
     given = option.name in args.given
     return getattr(args, option.name) if given else option.value(args.recipe, mode)
-
-
-# ---------------------------------------------------------------------------------------------
-# The command line
-
-
-class Parser(argparse.ArgumentParser):
-    """Report an error in one line; of several processes the main one does."""
-
-    mode: str | None = None
-
-    def error(self, message: str) -> None:
-        """Print the line and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n" if is_main() else None)
-
-    def format_help(self) -> str:
-        """Return the modes, or one mode's options."""
-        from support.help import mode_help, overview
-
-        return mode_help(self.mode) if self.mode else overview()
-
-
-def parse(argv: list[str] | None) -> Namespace:
-    """Parse and check the command line; ``given`` names the options that it has."""
-    argv = sys.argv[1:] if argv is None else argv
-    mode = mode_in(argv)
-    parser = parser_of(mode)
-    args, by_name = parser.parse_intermixed_args(argv), {option.name: option for option in OPTIONS}
-    args.given = {name for name in by_name if getattr(args, name, []) != []}
-    for name, option in by_name.items():
-        if name not in args.given:
-            setattr(args, name, option.default)
-        elif mode not in option.modes:
-            modes = ", ".join(option.modes)
-            parser.error(f"{option.flag} means nothing to --mode {mode}: it is for {modes}")
-    args.serial, args.sr_nos = args.sr_no
-    args.sr_no = args.sr_nos[0]
-    if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
-        parser.error(f"--sr_no: --mode {mode} takes one number")
-    nano = args.gpt_variant == "nano"
-    args.recipe = args.recipe or ("nano" if nano else "published")
-    args.data_dir = args.data_dir or PROJECT / ("nano/corpus" if nano else "cola_public")
-    for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
-        if name in args.given and not chosen(args, by_name[needed], "distil"):
-            parser.error(f"--{name} means nothing without --{needed}")
-    args.command = shlex.join(["python", "run.py", *argv])
-    return args
-
-
-def mode_in(argv: list[str]) -> str:
-    """Return the mode that a command line names; an unknown one is an error that names its like."""
-    parser = Parser(prog="run.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("--mode")
-    mode = parser.parse_known_args(argv)[0].mode
-    if mode is None and {"-h", "--help"} & set(argv):
-        parser.print_help()
-        parser.exit()
-    if mode not in MODES:
-        known = {name.lower(): name for name in MODES}
-        like = difflib.get_close_matches(str(mode).lower(), known, 1, 0.7)
-        advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(MODES)}"
-        parser.error(f"--mode{f' {mode}' if mode else ''}: {advice}")
-    return mode
-
-
-def parser_of(mode: str) -> Parser:
-    """Return the parser of every option; one that means nothing to the mode is refused later."""
-    parser = Parser(prog="run.py", allow_abbrev=False)
-    parser.mode = mode
-    parser.add_argument("--mode")
-    for option in OPTIONS:
-        settings = {"type": option.kind}
-        if option.kind is bool:
-            settings = {"action": "store_true"}
-        elif isinstance(option.kind, tuple):
-            settings = {"choices": option.kind}
-        if not option.flag.startswith("--"):
-            settings["nargs"] = "*"
-        parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
-    return parser

@@ -27,7 +27,7 @@ from support.bases import (
 from support.bases.finding import base_folder
 from support.bases.fingerprint import fingerprint_of
 from support.errors import UserError
-from support.options import parse
+from support.command_line import parse
 
 # ---------------------------------------------------------------------------------------------
 # Finding and loading

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from support import PROJECT
-from support.options import MODES, OPTIONS, RECIPES, options_of, parse, published
+from support.command_line import parse
+from support.options import MODES, OPTIONS, RECIPES, options_of, published
 
 
 def options_for(mode: str, *words, of: str = "all") -> SimpleNamespace:
