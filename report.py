@@ -1,108 +1,108 @@
-"""`Report_<sr_no>.pdf`: what it shows, in which order, of the runs of one sr_no or several.
+"""`Report_<sr_no>.pdf`: what it shows, in which order, of the runs of one sr_no or several."""
 
-The tables are made in support/tables.py, the statistics in support/statistics.py.
-"""
-
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from pandas import concat
 from reportlab.platypus import Flowable
 
-from support.corpus import DEV
-from support.bases.loading import variant_name
+from support.bases import variant_name
 from support.reporting import tables
-from support.reporting.finished import Series, find_runs
-from support.reporting.pages import HEADING, TITLE, figure, table, text, write_pdf
-from support.reporting.plots import plot_comparison, plot_curves, plot_reliability
+from support.reporting.curves import plot_curves
+from support.reporting.finished import Series, find_runs, missing_runs
+from support.reporting.pages import TITLE, Figure, heading, table, text, write_pdf
+from support.reporting.plots import plot_comparison, plot_reliability
 from support.reporting.statistics import wilson_interval
 
-ABSTRACT = """A pretrained decoder is fine-tuned with LoRA to judge whether a sentence is acceptable
-English. DistilRNN, a one-layer recurrent network, is trained with that model as its teacher
-(distil) and without (rnn). Beside accuracy stand the majority baseline (the more frequent label for
-every sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
-COMPARABLE = """To be read against the published rows, a run must start from the weights gpt2 or
-gpt2-medium, on CoLA's 8,551, 527 and 516 sentences, with the published settings. """
-ONE_RUN = """Intervals and p cover the choice of dev sentences, not that of initial weights and
-batch order: another seed can move a result as much. """
-SEVERAL_RUNS = """Intervals and p cover the choice of dev sentences and that of seeds, both taken as
+ABSTRACT = """LoRA fine-tunes a pretrained decoder to judge whether a sentence is good English.
+DistilRNN, a one-layer recurrent network, is trained with that model as its teacher (distil) and
+without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
+sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline)."""
+COMPARABLE = """To be read against the published rows, a run must start from gpt2 or gpt2-medium,
+with the published settings. Comparable here: {}. The published are single figures without MCC."""
+COVERED = """On {} sentences an accuracy of 80% means anything from {:.1%} to {:.1%}. Intervals and
+p of a single run cover the choice of dev sentences, not that of weights and batch order: another
+seed can move a result as much. Those of several runs cover the choice of seeds too, both taken as
 drawn at random (two crossed random effects, degrees of freedom after Satterthwaite; MCC by its
-jackknife pseudo-values); differences are paired by sr_no and by sentence. ± is the standard
-deviation over the sr_no. """
-LIMITS = """The p are not corrected for their number. The epoch
-was selected on in_domain_dev, which flatters the results there; out_of_domain_dev was looked at
-once, at the end. The published results are single figures without MCC: no paired test with them is
-possible. nano is a demonstration: what it shows of its own grammar is not English, and its
+jackknife pseudo-values), but not that of a teacher which students share. ± is the standard
+deviation over the sr_no. The p are not corrected for their number."""
+LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
+bias was set on held-out training sentences, a teacher of this corpus had been trained on them. Each
+run judged out_of_domain_dev once, with the model kept. No report can tell how often settings were
+changed after a look at an earlier run; results/README.md tells it of this project's. Minutes are
+wall-clock time of the training epochs, and longer where other programs shared the machine."""
+NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
 
-def story(found: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
-    """The report's parts in order."""
-    several = len(found[0].runs) > 1
+def story(found: list[Series], serial: str, plots: Path, missing: list[str]) -> Iterator[Flowable]:
+    """Yield the report's parts in order."""
     yield text(f"LoRA and a distilled student, sr_no {serial}", TITLE)
     yield text(ABSTRACT)
-    yield text("What was run", HEADING)
-    yield from table("What was trained, on what.", tables.trained_rows(found), left=2)
-    yield from table("How; all settings stand at the end.", tables.recipe_rows(found), left=2)
-    yield text("Results", HEADING)
-    what = "mean and standard deviation over the sr_no; then" if several else "then"
-    caption = f"The models kept; {what} the published."
-    yield from table(caption, tables.result_rows(found) + tables.PUBLISHED, left=3)
-    apart = {series.name: tables.differences_from_published(series) for series in found}
-    comparable = ", ".join(name for name, differing in apart.items() if not differing) or "none"
-    others = [f"{name} ({', '.join(differing)})" for name, differing in apart.items() if differing]
-    words = f"Comparable here: {comparable}. Not comparable: {'; '.join(others) or 'none'}."
-    yield text(COMPARABLE + words)
+    if missing:
+        yield text(f"Missing here: {'; '.join(missing)}.")
+    for group in tables.by_corpus(found):
+        frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
+        if not tables.is_cola(group[0]):
+            yield from table(caption, frame, left=2)
+            continue
+        yield from table(f"{caption} Then the published.", concat([frame, tables.PUBLISHED]), 2)
+        alike = [s.name for s in group if not tables.differences_from_published(s)]
+        yield text(COMPARABLE.format(", ".join(alike) or "none"))
     for variant, group in groupby(found, lambda series: series.variant):
         yield from one_variant(variant, list(group), serial, plots)
-    yield text("What these numbers cannot say", HEADING)
-    n = found[0].metrics["data"][DEV]["sentences"]
-    low, high = (100 * end for end in wilson_interval(round(0.8 * n), n))
-    width = f"On {n} sentences an accuracy of 80% means anything from {low:.1f}% to {high:.1f}%. "
-    yield text(width + (SEVERAL_RUNS if several else ONE_RUN) + LIMITS)
-    yield text("All settings", HEADING)
-    yield from table("metrics.json, but for the results.", tables.settings_rows(found), left=3)
+    yield from heading("What these numbers cannot say")
+    n = found[0].metrics["in_domain_dev"]["sentences"]
+    yield text(COVERED.format(n, *wilson_interval(round(0.8 * n), n)))
+    yield text(LOOKS)
+    if any(series.variant == "nano" for series in found):
+        yield text(NANO)
+    yield from heading("All settings")
+    yield from table("metrics.json, but for the results.", tables.settings_table(found), 3, last=72)
 
 
 def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
-    """The figures and tables of one base and its students."""
-    several = len(same[0].runs) > 1
+    """Yield the figures and tables of one base and its students."""
+    yield from heading(variant)
     yield text(f"On in_domain_dev {tables.findings(same)}")
+    yield from table("What was trained, on what, for how long.", tables.facts_table(same), left=4)
     picture = plot_comparison(same, plots, serial)
-    each = "; small: each run" if several else ""
-    yield from figure(f"{variant}: the models kept, with 95% intervals{each}.", picture)
-    if several:
-        yield from table(f"{variant}: each run.", tables.run_rows(same), left=2)
-    if len(rows := tables.paired_rows(same)) > 1:
-        test = "with crossed random effects" if several else "with McNemar's p"
-        yield from table(f"{variant}: pairs, {test}.", rows, left=2)
-    if len(rows := tables.agreement_rows(same)) > 1:
-        caption = "a student and its teacher; a margin is the difference of the two logits."
-        yield from table(f"{variant}: {caption}", rows, left=2)
-    caption = f"by source; those of fewer than {tables.SMALLEST_SOURCE} sentences are one."
-    yield from table(f"{variant}: {caption}", tables.source_rows(same), left=2)
-    yield from table(f"{variant}: calibration.", tables.calibration_rows(same), left=2)
+    yield Figure(f"{variant}: the models kept, with 95% intervals; small: each run.", picture)
+    captions = {
+        "each run.": tables.run_table,
+        "pairs; of a single run McNemar's p.": tables.paired_table,
+        "confidence, and agreement of answers and margins with LoRA's.": tables.confidence_table,
+        "by source, small ones together.": tables.source_table,
+    }
+    for caption, table_of in captions.items():
+        yield from table(f"{variant}: {caption}", table_of(same), left=2)
     caption = "how often the sentences are acceptable that a model calls so with probability p."
-    yield from figure(f"{variant}: {caption}", plot_reliability(same, plots, serial))
-    yield from table(f"{variant}: size and speed on the CPU.", tables.size_rows(same))
+    yield Figure(f"{variant}: {caption}", plot_reliability(same, plots, serial))
     for series in same:
-        each = "; thin: each run, thick: their mean" if several else ""
-        if series.metrics["arguments"].get("held_out"):
-            each += "; before the bias was fitted"
+        then = "; before the bias was set" if series.metrics["arguments"].get("held_out") else ""
         name = f"{series.mode}_{variant}_{serial}"
         paths = plot_curves(name, [run.folder for run in series.runs], plots)
-        yield from figure(f"{series.name}, epoch by epoch{each}.", *paths)
+        yield Figure(f"{series.name}, epoch by epoch{then}.", *paths)
+
+
+def write_report(path: Path, found: list[Series], serial: str, plots: Path, *missing: str) -> None:
+    """Write the PDF, and the plots that it shows into ``plots``."""
+    write_pdf(path, story(found, serial, plots, list(missing)))
 
 
 def run_report(args: Namespace) -> None:
-    """Write plots and PDF, and print the table, of the runs of ``args.sr_nos``.
+    """Write plots and PDF, and print the table, of the finished runs of ``args.sr_nos``.
 
     They are all that are found on disk, or those of one variant where that is named or trained.
     """
     named = args.mode == "all" or "gpt_variant" in args.given
-    variant = variant_name(args.gpt_variant) if named else None
-    found, plots = find_runs(args.out_dir, args.sr_nos, variant), Path(args.out_dir, "plots")
+    which = args.out_dir, args.sr_nos, variant_name(args.gpt_variant) if named else None
+    found, missing, plots = find_runs(*which), missing_runs(*which), Path(args.out_dir, "plots")
+    for line in missing:
+        print(f"run.py: not in the report: {line}", file=sys.stderr)
     path = Path(args.out_dir, f"Report_{args.serial}.pdf")
-    write_pdf(path, story(found, args.serial, plots))
+    write_report(path, found, args.serial, plots, *missing)
     print(f"{tables.comparison_table(found)}\n\nreport: {path}\nplots:  {plots}")

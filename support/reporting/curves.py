@@ -11,14 +11,7 @@ from pandas import DataFrame
 
 from support.corpus import DEV
 from support.files import write_bytes
-from support.reporting.metrics import (
-    broken,
-    majority,
-    one_class_note,
-    one_class_remark,
-    read_metrics,
-    read_table,
-)
+from support.reporting import metrics
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -28,11 +21,10 @@ COLUMNS = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", 
 
 def read_history(folder: Path, best_epoch: int) -> DataFrame:
     """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
-    path = folder / "history.csv"
-    table = read_table(path, COLUMNS, [])
-    epochs = len(table)
-    if table["epoch"].tolist() != [*range(1, epochs + 1)] or not 1 <= best_epoch <= epochs:
-        raise broken(path, "epochs are missing")
+    table = metrics.read_table(path := folder / "history.csv", COLUMNS, [])
+    n = len(table)
+    if table["epoch"].tolist() != [*range(1, n + 1)] or not 1 <= best_epoch <= n:
+        raise metrics.broken(path, "epochs are missing")
     return table
 
 
@@ -41,31 +33,30 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
 
     Of several runs each is drawn thin, and their mean, as far as all of them go, thick.
     """
-    runs = [read_metrics(folder) for folder in folders]
+    runs = [metrics.read_metrics(folder) for folder in folders]
     best = [run["training"]["best_epoch"] for run in runs]
-    histories = [read_history(*pair) for pair in zip(folders, best, strict=True)]
+    tables = [read_history(*pair) for pair in zip(folders, best, strict=True)]
     accuracy, mcc = (np.mean([run[DEV][key] for run in runs]) for key in ("accuracy", "mcc"))
     title = f"{runs[0]['mode']} {runs[0]['variant']:.24}: {accuracy:.2%}, MCC {mcc:.3f}"
     title += f", mean of {len(runs)} runs" if len(runs) > 1 else ""
-    title += one_class_remark(sum(bool(one_class_note(run[DEV])) for run in runs), len(runs))
+    title += metrics.one_class_remark([metrics.one_class_note(run[DEV]) for run in runs])
     paths = []
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
         axes = figure.subplots()
         looks = (("train", "train", "s--", ORANGE, "white"), (DEV, "val", "o-", BLUE, BLUE))
         for label, split, line, colour, inside in looks:
-            curves = [table[f"{split}_{quantity}"].to_numpy() for table in histories]
-            for curve in curves if len(curves) > 1 else []:
-                epochs = range(1, len(curve) + 1)
-                axes.plot(epochs, curve, line[1:], color=colour, lw=0.6, alpha=0.6)
-            mean = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
-            look = {"color": colour, "markerfacecolor": inside, "markersize": 4, "label": label}
-            axes.plot(range(1, len(mean) + 1), mean, line, **look)
-        chosen = [table[f"val_{quantity}"][e - 1] for table, e in zip(histories, best, strict=True)]
-        ring = {"markersize": 10, "fillstyle": "none", "label": "epoch kept"}
-        axes.plot(best, chosen, "ko", **ring)  # around the point, which stays visible
+            curves = DataFrame([table[f"{split}_{quantity}"] for table in tables]).T  # by epoch
+            if len(runs) > 1:
+                axes.plot(curves.index + 1, curves, line[1:], color=colour, lw=0.6, alpha=0.6)
+            mean = curves.mean(axis=1, skipna=False)
+            axes.plot(mean.index + 1, mean, line, color=colour, mfc=inside, ms=4, label=label)
+        kept = [table[f"val_{quantity}"][e - 1] for table, e in zip(tables, best, strict=True)]
+        # A ring around the point, which stays visible.
+        axes.plot(best, kept, "ko", markersize=10, fillstyle="none", label="epoch kept")
         if quantity == "accuracy":
-            axes.axhline(majority(runs[0][DEV]), color="0.35", ls=":", label="majority baseline")
+            level = metrics.majority(runs[0][DEV])
+            axes.axhline(level, color="0.35", ls=":", label="majority baseline")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity, title=title)

@@ -53,15 +53,10 @@ def score(labels: np.ndarray, answers: np.ndarray) -> Score:
         draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
         resampled = [matthews_corrcoef(labels[draw], answers[0, draw]) for draw in draws]
         mcc = Estimate(mccs[0], *np.quantile(resampled, (0.025, 0.975)))
-    one_class = sum(len(set(row.tolist())) == 1 for row in answers)
-    return Score(
-        majority=max(labels.mean(), 1 - labels.mean()),
-        accuracy=accuracy.clipped(0),
-        mcc=mcc.clipped(-1),
-        accuracies=right.mean(axis=1),
-        mccs=mccs,
-        remark=one_class_remark(one_class, len(answers)),
-    )
+    remark = one_class_remark([len(set(row.tolist())) == 1 for row in answers])
+    majority = max(labels.mean(), 1 - labels.mean())
+    accuracy, mcc = accuracy.clipped(0), mcc.clipped(-1)
+    return Score(majority, accuracy, mcc, right.mean(axis=1), mccs, remark)
 
 
 def mcc_of_each(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
