@@ -238,7 +238,7 @@ def hints(found: list[Series]) -> str:
     (_, hinted), *others = by_teaching(found).items()
     for (name, other), split in product(others, DEV_SETS):
         answers = hinted.answers(split), other.answers(split)
-        rows.append((name, split, *difference_cells(hinted.labels(split), *answers).values()))
+        rows.append((name, split, *difference_cells(hinted.labels(split), *answers)))
     return markdown(rows)
 
 

@@ -136,11 +136,11 @@ def read_table(path: Path, numbers: list[str], texts: list[str]) -> "DataFrame":
     """Read columns of a CSV file, finite numbers and texts."""
     import pandas as pd
 
-    kinds = dict.fromkeys(numbers, float) | dict.fromkeys(texts, str)
+    columns = [*numbers, *texts]
     try:
-        table = pd.read_csv(
-            BytesIO(read_bytes(path)), usecols=[*kinds], dtype=kinds, float_precision="round_trip"
-        )
+        content = BytesIO(read_bytes(path))
+        table = pd.read_csv(content, usecols=columns, dtype=str, keep_default_na=False)
+        table[numbers] = table[numbers].astype(float)  # every digit counts
         if not np.isfinite(table[numbers].to_numpy()).all():
             raise ValueError("a number is missing or not finite")
     except ValueError as error:  # as are all of pandas' own

@@ -228,7 +228,7 @@ def paired_table(same: list[Series]) -> DataFrame:
             answers = one.answers(split, sr_nos), two.answers(split, sr_nos)
             rows.append([pair, split, *cells_of(one.labels(split), *answers)])
         seeds = "" if one.sr_nos == two.sr_nos else f"; sr_no {', '.join(map(str, sr_nos))} alone"
-        rows.append(["", effort(one, two) + seeds])
+        rows.append(["", effort(one, two) + seeds, *[None] * len(heads)])
     return DataFrame(rows, columns=["pair", "dev set", *heads] if rows else [])
 
 
