@@ -39,11 +39,12 @@ from support.reporting import show_run
 from support.reporting.curves import read_history
 from support.reporting.finished import load_series
 from support.reporting.tables import (
-    calibration_rows,
     comparison_table,
-    recipe_rows,
-    settings_rows,
-    trained_rows,
+    confidence_table,
+    facts_table,
+    result_table,
+    run_table,
+    settings_table,
 )
 from support.runs import Progress, Session, check_finished, claim
 from train_utils import Training, cross_entropy, predict_logits, train
@@ -510,9 +511,10 @@ def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder,
 
 RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
 METRICS = {
-    "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "arguments": {"max_steps": None},
+    "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "teacher": None, "adapter": "",
+    "arguments": dict.fromkeys(("max_steps", "monitor", "held_out", "transfer_size")),
     "parameters": {"total": 3, "trainable": 2}, "identity": {}, "base": {"name": "nano"},
-    "training": {"best_epoch": 1, "epochs": 1, "seconds": 1.0},
+    "training": {"best_epoch": 1, "epochs": 1, "steps": 1, "seconds": 1.0},
     "data": {"name": "", "folder": "", "sha256": "", **{key: {"sentences": 2} for key in SPLITS}},
     "hardware": {}, "versions": {},
     **{key: {**RESULTS, "accuracy": 1.0, "mcc": 1.0} for key in SPLITS[1:]},
@@ -560,18 +562,19 @@ def test_any_run_is_reported_or_refused(folder, edits, predictions):
     assert series or edits or predictions
     if series:
         assert comparison_table([series])
-        for rows in (trained_rows, recipe_rows, settings_rows, calibration_rows):
-            assert len(rows([series])) > 1
+        assert len(confidence_table([series])) == len(result_table([series])) == 2
+        for table in (facts_table, settings_table, run_table):
+            assert len(table([series])) > 0
 
 
 @given(CELLS, st.integers(-1, 3))
 def test_any_history_has_the_epoch_that_was_kept_or_is_refused(folder, cells, best_epoch):
     write_table(folder / "history.csv", HISTORY, cells)
-    curves = tried(read_history, folder, best_epoch)
-    assert curves or cells or best_epoch not in (1, 2)
-    if curves:
-        assert {len(curve) for curve in curves.values()} == {2}
-        assert curves["epoch"][best_epoch - 1] == best_epoch
+    table = tried(read_history, folder, best_epoch)
+    assert table is not None or cells or best_epoch not in (1, 2)
+    if table is not None:
+        assert np.isfinite(table.to_numpy()).all()
+        assert table["epoch"].tolist() == [1, 2]
 
 
 @given(EDITS)

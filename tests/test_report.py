@@ -1,5 +1,6 @@
 """Tests of report.py on run folders made here, in the layout that training writes."""
 
+import csv
 import itertools
 import json
 import math
@@ -13,20 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import torch
 from pypdf import PdfReader
 from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 
 import report
-from data_utils import DEV
-from model import DistilRNN
-from support.bases.loading import find_base
-from support.checkpoints.students import save_student
+from support.command_line import parse
+from support.corpus import DEV
 from support.errors import UserError
+from support.options import options_of, published
 from support.reporting import pages, tables
-from support.reporting.finished import DEV_SETS, Series, find_runs, read_predictions
-from support.reporting.inference_speed import measure_inference
-from support.reporting.metrics import read_history
+from support.reporting.curves import plot_curves, read_history
+from support.reporting.finished import DEV_SETS, Series, find_runs, missing_runs, read_predictions
 from support.reporting.statistics import (
     agreement,
     calibration_error,
@@ -68,10 +66,10 @@ def make_run(
     counts = {s: {"sentences": n, "tokens": 9 * n, "acceptable": a} for s, (n, a) in SIZES.items()}
     metrics = {
         "mode": mode, "variant": variant, "sr_no": sr_no, "command": f"python run.py --mode {mode}",
-        "arguments": tables.PUBLISHED_RECIPES[mode], "versions": {"torch": "2.13.0"},
+        "arguments": published(mode), "versions": {"torch": "2.13.0"},
         "hardware": {"device": "cpu"}, "base": {"name": variant},
-        "identity": {"mode": mode, "sr_no": sr_no, "teacher": f"print {sr_no}", "lr": 1e-3},
-        "training": {"best_epoch": 2, "epochs": 2, "seconds": 90.0},
+        "identity": {"mode": mode, "sr_no": sr_no, "teacher": f"fingerprint {sr_no}", "lr": 1e-3},
+        "training": {"best_epoch": 2, "epochs": 2, "steps": 134, "seconds": 90.0},
         "data": {"name": "cola_public", "folder": "gone", "sha256": "ab", **counts},
         "parameters": {"total": 125_034_240, "trainable": 675_840}, **scores,
         "teacher": {"folder": f"out/LoRA_{variant}_{sr_no}"} if mode == "distil" else None,
@@ -114,7 +112,7 @@ def test_wilson_interval_is_the_closed_formula_and_agrees_with_the_published_row
     for row, correct in zip((0, 1, 4), (420, 437, 366), strict=True):
         low, high = wilson(correct, 527)
         expected = f"{correct / 527:.2%}", f"{100 * low:.1f} to {100 * high:.1f}"
-        assert tables.PUBLISHED[row][3:5] == expected
+        assert tuple(tables.PUBLISHED.iloc[row][["accuracy", "95% interval"]]) == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [(30, 11), (2, 90), (7, 7), (0, 1), (4, 3)])
@@ -237,24 +235,29 @@ def test_agreement_is_scikit_learns_kappa():
     assert agreement(np.ones(5), np.ones(5)) == (1, 0)
 
 
-def test_curves_and_predictions_are_read_as_pandas_reads_them(tmp_path):
+def test_curves_and_predictions_are_read_to_the_last_digit(tmp_path):
     folder = make_run(tmp_path, "LoRA")
-    curves = pd.read_csv(folder / "history.csv")
-    assert read_history(folder, 2) == {name: curves[name].tolist() for name in curves}
-    found = read_predictions(folder / "predictions.csv")
-    for split, table in pd.read_csv(folder / "predictions.csv").groupby("split"):
-        ours = found.pop(split)
-        assert ours.labels.tolist() == table["label"].tolist()
-        assert ours.logits.tolist() == table[["logit_0", "logit_1"]].to_numpy().tolist()
-        assert ours.answers.tolist() == (table["logit_1"] > table["logit_0"]).astype(int).tolist()
-    assert found == {}
+
+    def rows(name: str) -> list[dict]:
+        with open(folder / name, encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    for name, column in read_history(folder, 2).items():
+        assert column.tolist() == [float(row[name]) for row in rows("history.csv")]
+    predictions = read_predictions(folder / "predictions.csv")
+    for split in DEV_SETS:
+        mine, read = predictions[split], [r for r in rows("predictions.csv") if r["split"] == split]
+        assert mine.labels.tolist() == [int(row["label"]) for row in read]
+        margins = [float(row["logit_1"]) - float(row["logit_0"]) for row in read]
+        assert mine.margins.tolist() == margins
+        assert mine.answers.tolist() == [int(margin > 0) for margin in margins]
 
 
 def test_a_model_of_one_class_is_named_in_table_and_report(tmp_path, capsys):
     make_run(tmp_path, "LoRA")
     make_run(tmp_path, "rnn", bias=99)
     text, printed = report_text(tmp_path), capsys.readouterr().out.splitlines()
-    # In words, and for both dev sets in the tables of results, pairs, agreement and calibration.
+    # In words, and for both dev sets in the tables of results, of each run, pairs and confidence.
     assert text.count("one class only") == 1 + 4 * 2
     for split in DEV_SETS:
         named = [line.split()[0] for line in printed if split in line and "one class only" in line]
@@ -298,7 +301,9 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content):
 
 def test_predictions_that_metrics_json_contradicts_are_an_error(tmp_path):
     change_metrics(make_run(tmp_path, "LoRA"), DEV, correct=1)
-    with pytest.raises(UserError, match=r"predictions.csv: not of the run that metrics.json"):
+    with pytest.raises(
+        UserError, match=r"predictions.csv: broken \(not of the run that metrics.json"
+    ):
         find_runs(tmp_path, [7])
 
 
@@ -307,11 +312,12 @@ def test_predictions_that_metrics_json_contradicts_are_an_error(tmp_path):
     [
         ("training", dict(epochs=-1), "training.epochs is not a count: -1"),
         ("training", dict(best_epoch=True), "training.best_epoch is not a count: True"),
-        (DEV, dict(sentences=0), "in_domain_dev.sentences is not a count: 0"),
+        (DEV, dict(sentences=0), "in_domain_dev.sentences is not a positive count: 0"),
         (DEV, dict(accuracy=1.5), "in_domain_dev.accuracy is not a number from -1 to 1: 1.5"),
         (DEV, dict(mcc=math.nan), "in_domain_dev.mcc is not a number from -1 to 1: nan"),
         ("data", dict(folder="a\0b"), "data.folder is not text: "),
-        ("data", dict(in_domain_train=[]), "data.in_domain_train is no object"),
+        ("data", dict(in_domain_train=[]), "data.in_domain_train.sentences is not a positive"),
+        ("arguments", dict(held_out="5"), "arguments.held_out is not a count: '5'"),
     ],
 )
 def test_metrics_json_with_an_impossible_value_is_an_error_that_names_it(
@@ -341,6 +347,7 @@ def changed(series: Series, part: str, **changes) -> Series:
     [
         ("LoRA", "base", dict(name="gpt2-medium"), []),
         ("distil", "arguments", dict(sr_no=1, patience=3), []),
+        ("rnn", "arguments", dict(patience=9), ["patience 9"]),
         ("LoRA", "arguments", dict(lora_rank=64, lr=0.01), ["lr 0.01", "lora_rank 64"]),
         ("LoRA", "base", dict(name="models/gpt2"), ["base models/gpt2"]),
         ("rnn", "data", dict(in_domain_train={"sentences": 8550}), ["corpus cola_public"]),
@@ -362,41 +369,40 @@ def test_many_settings_leave_the_table_within_the_margins(tmp_path):
         transfer_size=100_000, transfer_source="written", hint_weight=10.0, hint_width=576,
         student_width=1536, student_dropout=0.3, embedding_start="teacher", lr_schedule="linear",
     )  # fmt: skip
-    (series,) = find_runs(tmp_path, [7])
-    rows = tables.recipe_rows([changed(series, "arguments", **settings)])
-    told = " ".join(rows[1][1].split())
-    assert all(f"{name} {value}" in told for name, value in settings.items())
+    series = changed(*find_runs(tmp_path, [7]), "arguments", **settings)
+    table = tables.facts_table([series, series._replace(mode="rnn")])
+    words = table.set_index(" ")["distil"]["not as published"]
+    assert all(f"{name} {value}" in words for name, value in settings.items())
     pages.write_pdf(tmp_path / "empty.pdf", [])  # knows the fonts from here on
-    _, body = pages.table("How.", rows, left=2)
+    *_, body = pages.table("How.", table, left=3)
     assert body.wrap(pages.WIDTH, 800)[0] <= pages.WIDTH
 
 
-def test_a_run_from_before_an_option_came_has_its_default(tmp_path):
+def test_an_option_that_metrics_json_does_not_name_has_its_published_value(tmp_path):
+    """A run names every option of its identity that there was; what it lacks came later."""
     make_run(tmp_path, "distil")
     (series,) = find_runs(tmp_path, [7])
-    for name in ("hint_weight", "lr_schedule"):
+    for name in ("hint_weight", "lr_schedule", "held_out"):
         del series.metrics["arguments"][name]
     assert tables.differences_from_published(series) == []
-
-
-def test_a_setting_that_metrics_json_does_not_tell_is_not_taken_for_the_published(tmp_path):
-    make_run(tmp_path, "rnn")
-    (run,) = find_runs(tmp_path, [7])
-    del run.metrics["arguments"]["lr"]
-    assert tables.differences_from_published(run) == ["lr not known"]
+    assert tables.sentences_an_epoch(series) == 8551
+    (row,) = tables.settings_table([series]).query("part == 'arguments'").to_dict("records")
+    assert row["of"] == "all"
+    assert "lr_schedule: constant" in row["what it says"]
 
 
 @pytest.mark.parametrize("held_out", [0, 5])
 def test_curves_say_whether_a_bias_was_fitted_after_them(tmp_path, held_out):
     change_metrics(make_run(tmp_path, "rnn"), "arguments", held_out=held_out)
-    assert ("; before the bias was fitted" in report_text(tmp_path)) == (held_out > 0)
+    assert ("; before the bias was set" in report_text(tmp_path)) == (held_out > 0)
 
 
 def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
     make_run(tmp_path, "LoRA")
     change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01, batch_size=8)
     text = report_text(tmp_path)
-    assert "Comparable here: LoRA gpt2. Not comparable: rnn gpt2 (batch_size 8, lr 0.01)." in text
+    assert "Comparable here: LoRA gpt2." in text
+    assert "not as published nothing batch_size 8, lr 0.01" in text
 
 
 def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
@@ -405,66 +411,11 @@ def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
         make_run(tmp_path, mode, variant)
     text = report_text(tmp_path)
     pairs = "LoRA against distil", "distil against rnn"
-    for expected in (
-        *pairs,
-        "79.70%",
-        "69.26%",
-        "125.03M",
-        "0.68M",
-        "not measured",
-        odd,
-        "cannot say",
-    ):
+    for expected in (*pairs, "79.70%", "69.26%", "125.03M", "0.68M", odd, "cannot say"):
         assert expected in text
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert plots > {f"comparison_{odd}_7.png", "rnn_gpt2_7_loss.png", "rnn_gpt2_7_accuracy.png"}
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "plots", "Report_7.pdf"}
-
-
-def add_student(folder: Path) -> DistilRNN:
-    """A small student in a run's folder, and two sentences to time it on."""
-    sentences = folder / "corpus" / "raw" / f"{DEV}.tsv"
-    sentences.parent.mkdir(parents=True)
-    sentences.write_text("a\t1\t\tShe sat.\na\t0\t*\tSat the dog she.\n")
-    change_metrics(folder, "data", folder=str(folder / "corpus"))
-    model = DistilRNN(torch.arange(10), width=8)
-    save_student(model, find_base("nano"), folder)
-    return model
-
-
-def test_what_can_be_timed_is_and_for_the_rest_the_reason_is_told(tmp_path):
-    model = add_student(make_run(tmp_path, "distil"))
-    rnn = make_run(tmp_path, "rnn")
-    measured = measure_inference([series.runs[0] for series in find_runs(tmp_path, [7])])
-    assert list(measured) == ["distil", "distil as ONNX", "rnn"]
-    parameters = sum(p.numel() for p in model.parameters())
-    assert measured["distil"]["bytes"] == 4 * parameters + 8 * 10  # fp32, and its token ids
-    assert measured["distil"]["sentences_per_second"] > 0
-    assert measured["distil as ONNX"]["sentences_per_second"] > 0
-    assert list(measured["rnn"]) == ["reason"]
-    assert measured["rnn"]["reason"].startswith(f"{rnn}: neither a LoRA adapter")
-
-
-@pytest.mark.parametrize(("there", "ratio"), [("LoRA", r" \([\d.]+×\)"), ("rnn", "")])
-def test_the_size_table_tells_why_a_model_could_not_be_timed(tmp_path, there, ratio):
-    """Ratios are to the first, LoRA, where that is there."""
-    gone = {"LoRA": "rnn", "rnn": "LoRA"}[there]
-    add_student(make_run(tmp_path, there))
-    folder = make_run(tmp_path, gone)
-    cells = {name: row for name, *row in tables.size_rows(find_runs(tmp_path, [7]))}
-    assert all(re.fullmatch(rf"[\d,.]+{ratio}", cell) for cell in cells[there])
-    (reason,) = cells[gone]
-    assert "".join(reason.split()).startswith(f"notmeasured:{folder}:neither")
-
-
-@pytest.mark.parametrize("name", ["load_checkpoint", "exported", "predict_logits"])
-def test_a_fault_of_the_programs_own_is_not_taken_for_a_model_that_cannot_be_timed(
-    tmp_path, monkeypatch, name
-):
-    add_student(make_run(tmp_path, "distil"))
-    monkeypatch.setattr(f"support.reporting.inference_speed.{name}", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tables.size_rows(find_runs(tmp_path, [7]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -494,29 +445,68 @@ def test_one_report_over_several_sr_no_has_means_deviations_and_every_run(tmp_pa
 def test_differences_are_paired_by_sr_no(tmp_path):
     make_runs(tmp_path)
     lora, distil, _ = same = find_runs(tmp_path, [7, 8])
-    row = tables.paired_rows(same)[1]
-    found, _ = difference(lora.labels(DEV), lora.answers(DEV), distil.answers(DEV))
+    row = tables.paired_table(same).iloc[0]
+    expected, _ = difference(lora.labels(DEV), lora.answers(DEV), distil.answers(DEV))
     gaps = [
         100 * (a.metrics[DEV]["accuracy"] - b.metrics[DEV]["accuracy"])
         for a, b in zip(lora.runs, distil.runs, strict=True)
     ]
-    assert row[:3] == ("LoRA against distil", DEV, f"{np.mean(gaps):+.2f}")
-    assert row[4] == f"{found.p:.2g}"
+    assert tuple(row.iloc[:3]) == ("LoRA against distil", DEV, f"{np.mean(gaps):+.2f}")
+    assert row["p"] == f"{expected.p:.2g}"
 
 
-def test_a_report_over_several_sr_no_wants_all_of_them_finished_and_alike(tmp_path):
+def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
+    make_runs(tmp_path, sr_nos=[7], modes=["LoRA", "rnn"])
+    one, two = same = find_runs(tmp_path, [7])
+    right = [series.answers(DEV)[0] == series.labels(DEV) for series in (one, two)]
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    row = tables.paired_table(same).iloc[0]
+    assert row["accuracy by"] == f"{100 * (only[0] - only[1]) / 527:+.2f}"
+    assert row["95% interval"] == f"{only[0]} against {only[1]} alone"
+    assert row["p"] == f"{mcnemar(*only):.2g}"
+
+
+def test_a_report_over_several_sr_no_takes_runs_of_the_same_settings(tmp_path):
     make_runs(tmp_path)
-    folder = tmp_path / "checkpoints" / "rnn_gpt2_8"
-    change_metrics(folder, "identity", lr=0.5)
+    change_metrics(tmp_path / "checkpoints" / "rnn_gpt2_8", "identity", lr=0.5)
     with pytest.raises(UserError, match=r"rnn_gpt2_8: lr is 0.5, and 0.001 in rnn_gpt2_7;"):
         find_runs(tmp_path, [7, 8])
+
+
+def test_a_report_shows_what_is_there_and_names_what_is_missing(tmp_path, capsys):
+    make_runs(tmp_path, sr_nos=(7, 8, 9))
+    checkpoints = tmp_path / "checkpoints"
+    shutil.rmtree(checkpoints / "rnn_gpt2_8")
+    (checkpoints / "distil_gpt2_9" / "unfinished.json").write_text("{}")
+    missing = [
+        f"{checkpoints}/distil_gpt2_9: not finished", f"{checkpoints}/rnn_gpt2_8: no such run"
+    ]  # fmt: skip
+    assert missing_runs(tmp_path, [7, 8, 9]) == missing
+    text, errors = report_text(tmp_path, "7,8,9"), capsys.readouterr().err
+    assert errors.splitlines() == [f"run.py: not in the report: {line}" for line in missing]
+    for line in missing:  # a path is broken where a line of the page ends
+        assert line.replace(" ", "") in text.replace(" ", "")
+    by_mode = {series.mode: series.sr_nos for series in find_runs(tmp_path, [7, 8, 9])}
+    assert by_mode == {"LoRA": [7, 8, 9], "distil": [7, 8], "rnn": [7, 9]}
+
+
+def test_runs_are_compared_over_the_seeds_that_both_have(tmp_path):
+    make_runs(tmp_path, sr_nos=(7, 8, 9))
+    whole = find_runs(tmp_path, [7, 9])
+    shutil.rmtree(tmp_path / "checkpoints" / "distil_gpt2_8")
+    shutil.rmtree(tmp_path / "checkpoints" / "rnn_gpt2_9")
+    table = tables.paired_table(find_runs(tmp_path, [7, 8, 9]))
+    assert table.iloc[0].tolist() == tables.paired_table(whole).iloc[0].tolist()  # 7 and 9
+    assert table.iloc[2, 1].endswith("; sr_no 7, 9 alone")
+    assert table.iloc[3]["95% interval"].endswith(" alone")  # of distil and rnn both have 7
+    assert table.iloc[5, 1].endswith("; sr_no 7 alone")
+
+
+def test_without_a_finished_run_a_report_is_an_error(tmp_path):
+    folder = make_run(tmp_path, "rnn")
     (folder / "unfinished.json").write_text('{"command": "python run.py --mode rnn"}')
-    with pytest.raises(UserError, match=r"rnn_gpt2_8: this run is not finished; finish it with: "):
-        find_runs(tmp_path, [7, 8])
-    shutil.rmtree(folder)
-    with pytest.raises(UserError, match=r"rnn_gpt2_8: no such run; train it"):
-        find_runs(tmp_path, [7, 8])
-    assert len(find_runs(tmp_path, [7])) == 3
+    with pytest.raises(UserError, match="no finished run with sr_no 7, 8; make them with: "):
+        report.run_report(options(tmp_path, "7,8"))
 
 
 def test_a_copy_of_a_run_is_no_other_run(tmp_path):
@@ -534,24 +524,148 @@ def test_an_interval_ends_where_accuracy_and_mcc_do():
     assert crossed(answers == labels).high > 1
 
 
-def test_an_option_that_an_older_run_does_not_name_has_its_default(tmp_path):
-    make_runs(tmp_path, modes=["rnn"])
-    path = tmp_path / "checkpoints" / "rnn_gpt2_7" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    del metrics["arguments"]["lr_schedule"]
-    path.write_text(json.dumps(metrics))
-    rows = tables.settings_rows(find_runs(tmp_path, [7, 8]))
-    (row,) = [row for row in rows if row[0] == "arguments"]
-    assert row[1] == "all"
-    assert "lr_schedule: constant" in row[2]
-
-
 def test_a_report_over_one_variant_leaves_the_others_alone(tmp_path):
     make_runs(tmp_path)
     make_run(tmp_path, "rnn", "nano")
     assert {s.variant for s in find_runs(tmp_path, [7, 8], "gpt2")} == {"gpt2"}
-    with pytest.raises(UserError, match="rnn_nano_8: no such run"):
-        find_runs(tmp_path, [7, 8])
+    assert missing_runs(tmp_path, [7, 8], "gpt2") == []
+    assert missing_runs(tmp_path, [7, 8]) == [f"{tmp_path}/checkpoints/rnn_nano_8: no such run"]
+
+
+# ---------------------------------------------------------------------------------------------
+# What is said of the runs
+
+
+def make_recipe(out_dir: Path, mode: str, recipe: str, variant: str = "smollm2", **training):
+    """A run as a recipe makes it, with its own epochs and steps."""
+    words = ["--mode", mode, "--gpt_variant", variant]
+    words += [] if mode == "LoRA" else ["--recipe", recipe]
+    settings = options_of(parse(words), mode, 7, 8551).settings
+    folder = make_run(out_dir, mode, variant)
+    change_metrics(folder, "arguments", **settings)
+    change_metrics(folder, "training", **training)
+    epochs = np.arange(1, training.get("epochs", 2) + 1)
+    columns = dict.fromkeys(CURVES.split(",")[1:], 0.5)
+    pd.DataFrame({"epoch": epochs, **columns}).to_csv(folder / "history.csv", index=False)
+    return folder
+
+
+def facts(out_dir: Path) -> dict[str, dict[str, str]]:
+    return tables.facts_table(find_runs(out_dir, [7])).set_index(" ").to_dict()
+
+
+def test_of_the_published_recipe_the_report_says_what_was_seen_and_kept(tmp_path):
+    make_recipe(tmp_path, "LoRA", "published", best_epoch=2, epochs=5, steps=335)
+    make_recipe(tmp_path, "distil", "published", best_epoch=1, epochs=4, steps=268)
+    make_recipe(tmp_path, "rnn", "published", best_epoch=1, epochs=4, steps=268)
+    lora, distil, _ = facts(tmp_path).values()
+    assert (lora["starts from"], distil["starts from"]) == ("smollm2", "random weights")
+    assert distil["labelled sentences"] == "8,551 of 8,551"
+    assert distil["labelled by the teacher"] == "none"
+    assert (distil["epochs"], distil["optimiser steps"]) == ("4", "268")
+    assert distil["epoch kept"] == "1, the best accuracy on in_domain_dev"
+    assert distil["bias"] == "as trained"
+    assert distil["minutes of training"] == "1.5"
+    text = report_text(tmp_path)
+    saw = "distil saw 8,551 sentences an epoch in 268 steps, rnn saw 8,551 sentences an epoch in"
+    assert f"{saw} 268 steps" in text
+
+
+def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
+    make_recipe(tmp_path, "distil", "hints", best_epoch=16, epochs=16, steps=6016)
+    make_recipe(tmp_path, "rnn", "hints", best_epoch=37, epochs=95, steps=5985)
+    distil, rnn = facts(tmp_path).values()
+    assert distil["starts from"] == "random weights, the embedding from the teacher's"
+    assert rnn["starts from"] == "random weights"
+    assert distil["labelled sentences"] == rnn["labelled sentences"] == "8,051 of 8,551"
+    assert distil["labelled by the teacher"] == "40,000 written by the base"
+    assert distil["sentences an epoch"] == "48,051"
+    assert distil["epoch kept"] == "16, the last"
+    assert rnn["epoch kept"] == "37, the best mcc on in_domain_dev"
+    assert distil["bias"] == rnn["bias"] == "set on the 500 held out"
+    text = report_text(tmp_path)
+    for words in (
+        "distil saw 48,051 sentences an epoch in 6,016 steps, rnn saw 8,051 sentences an epoch in "
+        "5,985 steps",
+        "a teacher of this corpus had been trained on them",
+        "Each run judged out_of_domain_dev once, with the model kept",
+        "wall-clock",
+    ):
+        assert words in text
+
+
+def test_of_nanos_recipe_the_report_says_what_was_edited_and_shows_no_published_row(tmp_path):
+    make_recipe(tmp_path, "distil", "nano", "nano", steps=1720)
+    make_recipe(tmp_path, "rnn", "nano", "nano", steps=160)
+    for mode in ("distil", "rnn"):
+        sizes = {"in_domain_train": {"sentences": 4000}}
+        folder = tmp_path / "checkpoints" / f"{mode}_nano_7"
+        change_metrics(folder, "data", name="nano/corpus", **sizes)
+    assert facts(tmp_path)["distil"]["labelled by the teacher"] == "40,000 edited"
+    text = report_text(tmp_path)
+    assert "distil saw 44,000 sentences an epoch in 1,720 steps, rnn saw 4,000 sentences" in text
+    assert "published LoRA" not in text
+    assert "nano is a demonstration" in text
+
+
+def test_findings_over_several_seeds_never_compare_without_saying_what_each_saw(tmp_path):
+    make_runs(tmp_path, modes=["distil", "rnn"])
+    for sr_no in (7, 8):
+        folder = tmp_path / "checkpoints" / f"distil_gpt2_{sr_no}"
+        change_metrics(folder, "arguments", transfer_size=40_000)
+        change_metrics(folder, "training", steps=sr_no * 100)
+    words = tables.findings(find_runs(tmp_path, [7, 8]))
+    saw = "distil saw 48,551 sentences an epoch in 700 to 800 steps, rnn saw 8,551 sentences"
+    assert "of MCC (" in words
+    assert f", where {saw}" in words.partition("distil against rnn: ")[2]
+
+
+def test_each_corpus_has_a_table_of_its_own_and_the_published_stand_beside_cola(tmp_path):
+    make_run(tmp_path, "LoRA", "gpt2")
+    folder = make_run(tmp_path, "LoRA", "nano")
+    change_metrics(
+        folder, "data", name="nano/corpus", sha256="cd", in_domain_train={"sentences": 4000}
+    )
+    text = report_text(tmp_path)
+    first, second = re.split(r"Table 2\.", text.partition("Table 1.")[2])[:2]
+    assert "cola_public: 8,551 training sentences, dev sets of 527 and 516." in first
+    assert "published LoRA gpt2" in first
+    assert "LoRA nano" not in first
+    assert "nano/corpus: 4,000 training sentences" in second
+    assert "published LoRA" not in second
+    printed = tables.comparison_table(find_runs(tmp_path, [7])).split("\n\n")
+    assert [block.count("LoRA nano") for block in printed] == [0, 2]
+
+
+def test_a_figure_without_room_lets_the_text_behind_it_go_first(tmp_path):
+    make_run(tmp_path, "LoRA")
+    (picture, _) = plot_curves("LoRA", [tmp_path / "checkpoints" / "LoRA_gpt2_7"], tmp_path)
+
+    def parts():
+        yield from (pages.text(f"before {number}") for number in range(35))
+        yield pages.Figure("the figure", picture)
+        yield from (pages.text(f"behind {number}") for number in range(9))
+
+    pages.write_pdf(tmp_path / "flow.pdf", parts())
+    first, second = (page.extract_text() for page in PdfReader(tmp_path / "flow.pdf").pages)
+    assert "behind 0" in first
+    assert "behind 8" in second
+    assert "Figure 1. the figure" in second
+
+
+def test_the_epoch_kept_is_marked_by_a_ring_that_leaves_its_point_visible(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    make_run(tmp_path, "LoRA")
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot_curves("LoRA", [tmp_path / "checkpoints" / "LoRA_gpt2_7"], tmp_path)
+    for figure in drawn:
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        ring, curve = lines["epoch kept"], lines[DEV]
+        assert ring.get_fillstyle() == "none"
+        assert ring.get_markersize() > curve.get_markersize()
+        assert list(ring.get_xydata()[0]) == list(curve.get_xydata()[1])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -572,34 +686,52 @@ def add_corpus(folder: Path) -> None:
 def test_results_by_source_put_the_small_sources_together(tmp_path):
     add_corpus(make_run(tmp_path, "LoRA"))
     (series,) = same = find_runs(tmp_path, [7])
-    rows = tables.source_rows(same)
-    assert [row[:3] for row in rows[1:4]] == [
-        (DEV, "big", "480"), (DEV, "mid", "20"), (DEV, "7 others", "27")
+    table = tables.source_table(same)
+    assert table.iloc[:3, :3].astype(str).to_numpy().tolist() == [
+        [DEV, "big", "480"], [DEV, "mid", "20"], [DEV, "7 others", "27"]
     ]  # fmt: skip
     labels, answers = series.labels(DEV)[:480], series.answers(DEV)[0, :480]
     expected = accuracy_score(labels, answers), matthews_corrcoef(labels, answers)
-    assert rows[1][4] == "{:.1%}, {:.2f}".format(*expected)
+    assert table.iloc[0, 4] == "{:.1%}, {:.2f}".format(*expected)
 
 
 def test_without_its_corpus_a_report_says_why_it_has_no_sources(tmp_path):
     folder = make_run(tmp_path, "LoRA")
-    rows = tables.source_rows(find_runs(tmp_path, [7]))
-    assert rows[1] == ("–", "not known: gone/raw/in_domain_dev.tsv: no such file")
+    same = find_runs(tmp_path, [7])
+    expected = "not known: gone/raw/in_domain_dev.tsv: no such file"
+    assert tables.source_table(same)["source"].tolist() == [expected]
     add_corpus(folder)
-    path = folder / "corpus" / "raw" / f"{DEV}.tsv"
+    path, same = folder / "corpus" / "raw" / f"{DEV}.tsv", find_runs(tmp_path, [7])
     whole = path.read_text()
-    path.write_text(whole + "\n\n")
-    assert "not the corpus of" in tables.source_rows(find_runs(tmp_path, [7]))[1][1]
+    path.write_text(whole + "\nbig\t1\t\tA.")
+    assert "not the corpus of" in tables.source_table(same)["source"][0]
     path.write_text(whole.replace("big\t1", "big\t0", 1))
-    assert "not the corpus of" in tables.source_rows(find_runs(tmp_path, [7]))[1][1]
+    assert "not the corpus of" in tables.source_table(same)["source"][0]
+
+
+AGREEMENT = ["answers as LoRA", "kappa", "correlation of margins"]
 
 
 def test_a_student_that_is_its_teacher_agrees_with_it(tmp_path):
     for mode in ("LoRA", "distil"):
         make_run(tmp_path, mode)
     same = find_runs(tmp_path, [7])
-    assert [row[:2] for row in tables.agreement_rows(same)[1:]] == [("distil", s) for s in DEV_SETS]
-    change_metrics(tmp_path / "checkpoints" / "distil_gpt2_7", "teacher", folder="LoRA_gpt2_8")
-    assert tables.agreement_rows(find_runs(tmp_path, [7]))[1:] == []
-    twin = same[0]._replace(mode="rnn")
-    assert tables.agreement_rows([same[0], twin])[1][2:] == ("100.0%", "1.000", "1.000")
+    table = tables.confidence_table(same)
+    assert table[AGREEMENT].notna().all(axis=1).tolist() == [False, False, True, True]
+    twin = tables.confidence_table([same[0], same[0]._replace(mode="rnn")])
+    assert twin[AGREEMENT].iloc[2].tolist() == ["100.0%", "1.000", "1.000"]
+
+
+def test_a_teacher_is_known_by_its_fingerprint_and_in_an_older_run_by_its_folder(tmp_path):
+    lora, distil = (make_run(tmp_path, mode) for mode in ("LoRA", "distil"))
+
+    def compared(**teacher) -> bool:
+        change_metrics(distil, "teacher", **teacher)
+        return "kappa" in tables.confidence_table(find_runs(tmp_path, [7]))
+
+    assert compared(folder="elsewhere/LoRA_gpt2_7", fingerprint="ab")
+    assert not compared(folder="LoRA_gpt2_8")
+    path = lora / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": "ab"}))
+    assert compared(folder="copies/teacher")
+    assert not compared(folder="LoRA_gpt2_7", fingerprint="cd")

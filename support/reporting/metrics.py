@@ -128,7 +128,7 @@ def read_metrics(folder: Path) -> dict:
             for key in name.rstrip("?").split("."):
                 value = value.get(key) if isinstance(value, dict) else None
             if not (RULES[kind](value) or (value is None and name.endswith("?"))):
-                raise broken(path, f"{name} is not {kind}: {value!r:.40}")
+                raise broken(path, f"{name.rstrip('?')} is not {kind}: {value!r:.40}")
     return metrics
 
 
