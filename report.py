@@ -38,13 +38,13 @@ NANO = """nano is a demonstration: what it shows of its own grammar is not Engli
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
 
-def story(found: list[Series], serial: str, plots: Path, missing: list[str]) -> Iterator[Flowable]:
+def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> Iterator[Flowable]:
     """Yield the report's parts in order."""
     yield text(f"LoRA and a distilled student, sr_no {serial}", TITLE)
     yield text(ABSTRACT)
     if missing:
         yield text(f"Missing here: {'; '.join(missing)}.")
-    for group in tables.by_corpus(found):
+    for group in tables.by_corpus(shown):
         frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
         if not tables.is_cola(group[0]):
             yield from table(caption, frame, left=2)
@@ -52,24 +52,24 @@ def story(found: list[Series], serial: str, plots: Path, missing: list[str]) -> 
         yield from table(f"{caption} Then the published.", concat([frame, tables.PUBLISHED]), 2)
         alike = [s.name for s in group if not tables.differences_from_published(s)]
         yield text(COMPARABLE.format(", ".join(alike) or "none"))
-    for variant, group in groupby(found, lambda series: series.variant):
+    for variant, group in groupby(shown, lambda series: series.variant):
         yield from one_variant(variant, list(group), serial, plots)
     yield from heading("What these numbers cannot say")
-    n = found[0].metrics["in_domain_dev"]["sentences"]
+    n = shown[0].metrics["in_domain_dev"]["sentences"]
     yield text(COVERED.format(n, *wilson_interval(round(0.8 * n), n)))
     yield text(LOOKS)
-    if any(series.variant == "nano" for series in found):
+    if any(series.variant == "nano" for series in shown):
         yield text(NANO)
     yield from heading("All settings")
-    yield from table("metrics.json, but for the results.", tables.settings_table(found), 3, last=72)
+    yield from table("metrics.json, but for the results.", tables.settings_table(shown), 3, last=72)
 
 
-def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
+def one_variant(variant: str, group: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
     """Yield the figures and tables of one base and its students."""
     yield from heading(variant)
-    yield text(f"On in_domain_dev {tables.findings(same)}")
-    yield from table("What was trained, on what, for how long.", tables.facts_table(same), left=4)
-    picture = plot_comparison(same, plots, serial)
+    yield text(f"On in_domain_dev {tables.findings(group)}")
+    yield from table("What was trained, on what, for how long.", tables.facts_table(group), left=4)
+    picture = plot_comparison(group, plots, serial)
     yield Figure(f"{variant}: the models kept, with 95% intervals; small: each run.", picture)
     captions = {
         "each run.": tables.run_table,
@@ -78,31 +78,31 @@ def one_variant(variant: str, same: list[Series], serial: str, plots: Path) -> I
         "by source, small ones together.": tables.source_table,
     }
     for caption, table_of in captions.items():
-        yield from table(f"{variant}: {caption}", table_of(same), left=2)
+        yield from table(f"{variant}: {caption}", table_of(group), left=2)
     caption = "how often the sentences are acceptable that a model calls so with probability p."
-    yield Figure(f"{variant}: {caption}", plot_reliability(same, plots, serial))
-    for series in same:
+    yield Figure(f"{variant}: {caption}", plot_reliability(group, plots, serial))
+    for series in group:
         then = "; before the bias was set" if series.metrics["arguments"].get("held_out") else ""
         name = f"{series.mode}_{variant}_{serial}"
         paths = plot_curves(name, [run.folder for run in series.runs], plots)
         yield Figure(f"{series.name}, epoch by epoch{then}.", *paths)
 
 
-def write_report(path: Path, found: list[Series], serial: str, plots: Path, *missing: str) -> None:
+def write_report(path: Path, shown: list[Series], serial: str, plots: Path, *missing: str) -> None:
     """Write the PDF, and the plots that it shows into ``plots``."""
-    write_pdf(path, story(found, serial, plots, list(missing)))
+    write_pdf(path, story(shown, serial, plots, list(missing)))
 
 
 def run_report(args: Namespace) -> None:
     """Write plots and PDF, and print the table, of the finished runs of ``args.sr_nos``.
 
-    They are all that are found on disk, or those of one variant where that is named or trained.
+    They are all that are on disk, or those of one variant where that is named or trained.
     """
     named = args.mode == "all" or "gpt_variant" in args.given
     which = args.out_dir, args.sr_nos, variant_name(args.gpt_variant) if named else None
-    found, missing, plots = find_runs(*which), missing_runs(*which), Path(args.out_dir, "plots")
+    shown, missing, plots = find_runs(*which), missing_runs(*which), Path(args.out_dir, "plots")
     for line in missing:
         print(f"run.py: not in the report: {line}", file=sys.stderr)
     path = Path(args.out_dir, f"Report_{args.serial}.pdf")
-    write_report(path, found, args.serial, plots, *missing)
-    print(f"{tables.comparison_table(found)}\n\nreport: {path}\nplots:  {plots}")
+    write_report(path, shown, args.serial, plots, *missing)
+    print(f"{tables.comparison_table(shown)}\n\nreport: {path}\nplots:  {plots}")

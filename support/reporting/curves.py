@@ -51,9 +51,9 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
                 axes.plot(curves.index + 1, curves, line[1:], color=colour, lw=0.6, alpha=0.6)
             mean = curves.mean(axis=1, skipna=False)
             axes.plot(mean.index + 1, mean, line, color=colour, mfc=inside, ms=4, label=label)
-        kept = [table[f"val_{quantity}"][e - 1] for table, e in zip(tables, best, strict=True)]
+        chosen = [table[f"val_{quantity}"][e - 1] for table, e in zip(tables, best, strict=True)]
         # A ring around the point, which stays visible.
-        axes.plot(best, kept, "ko", markersize=10, fillstyle="none", label="epoch kept")
+        axes.plot(best, chosen, "ko", markersize=10, fillstyle="none", label="epoch kept")
         if quantity == "accuracy":
             level = metrics.majority(runs[0][DEV])
             axes.axhline(level, color="0.35", ls=":", label="majority baseline")

@@ -11,7 +11,7 @@ from support.reporting.metrics import COUNTS, DEV_SETS, broken, read_metrics, re
 from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED, differences, short
 
-MODES = {"LoRA": "teacher", "distil": "taught", "rnn": "untaught"}
+MODES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
 
 
 class Predictions(NamedTuple):
@@ -51,9 +51,18 @@ class Series(NamedTuple):
         return self.runs[0].metrics
 
     @property
+    def corpus(self) -> str:
+        """Return the fingerprint of what all runs were trained and judged on."""
+        return self.metrics["data"]["sha256"]
+
+    @property
     def sr_nos(self) -> list[int]:
         """Return the seeds."""
         return [run.metrics["sr_no"] for run in self.runs]
+
+    def runs_of(self, sr_nos: list[int] | None) -> list[Run]:
+        """Return the runs of some seeds, or all."""
+        return [run for run in self.runs if sr_nos is None or run.metrics["sr_no"] in sr_nos]
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (sentences,) of a dev set."""
@@ -61,8 +70,7 @@ class Series(NamedTuple):
 
     def answers(self, split: str, sr_nos: list[int] | None = None) -> np.ndarray:
         """Return the answers (runs, sentences) of 0 and 1, of all seeds or of some."""
-        runs = [run for run in self.runs if sr_nos is None or run.metrics["sr_no"] in sr_nos]
-        return np.stack([run.predictions[split].answers for run in runs])
+        return np.stack([run.predictions[split].answers for run in self.runs_of(sr_nos)])
 
     def p_acceptable(self, split: str) -> np.ndarray:
         """Return the probability (runs, sentences) of "acceptable"."""

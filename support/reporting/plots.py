@@ -15,15 +15,15 @@ BINS = 10  # of the reliability plot
 FEWEST = 10  # sentences in a bin that is drawn
 
 
-def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
+def plot_comparison(group: list[Series], plots_dir: Path, serial: str) -> Path:
     """Draw accuracy, its interval and MCC on both dev sets; of several runs also each, small."""
-    figure = Figure(figsize=(6.5, 0.9 + 0.5 * len(same)), layout="constrained")
+    figure = Figure(figsize=(6.5, 0.9 + 0.5 * len(group)), layout="constrained")
     axes = figure.subplots()
     # Marker, line, colour, inside of the marker, and place within the row, of each dev set.
     looks = (("o", "-", BLUE, BLUE, -0.18), ("D", "--", RED, "white", 0.18))
     for split, (marker, line, colour, inside, shift) in zip(DEV_SETS, looks, strict=True):
         axes.plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
-        for row, series in enumerate(same):
+        for row, series in enumerate(group):
             s, place, words = series.scores[split], row + shift, summary(series.metrics[split])
             axes.hlines(place, s.accuracy.low, s.accuracy.high, colour, line)
             axes.plot(s.accuracy.value, place, marker, color=colour, markerfacecolor=inside)
@@ -31,26 +31,26 @@ def plot_comparison(same: list[Series], plots_dir: Path, serial: str) -> Path:
                 axes.plot(s.accuracies, [place] * len(s.accuracies), "|", color=colour, ms=5)
                 words = f"{s.accuracy.value:.2%}, MCC {s.mcc.value:.3f}{s.remark}"
             axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center")
-    baselines = {same[0].scores[split].majority: split for split in DEV_SETS}
+    baselines = {group[0].scores[split].majority: split for split in DEV_SETS}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
         label = f"majority baseline{of}, {level:.2%}"
         axes.axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
-    axes.set_yticks(range(len(same)), [f"{series.mode} ({MODES[series.mode]})" for series in same])
-    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(same) - 0.5, -0.5))
+    axes.set_yticks(range(len(group)), [f"{s.mode} ({MODES[s.mode]})" for s in group])
+    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(group) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside upper center", ncols=2)
-    return save(figure, plots_dir / f"comparison_{same[0].variant}_{serial}.png")
+    return save(figure, plots_dir / f"comparison_{group[0].variant}_{serial}.png")
 
 
-def plot_reliability(same: list[Series], plots_dir: Path, serial: str) -> Path:
+def plot_reliability(group: list[Series], plots_dir: Path, serial: str) -> Path:
     """Draw how often sentences are acceptable against how probably the models call them so."""
     figure = Figure(figsize=(6.5, 3.1), layout="constrained")
     looks = {"LoRA": ("o-", BLUE), "distil": ("D--", RED), "rnn": ("s:", GREEN)}
     panels = figure.subplots(1, 2, sharey=True)
     for axes, split in zip(panels, DEV_SETS, strict=True):
         axes.plot([0, 1], [0, 1], color="0.7", lw=0.8, zorder=0)
-        for series in same:
+        for series in group:
             p = series.p_acceptable(split)  # (runs, sentences), all in the same bins
             labels = np.broadcast_to(series.labels(split), p.shape).ravel()
             bins = np.minimum((p.ravel() * BINS).astype(int), BINS - 1)
@@ -62,4 +62,4 @@ def plot_reliability(same: list[Series], plots_dir: Path, serial: str) -> Path:
         axes.set(title=split, xlabel="probability of acceptable", xlim=(0, 1), ylim=(0, 1))
     panels[0].set(ylabel="share acceptable")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return save(figure, plots_dir / f"reliability_{same[0].variant}_{serial}.png")
+    return save(figure, plots_dir / f"reliability_{group[0].variant}_{serial}.png")

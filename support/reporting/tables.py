@@ -12,7 +12,7 @@ from pandas import Series as Column
 from support.corpus import DEV, SPLITS, TRAIN, read_rows
 from support.errors import UserError
 from support.options import published
-from support.reporting.finished import DEV_SETS, Run, Series
+from support.reporting.finished import DEV_SETS, Predictions, Run, Series
 from support.reporting.metrics import summary
 from support.reporting.statistics import (
     Estimate,
@@ -40,10 +40,10 @@ SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
 # What was run
 
 
-def facts_table(same: list[Series]) -> DataFrame:
+def facts_table(group: list[Series]) -> DataFrame:
     """Tell what the runs of one variant were trained on, for how long, and what was kept."""
     table = {}
-    for series in same:
+    for series in group:
         m = series.metrics
         options, training = published(series.mode) | m["arguments"], m["data"][TRAIN]["sentences"]
         held_out, more = options.get("held_out") or 0, options.get("transfer_size") or 0
@@ -56,7 +56,7 @@ def facts_table(same: list[Series]) -> DataFrame:
             "parameters": f"{m['parameters']['total'] / 1e6:.2f}M",
             "of them trained": f"{m['parameters']['trainable'] / 1e6:.2f}M",
             "labelled sentences": f"{training - held_out:,} of {training:,}",
-            "labelled by the teacher": f"{more:,} {source}" if more else "none",
+            "labelled by the teacher alone": f"{more:,} {source}" if more else "none",
             "sentences an epoch": f"{sentences_an_epoch(series):,}",
             "epochs": span(series, "epochs"),
             "optimiser steps": span(series, "steps"),
@@ -76,18 +76,18 @@ def sentences_an_epoch(series: Series) -> int:
     return series.metrics["data"][TRAIN]["sentences"] + more
 
 
-def effort(*compared: Series) -> str:
-    """Tell what each model saw: figures of unequal training are not for one cause alone."""
+def effort(one: Series, two: Series, sr_nos: list[int]) -> str:
+    """Tell what two models saw in the runs that are compared."""
     return ", ".join(
         f"{series.mode} saw {sentences_an_epoch(series):,} sentences an epoch in "
-        f"{span(series, 'steps')} steps"
-        for series in compared
+        f"{span(series, 'steps', sr_nos)} steps"
+        for series in (one, two)
     )
 
 
-def span(series: Series, key: str) -> str:
+def span(series: Series, key: str, sr_nos: list[int] | None = None) -> str:
     """Return a figure of the training, the smallest and the largest of several runs."""
-    values = [run.metrics["training"][key] for run in series.runs]
+    values = [run.metrics["training"][key] for run in series.runs_of(sr_nos)]
     low, high = f"{min(values):,}", f"{max(values):,}"
     return low if low == high else f"{low} to {high}"
 
@@ -107,10 +107,10 @@ def is_cola(series: Series) -> bool:
     return [series.metrics["data"][split]["sentences"] for split in SPLITS] == [8551, 527, 516]
 
 
-def settings_table(found: list[Series]) -> DataFrame:
+def settings_table(shown: list[Series]) -> DataFrame:
     """Tell what metrics.json says of the runs, once where it says the same of several."""
     rows = []
-    for part, series in product(PARTS, found):
+    for part, series in product(PARTS, shown):
         for run in series.runs:
             value = run.metrics.get(part)
             if part == "arguments":
@@ -127,11 +127,11 @@ def settings_table(found: list[Series]) -> DataFrame:
 # Results
 
 
-def by_corpus(found: list[Series]) -> list[list[Series]]:
+def by_corpus(shown: list[Series]) -> list[list[Series]]:
     """Return the runs of each corpus, whose results may stand in one table."""
     groups: dict[str, list[Series]] = {}
-    for series in found:
-        groups.setdefault(series.metrics["data"]["sha256"], []).append(series)
+    for series in shown:
+        groups.setdefault(series.corpus, []).append(series)
     return list(groups.values())
 
 
@@ -142,10 +142,10 @@ def corpus_facts(series: Series) -> str:
     return f"{data['name']}: {train} training sentences, dev sets of {' and '.join(dev)}."
 
 
-def result_table(found: list[Series]) -> DataFrame:
+def result_table(shown: list[Series]) -> DataFrame:
     """Tell accuracy, never without majority baseline and MCC; of several runs mean ± deviation."""
     rows = []
-    for split, series in product(DEV_SETS, found):
+    for split, series in product(DEV_SETS, shown):
         s = series.scores[split]
         accuracy = spread(100 * s.accuracies, ".2f", "%"), interval(s.accuracy, ".1f", 100)
         mcc = spread(s.mccs, ".3f"), s.remark.strip(" ()") or interval(s.mcc, ".2f")
@@ -153,10 +153,10 @@ def result_table(found: list[Series]) -> DataFrame:
     return DataFrame(rows, columns=RESULT)
 
 
-def comparison_table(found: list[Series]) -> str:
+def comparison_table(shown: list[Series]) -> str:
     """Return the results as plain text, a block a corpus."""
     blocks = []
-    for table in map(result_table, by_corpus(found)):
+    for table in map(result_table, by_corpus(shown)):
         lines = [RESULT, *table.to_numpy().tolist()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         form = "  ".join(f"{{:{'<>'[place > 1]}{width}}}" for place, width in enumerate(widths))
@@ -175,10 +175,10 @@ def interval(estimate: Estimate, form: str, factor: float = 1) -> str:
     return f"{factor * estimate.low:{form}} to {factor * estimate.high:{form}}"
 
 
-def findings(same: list[Series]) -> str:
+def findings(group: list[Series]) -> str:
     """Tell what the results of one variant come to on in_domain_dev."""
     sentences = []
-    for series in same:
+    for series in group:
         s = series.scores[DEV]
         by = 100 * (s.accuracy.value - s.majority)
         sure = s.accuracy.low > s.majority or s.accuracy.high < s.majority
@@ -187,22 +187,22 @@ def findings(same: list[Series]) -> str:
             f"{abs(by):.1f} points {'above' if by > 0 else 'below'} the majority baseline"
             f"{'' if sure else ', which lies within its interval'}."
         )
-    for one, two, sr_nos in pairs_of(same):
+    for one, two, sr_nos in pairs_of(group):
         if len(sr_nos) > 1:
             answers = one.answers(DEV, sr_nos), two.answers(DEV, sr_nos)
             accuracy, mcc = difference(one.labels(DEV), *answers)
             sentences.append(
                 f"{one.mode} against {two.mode}: {100 * accuracy.value:+.1f} points "
                 f"({interval(accuracy, '+.1f', 100)}) and {mcc.value:+.2f} of MCC "
-                f"({interval(mcc, '+.2f')}), where {effort(one, two)}."
+                f"({interval(mcc, '+.2f')}), where {effort(one, two, sr_nos)}."
             )
     return " ".join(sentences)
 
 
-def run_table(same: list[Series]) -> DataFrame:
+def run_table(group: list[Series]) -> DataFrame:
     """Tell each run's scores."""
     rows = []
-    for run in (run for series in same for run in series.runs):
+    for run in (run for series in group for run in series.runs):
         training = run.metrics["training"]
         kept = f"{training['best_epoch']} of {training['epochs']}"
         scores = (summary(run.metrics[split]) for split in DEV_SETS)
@@ -210,25 +210,25 @@ def run_table(same: list[Series]) -> DataFrame:
     return DataFrame(rows, columns=["run", "sr_no", *DEV_SETS, "epoch kept"])
 
 
-def pairs_of(same: list[Series]) -> Iterator[tuple[Series, Series, list[int]]]:
+def pairs_of(group: list[Series]) -> Iterator[tuple[Series, Series, list[int]]]:
     """Yield LoRA and distil, distil and rnn, of one corpus, and the seeds that both have."""
-    for one, two in pairwise(same):
+    for one, two in pairwise(group):
         sr_nos = [number for number in one.sr_nos if number in two.sr_nos]
-        if sr_nos and one.metrics["data"]["sha256"] == two.metrics["data"]["sha256"]:
+        if sr_nos and one.corpus == two.corpus:
             yield one, two, sr_nos
 
 
-def paired_table(same: list[Series]) -> DataFrame:
+def paired_table(group: list[Series]) -> DataFrame:
     """Tell differences on the same sentences and seeds; below each pair, what either saw."""
     rows, heads = [], ["accuracy by", "95% interval", "p", "MCC by", "95% of MCC", "p of MCC"]
-    for one, two, sr_nos in pairs_of(same):
+    for one, two, sr_nos in pairs_of(group):
         cells_of = difference_cells if len(sr_nos) > 1 else mcnemar_cells
         for split in DEV_SETS:
             pair = " against ".join(s.mode + s.scores[split].remark for s in (one, two))
             answers = one.answers(split, sr_nos), two.answers(split, sr_nos)
             rows.append([pair, split, *cells_of(one.labels(split), *answers)])
         seeds = "" if one.sr_nos == two.sr_nos else f"; sr_no {', '.join(map(str, sr_nos))} alone"
-        rows.append(["", effort(one, two) + seeds, *[None] * len(heads)])
+        rows.append(["", effort(one, two, sr_nos) + seeds, *[None] * len(heads)])
     return DataFrame(rows, columns=["pair", "dev set", *heads] if rows else [])
 
 
@@ -249,10 +249,10 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     return [accuracy, alone, f"{mcnemar(*only):.2g}", f"{mcc.item():+.3f}", "", ""]
 
 
-def confidence_table(same: list[Series]) -> DataFrame:
+def confidence_table(group: list[Series]) -> DataFrame:
     """Tell how far confidence is from accuracy, and how often a student answers as LoRA does."""
-    rows, teachers = [], same[0].runs if same[0].mode == "LoRA" else []
-    for series, split in product(same, DEV_SETS):
+    rows, lora = [], group[0]
+    for series, split in product(group, DEV_SETS):
         p = series.p_acceptable(split)
         errors = np.array([calibration_error(series.labels(split), each) for each in p])
         row = {
@@ -261,60 +261,64 @@ def confidence_table(same: list[Series]) -> DataFrame:
             "mean confidence": spread(100 * np.maximum(p, 1 - p).mean(axis=1), ".1f", "%"),
             "calibration error": spread(errors, ".3f"),
         }
-        found = [(teacher_of(run, teachers), run) for run in series.runs if series.mode != "LoRA"]
-        pairs = [(t.predictions[split], run.predictions[split]) for t, run in found if t]
-        if pairs:
-            shares, kappas = np.array([agreement(t.answers, s.answers) for t, s in pairs]).T
-            correlations = np.array([np.corrcoef(t.margins, s.margins)[0, 1] for t, s in pairs])
-            row["answers as LoRA"] = spread(100 * shares, ".1f", "%")
-            row["kappa"] = spread(kappas, ".3f")
-            row["correlation of margins"] = spread(correlations, ".3f")
+        if lora.mode == "LoRA" != series.mode and series.corpus == lora.corpus:
+            teachers = [(teacher_of(run, lora.runs), run) for run in series.runs]
+            pairs = [(t.predictions[split], run.predictions[split]) for t, run in teachers if t]
+            row |= agreement_cells(pairs) if pairs else {}
         rows.append(row)
     return DataFrame(rows)
 
 
-def teacher_of(run: Run, teachers: list[Run]) -> Run | None:
-    """Return the LoRA run to compare a student with, if it is there: its teacher, by fingerprint.
+def teacher_of(run: Run, lora: list[Run]) -> Run | None:
+    """Return a student's teacher by its fingerprint, or by its folder's name if it names none.
 
-    An older LoRA run does not name its own: its folder's name tells. A student without a teacher is
-    compared with the run of its seed.
+    A student without a teacher is compared with the LoRA run of its seed.
     """
-    source = run.metrics.get("teacher") or {}
-    for teacher in teachers:
-        key, name = teacher.metrics.get("adapter"), Path(str(source.get("folder"))).name
-        matches = key == source.get("fingerprint") if key else name == teacher.folder.name
-        if not source:
-            matches = teacher.metrics["sr_no"] == run.metrics["sr_no"]
-        if matches and teacher.metrics["data"]["sha256"] == run.metrics["data"]["sha256"]:
-            return teacher
-    return None
+    teacher = run.metrics.get("teacher")
+    if not teacher:
+        by_seed = {other.metrics["sr_no"]: other for other in lora}
+        return by_seed.get(run.metrics["sr_no"])
+    by_name = {other.metrics.get("adapter") or other.folder.name: other for other in lora}
+    name = Path(str(teacher.get("folder"))).name
+    return by_name.get(str(teacher.get("fingerprint"))) or by_name.get(name)
 
 
-def source_table(same: list[Series]) -> DataFrame:
+def agreement_cells(pairs: list[tuple[Predictions, Predictions]]) -> dict[str, str]:
+    """Return how often two models give the same answer, and how alike their margins are."""
+    shares, kappas = np.array([agreement(one.answers, two.answers) for one, two in pairs]).T
+    correlations = np.array([np.corrcoef(one.margins, two.margins)[0, 1] for one, two in pairs])
+    return {
+        "answers as LoRA": spread(100 * shares, ".1f", "%"),
+        "kappa": spread(kappas, ".3f"),
+        "correlation of margins": spread(correlations, ".3f"),
+    }
+
+
+def source_table(group: list[Series]) -> DataFrame:
     """Tell accuracy and MCC on each source of the dev sentences, the small sources together."""
-    rows, folder = [], Path(same[0].metrics["data"]["folder"], "raw")
+    rows, first = [], group[0]
+    folder = Path(first.metrics["data"]["folder"], "raw")
     try:
         sentences = {split: read_rows(folder / f"{split}.tsv") for split in DEV_SETS}
         for split, read in sentences.items():
-            if [row.label for row in read] != same[0].labels(split).tolist():
-                raise UserError(f"{folder / split}.tsv: not the corpus of {same[0].runs[0].folder}")
+            if [row.label for row in read] != first.labels(split).tolist():
+                raise UserError(f"{folder / split}.tsv: not the corpus of {first.runs[0].folder}")
     except UserError as error:
         return DataFrame([{"dev set": "–", "source": f"not known: {error}", "sentences": ""}])
     for split, read in sentences.items():
         sources = Column([row.source for row in read])
-        sizes = sources.value_counts()
-        small = sizes.index[sizes < SMALLEST_SOURCE]
-        sources[sources.isin(small)] = others = f"{len(small)} others"
-        for source in [*sizes.index.difference(small, sort=False), *[others] * bool(len(small))]:
+        small = sources.map(sources.value_counts()) < SMALLEST_SOURCE
+        sources[small] = f"{sources[small].nunique()} others"
+        for source, size in sources.value_counts().items():
             inside = (sources == source).to_numpy()
-            labels = same[0].labels(split)[inside]
+            labels = first.labels(split)[inside]
             row = {
                 "dev set": split,
                 "source": f"{source:.12}",
-                "sentences": inside.sum(),
+                "sentences": size,
                 "majority": f"{max(labels.mean(), 1 - labels.mean()):.1%}",
             }
-            for series in same:
+            for series in group:
                 answers = series.answers(split)[:, inside]
                 mcc = mcc_of_each(labels, answers).mean()
                 row[f"{series.mode}, MCC"] = f"{(answers == labels).mean():.1%}, {mcc:.2f}"
