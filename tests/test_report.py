@@ -477,7 +477,7 @@ def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
     only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     row = tables.paired_table(same).iloc[0]
     assert row["accuracy by"] == f"{100 * (only[0] - only[1]) / 527:+.2f}"
-    assert row["95% interval"] == f"{only[0]} against {only[1]} alone"
+    assert row["right alone"] == f"{only[0]} against {only[1]} alone"
     assert row["p"] == f"{mcnemar(*only):.2g}"
 
 

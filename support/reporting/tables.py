@@ -220,13 +220,15 @@ def pairs_of(group: list[Series]) -> Iterator[tuple[Series, Series, list[int]]]:
 
 def paired_table(group: list[Series]) -> DataFrame:
     """Tell differences on the same sentences and seeds; below each pair, what either saw."""
-    rows, heads = [], ["accuracy by", "95% interval", "p", "MCC by", "95% of MCC", "p of MCC"]
+    rows, several = [], any(len(sr_nos) > 1 for *_, sr_nos in pairs_of(group))
+    heads = ["accuracy by", "95% interval" if several else "right alone", "p", "MCC by"]
+    heads += ["95% of MCC", "p of MCC"] if several else []
     for one, two, sr_nos in pairs_of(group):
         cells_of = difference_cells if len(sr_nos) > 1 else mcnemar_cells
         for split in DEV_SETS:
             pair = " against ".join(s.mode + s.scores[split].remark for s in (one, two))
             answers = one.answers(split, sr_nos), two.answers(split, sr_nos)
-            rows.append([pair, split, *cells_of(one.labels(split), *answers)])
+            rows.append([pair, split, *cells_of(one.labels(split), *answers)[: len(heads)]])
         seeds = "" if one.sr_nos == two.sr_nos else f"; sr_no {', '.join(map(str, sr_nos))} alone"
         rows.append(["", effort(one, two, sr_nos) + seeds, *[None] * len(heads)])
     return DataFrame(rows, columns=["pair", "dev set", *heads] if rows else [])
@@ -246,7 +248,7 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     accuracy = f"{100 * (right.mean() - other.mean()):+.2f}"
     mcc = mcc_of_each(labels, first) - mcc_of_each(labels, second)
     alone = "{} against {} alone".format(*only)
-    return [accuracy, alone, f"{mcnemar(*only):.2g}", f"{mcc.item():+.3f}", "", ""]
+    return [accuracy, alone, f"{mcnemar(*only):.2g}", f"{mcc.item():+.3f}", "–", "–"]
 
 
 def confidence_table(group: list[Series]) -> DataFrame:
