@@ -26,8 +26,8 @@ from support.bases import (
 )
 from support.bases.finding import base_folder
 from support.bases.fingerprint import fingerprint_of
-from support.errors import UserError
 from support.command_line import parse
+from support.errors import UserError
 
 # ---------------------------------------------------------------------------------------------
 # Finding and loading
