@@ -80,9 +80,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) of x (..., in)."""
-        # LowRankCorrection has no dropout, and its in-place products need one dtype.
-        dropping = self.training and self.lora_dropout.p > 0
-        if dropping or torch.is_autocast_enabled(x.device.type):
+        if self.training and self.lora_dropout.p > 0:
             # Scaled where the tensor is small: (..., r), not (..., out).
             correction = self.lora_B(self.scaling * self.lora_A(self.lora_dropout(x)))
             return self.base_layer(x) + correction
@@ -101,7 +99,8 @@ class LoRALinear(nn.Module):
 class LowRankCorrection(torch.autograd.Function):
     """Compute y = x W0 + bias + s (x A^T) B^T, the wide tensors read and written once.
 
-    With g = dL/dy, by the chain rule, W0 being frozen:
+    Under autocast all of it is in autocast's dtype. With g = dL/dy, by the chain rule, W0 being
+    frozen:
 
         dL/dx = g W0^T + s (g B) A    dL/dA = s (g B)^T x    dL/dB = s g^T (x A^T)
     """
@@ -109,10 +108,12 @@ class LowRankCorrection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, A, B, scaling):
         """x (..., in), weight (in, out), bias (out,) or None, A (r, in), B (out, r)."""
-        flat = x.flatten(0, -2)  # (n, in)
-        low = flat @ A.T  # (n, r)
-        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        y.addmm_(low, B.T, alpha=scaling)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        flat, weight, A, B = (t.to(dtype) for t in (x.flatten(0, -2), weight, A, B))  # x: (n, in)
+        low = scaling * (flat @ A.T)  # (n, r)
+        bias = None if bias is None else bias.to(dtype)
+        y = two_products(bias, (flat, weight), (low, B.T))
         ctx.save_for_backward(flat, low, weight, A, B)
         ctx.scaling = scaling
         return y.view(*x.shape[:-1], -1)  # (..., out)
@@ -126,10 +127,20 @@ class LowRankCorrection(torch.autograd.Function):
         # A product with a side of r is faster where its long sides are rows.
         g_low = ctx.scaling * (g_flat @ B.T.contiguous().T)  # (n, r)
         if ctx.needs_input_grad[0]:
-            dx = (g_flat @ weight.T).addmm_(g_low, A).view(*g.shape[:-1], -1)
+            dx = two_products(None, (g_flat, weight.T), (g_low, A)).view(*g.shape[:-1], -1)
         if ctx.needs_input_grad[2]:
             dbias = g_flat.sum(dim=0)
-        return dx, None, dbias, g_low.T @ flat, ctx.scaling * (low.T @ g_flat).T, None
+        return dx, None, dbias, g_low.T @ flat, (low.T @ g_flat).T, None
+
+
+def two_products(bias: Tensor | None, wide: tuple, thin: tuple) -> Tensor:
+    """Return bias + wide[0] @ wide[1] + thin[0] @ thin[1].
+
+    In half precision the thin product, LoRA's, comes first: a matrix product adds to what is there
+    in fp32. Added last, a correction smaller than the rounding of the wide one would vanish.
+    """
+    (a, b), (c, d) = (thin, wide) if wide[0].element_size() == 2 else (wide, thin)
+    return (a @ b if bias is None else torch.addmm(bias, a, b)).addmm_(c, d)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -247,7 +258,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             print_counts(count := count_parameters(model))
 
             keep_freed_memory()
-            training = Training(model.to(device.torch), corpus, cross_entropy, options, device)
+            training = Training(device.place(model), corpus, cross_entropy, options, device)
             progress = train(training, folder)
 
             tensors, base_name = lora_tensors(model), options.gpt_variant

@@ -21,6 +21,9 @@ from support.fast_layers import in_few_passes, recurrent_states
 from support.files import copy_tensors
 
 
+ROWS = 128  # of a product of bf16 on a CPU: a multiple of this
+
+
 class Reading(NamedTuple):
     """What a model makes of a packed batch, token by token."""
 
@@ -58,11 +61,14 @@ def packed_attention(
     Returns:
         (1, prefixes, heads, head_dim), or (1, sentences, ...) where ``last_only``; and no weights.
     """
-    # The kernel for variable lengths wants half precision, and a GPU that has it in hardware.
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    attend = varlen_blocks if half and has_bf16(query.device) else dense_blocks
-    rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    out = attend(*(x.index_select(0, batch.prefix_ids) for x in rows), batch, last_only, scaling)
+    # The kernel for variable lengths wants half precision, and a GPU that has it in hardware. On a
+    # CPU the kernel for dense blocks is several times slower in half precision.
+    half = torch.is_autocast_enabled(query.device.type) and has_bf16(query.device)
+    attend, dtype = (varlen_blocks, torch.bfloat16) if half else (dense_blocks, torch.float32)
+    rows = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (x.index_select(0, batch.prefix_ids) for x in rows)
+        out = attend(q, k, v, batch, last_only, scaling)
     return (out if last_only else out.index_select(0, batch.prefix_tokens)).unsqueeze(0), None
 
 
@@ -111,6 +117,15 @@ def varlen_blocks(
 # The classifier
 
 
+class Head(nn.Linear):
+    """A linear layer that computes in fp32, also under autocast: logits are differences."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class Classifier(nn.Module):
     """A decoder and a bias-free 2-class head, named as in its `...ForSequenceClassification`."""
 
@@ -124,7 +139,7 @@ class Classifier(nn.Module):
         self.prefix = backbone.base_model_prefix
         self.add_module(self.prefix, backbone)
         width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # the former is OPT's
-        self.score = nn.Linear(width, 2, bias=False)
+        self.score = Head(width, 2, bias=False)
         nn.init.normal_(self.score.weight, std=getattr(config, "initializer_range", 0.02))
 
     @property
@@ -134,6 +149,7 @@ class Classifier(nn.Module):
 
     def read(self, batch: Batch) -> Reading:
         """Return the logits, and the state at every token."""
+        batch = in_repeating_shapes(batch)
         states = prefix_states(self.backbone, batch)[batch.prefix_ids]
         return Reading(self.score(states[batch.last_tokens]), states)
 
@@ -141,7 +157,7 @@ class Classifier(nn.Module):
         """Return logits (sentences, 2)."""
         gpt2 = self.backbone.config.model_type == "gpt2"
         states = gpt2_last_states if gpt2 else last_states
-        return self.score(states(self.backbone, batch))
+        return self.score(states(self.backbone, in_repeating_shapes(batch)))
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -149,6 +165,17 @@ def load_classifier(folder: Path) -> Classifier:
     classifier = Classifier(load_backbone(folder, packed_attention))
     check_packing(classifier, folder)
     return classifier
+
+
+def in_repeating_shapes(batch: Batch) -> Batch:
+    """Return a batch for bf16 on a CPU: its first prefix repeated, unread, up to a multiple of rows.
+
+    oneDNN, which multiplies there, spends a millisecond on each product of a new shape.
+    """
+    tokens = batch.prefix_tokens
+    if tokens.is_cuda or not torch.is_autocast_enabled("cpu"):
+        return batch
+    return batch._replace(prefix_tokens=torch.cat([tokens, tokens[:1].expand(-len(tokens) % ROWS)]))
 
 
 def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
@@ -205,7 +232,7 @@ class DistilRNN(nn.Module):
         self.register_buffer("vocabulary", vocabulary)
         self.embedding = nn.Embedding(len(vocabulary) + 1, width, padding_idx=len(vocabulary))
         self.rnn = nn.RNN(width, width)
-        self.linear = nn.Linear(width, 2)
+        self.linear = Head(width, 2)
         self.dropout = nn.Dropout(dropout)
 
     def rows(self, input_ids: Tensor) -> Tensor:

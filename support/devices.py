@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from support.errors import UserError, first_line
 from support.processes import rank_and_processes, together
 
 AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
-# oneDNN, which multiplies in bf16 on a CPU, keeps what it built for the last 1,024 shapes. A step
-# needs fewer than 128; the next one has other shapes, and between what is kept of the old ones
-# memory fills with holes. It reads this at its first product.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 class Device(NamedTuple):
@@ -29,6 +26,16 @@ class Device(NamedTuple):
         """Return a context of bf16 matrix products, or of none; weights are fp32 in either case."""
         bf16 = self.precision == "bf16"
         return torch.autocast(self.torch.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Return a model on the device, the frozen weights of linear layers as they are multiplied.
+
+        Autocast would cast them at every call, in more time than some products take.
+        """
+        for module in model.modules() if self.precision == "bf16" else ():
+            if type(module).__name__ in ("Linear", "Conv1D") and not module.weight.requires_grad:
+                module.weight = nn.Parameter(module.weight.bfloat16(), requires_grad=False)
+        return model.to(self.torch)
 
     def description(self) -> dict[str, str | int]:
         """Return the machine in words."""

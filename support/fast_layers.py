@@ -64,7 +64,9 @@ class Normalised(torch.autograd.Function):
         r = squares.div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         n = x * r
         ctx.save_for_backward(n, r, weight)
-        return n * weight
+        kind = x.device.type
+        half = torch.is_autocast_enabled(kind)
+        return (n * weight).to(torch.get_autocast_dtype(kind) if half else n.dtype)
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor | None, None]:

@@ -28,10 +28,10 @@ from support.checkpoints import read_adapter, write_adapter
 from support.checkpoints.adapters import PREFIX
 from support.checkpoints.export import save_merged
 from support.checkpoints.peft_settings import read_settings
-from support.devices import CPU
+from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
-from train_utils import count_parameters, predict_logits
+from train_utils import Counts, count_parameters, cross_entropy, predict_logits
 
 PUBLISHED = dict(
     r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
@@ -161,6 +161,39 @@ def test_the_gradients_written_by_hand_are_autograds(kind, bias):
     assert len(found) == 3 + bias
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_correction_smaller_than_bf16_rounds_is_not_lost():
+    """bf16 has 8 bits: next to outputs of 1 a correction of 1e-3 is half a step, and is kept."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(64, 4096, bias=False).requires_grad_(False), LoraConfig(r=2))
+    nn.init.constant_(layer.lora_A.weight, 1 / 64)
+    nn.init.constant_(layer.lora_B.weight, 1e-3)
+    nn.init.normal_(layer.base_layer.weight, std=1 / 8)
+    x = 1 + torch.zeros(8, 64)
+    expected = (layer(x) - layer.base_layer(x)).mean()
+    choose_device("cpu", "bf16").place(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = (layer(x).float() - layer.base_layer(x).float()).mean()
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)
+
+
+def test_gradients_under_bf16_are_those_of_fp32_but_for_rounding(split):
+    batch, found = pack(split, np.arange(64)), {}
+    for precision in ("fp32", "bf16"):
+        device, model = choose_device("cpu", precision), nano_lora()
+        for parameter in model.parameters():  # a correction of its own, the same for both
+            if parameter.requires_grad and parameter.ndim == 2 and not parameter.any():
+                nn.init.constant_(parameter, 1e-3)
+        device.place(model)
+        with device.autocast():
+            logits = model(batch)
+        cross_entropy(logits.float(), batch, Counts.of(split, np.arange(64))).backward()
+        found[precision] = [logits.detach(), *(p.grad for p in lora_tensors(model).values())]
+    for exact, rounded in zip(*found.values(), strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_the_initial_a_and_b_are_pefts_bit_for_bit():
