@@ -114,22 +114,21 @@ class Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, W: Tensor, U: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
         """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
-        if torch.is_autocast_enabled("cpu"):  # by itself it would round U at every time step
-            x, W, U = (matrix.to(torch.get_autocast_dtype("cpu")) for matrix in (x, W, U))
-        states = torch.addmm(bias, x, W.T).to(bias.dtype)
+        half, tokens = torch.is_autocast_enabled("cpu"), len(x)
+        dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
+        x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
+        states = add_product(bias, x, W.T)[:tokens]
         steps = states.split(sizes)
         steps[0].tanh_()
         for before, now in pairwise(steps):
-            now.copy_(torch.addmm(now, before[: len(now)], U.T)).tanh_()
+            now.copy_(add_product(now, before[: len(now)], U.T)).tanh_()
         ctx.save_for_backward(x, W, U, states)
         ctx.sizes = sizes
         return states
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (tokens, width)."""
         x, W, U, states = ctx.saved_tensors
@@ -138,7 +137,33 @@ class Recurrence(torch.autograd.Function):
         steps = list(zip(dz.split(ctx.sizes), slopes.split(ctx.sizes), strict=True))
         for (after, _), (now, slope) in pairwise(reversed(steps)):
             some = len(after)
-            now[:some].addcmul_(after @ U, slope[:some])
+            now[:some].addcmul_((whole_rows(after, U.dtype) @ U)[:some], slope[:some])
         before = [h[:size] for h, size in zip(states.split(ctx.sizes), ctx.sizes[1:], strict=False)]
-        dU = dz[ctx.sizes[0] :].T @ torch.cat(before) if before else torch.zeros_like(U)
-        return dz @ W, dz.T @ x, dU, dz.sum(dim=0), None
+        before = torch.cat(before) if before else states[:0]
+        later, before = (whole_rows(rows, U.dtype) for rows in (dz[ctx.sizes[0] :], before))
+        rows = whole_rows(dz, U.dtype)
+        return (rows @ W)[: len(dz)], rows.T @ x, later.T @ before, dz.sum(dim=0), None
+
+
+def add_product(start: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return start + a b, of a (n, in) and b (in, out); where b is bf16, so is a in the product."""
+    if b.dtype != torch.bfloat16:
+        return torch.addmm(start, a, b)
+    return start + (whole_rows(a, b.dtype) @ b)[: len(a)]
+
+
+def whole_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return rows (n, width) in ``dtype``; of bf16 there are some more, of zeros.
+
+    oneDNN, which multiplies bf16 on a CPU, spends a millisecond on each product of a new shape. A
+    student meets one at every time step; so few numbers of rows serve all.
+    """
+    if dtype != torch.bfloat16:
+        return rows.to(dtype)
+    number = len(rows)
+    number += -number % (16 if number <= 128 else 128)
+    if (rows.dtype, len(rows)) == (dtype, number):
+        return rows
+    whole = rows.new_zeros(number, rows.shape[1], dtype=dtype)
+    whole[: len(rows)] = rows
+    return whole
