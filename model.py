@@ -20,7 +20,6 @@ from support.devices import has_bf16
 from support.fast_layers import in_few_passes, recurrent_states
 from support.files import copy_tensors
 
-
 ROWS = 128  # of a product of bf16 on a CPU: a multiple of this
 
 
@@ -168,14 +167,15 @@ def load_classifier(folder: Path) -> Classifier:
 
 
 def in_repeating_shapes(batch: Batch) -> Batch:
-    """Return a batch for bf16 on a CPU: its first prefix repeated, unread, up to a multiple of rows.
+    """Return a batch for bf16 on a CPU: its first prefix repeated, unread, up to whole `ROWS`.
 
     oneDNN, which multiplies there, spends a millisecond on each product of a new shape.
     """
     tokens = batch.prefix_tokens
     if tokens.is_cuda or not torch.is_autocast_enabled("cpu"):
         return batch
-    return batch._replace(prefix_tokens=torch.cat([tokens, tokens[:1].expand(-len(tokens) % ROWS)]))
+    unread = tokens[:1].expand(-len(tokens) % ROWS)
+    return batch._replace(prefix_tokens=torch.cat([tokens, unread]))
 
 
 def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:

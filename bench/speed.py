@@ -470,11 +470,18 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch
 
     from support.bases import load_language_model, load_tokenizer, token_ids
+    from support.fast_layers import in_few_passes
     from support.teaching import written
+    from support.teaching.continuations import continuations, shared_prompt_attention
 
     base = args.smollm2 or args.gpt2
     tokenizer, model = load_tokenizer(base), load_language_model(base)
-    _, ends = written.sentence_ends(tokenizer)
+    writer = load_language_model(base, shared_prompt_attention)
+    in_few_passes(writer)
+    _, wanted = written.sentence_tokens(tokenizer, cpu())
+    ends = wanted.ends.nonzero().flatten()
+    # Any text up to an end, as `generate` gives: nothing is given up.
+    wanted = wanted._replace(openers=torch.ones_like(wanted.ends), most_words=written.MOST_TOKENS)
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
     prompt, rows = torch.tensor(ids), written.PROMPTS * written.ROWS
     found: dict[str, list[float]] = {"ours": [], "generate": []}
@@ -482,7 +489,9 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
     def ours(number: int) -> None:
         generator = torch.Generator().manual_seed(number)
         began = time.perf_counter()
-        ended = len(written.continuations(model, [ids] * written.PROMPTS, ends, generator))
+        prompts = [ids] * written.PROMPTS
+        texts = continuations(writer, prompts, written.ROWS, written.TOP_K, wanted, generator)
+        ended = len(texts)
         found["ours"].append(ended / (time.perf_counter() - began))
 
     def theirs(number: int) -> None:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import support.teaching.answers
 import support.teaching.edits
@@ -34,8 +34,9 @@ from support.errors import UserError
 from support.files import read_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.teaching import HELD_OUT, hold_out, read_hints, transfer_sentences, written_sentences
+from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from support.teaching.edits import bare, most_variations, variations, words_and_marks
-from support.teaching.written import continuations, examples_of, sentence_ends
+from support.teaching.written import ROWS, examples_of, sentence_tokens
 
 WIDTH = 16
 
@@ -383,44 +384,102 @@ def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):
     lines = Tokenizer(BPE({"a": 0, ".": 1, "Ċ": 2, "ĊĊ": 3}, [("Ċ", "Ċ")]))
     lines.decoder = ByteLevel()
     lines.add_special_tokens(["<|endoftext|>"])
-    separator, ends = sentence_ends(lines)
-    assert (separator, ends.tolist()) == ("\n", [2, 3, 4])
-    separator, ends = sentence_ends(base.tokenizer)
+    separator, wanted = sentence_tokens(lines, CPU)
+    assert (separator, wanted.ends.nonzero().flatten().tolist()) == ("\n", [2, 3, 4])
+    separator, wanted = sentence_tokens(base.tokenizer, CPU)
     assert separator == " "
+    ends = wanted.ends.nonzero().flatten()
     pieces = [base.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
     assert {".", "?", "!", "<|endoftext|>"} <= set(pieces)
     assert all(piece[-1] in ".?!>" for piece in pieces)
 
 
-def test_continuations_are_drawn_from_what_the_model_gives_each_alone(base):
+def anything(vocabulary: int, ends: torch.Tensor) -> Wanted:
+    """Any continuation up to one of the tokens ``ends``."""
+    flags = torch.zeros(vocabulary, dtype=torch.bool)
+    flags[ends] = True
+    return Wanted(flags, torch.ones_like(flags), torch.zeros_like(flags), 0, 32)
+
+
+def writer() -> nn.Module:
+    return load_language_model(NANO, shared_prompt_attention)
+
+
+@pytest.mark.parametrize("heads", [None, 1, 2])
+def test_continuations_are_what_the_model_gives_each_alone(base, heads, tmp_path):
     """With one choice a token, every row is the greedy continuation that `generate` finds."""
-    model = load_language_model(NANO)
-    _, ends = sentence_ends(base.tokenizer)
+    folder = NANO
+    if heads:  # of keys and values, under four of queries: Llama's grouped-query attention
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=base.tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=heads,
+            initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        folder = tmp_path
+        LlamaForCausalLM(config).save_pretrained(folder)
+    model = load_language_model(folder)
     prompts = token_ids(base.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
-    expected = []
+    ends, expected = torch.arange(0, base.tokenizer.get_vocab_size(), 7), []
     for ids in prompts:
         greedy = model.generate(
-            torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=0
-        )[0, len(ids) :].tolist()
-        stop = next(place for place, token in enumerate(greedy) if token in ends.tolist())
-        expected += [greedy[: stop + 1]] * support.teaching.written.ROWS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(support.teaching.written, "TOP_K", 1)
-        found = continuations(model, prompts, ends, torch.Generator())
-    assert found == expected
+            torch.tensor([ids]), max_new_tokens=32, do_sample=False, pad_token_id=0,
+            eos_token_id=ends.tolist(),
+        )[0, len(ids) :].tolist()  # fmt: skip
+        expected += [greedy] * 20
+    model = load_language_model(folder, shared_prompt_attention)
+    wanted = anything(model.config.vocab_size, ends)
+    found = continuations(model, prompts, 20, 1, wanted, torch.Generator())
+    assert found == [text for text in expected if text[-1] % 7 == 0]
+    assert len(found) >= 40
+    assert max(map(len, found)) > 3
 
 
-def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, monkeypatch):
+def test_rows_that_end_do_not_change_the_others(base):
+    """What is sampled after a row was given up is likely where the whole text is read at once."""
+    model, plain = writer(), load_language_model(NANO)
+    _, wanted = sentence_tokens(base.tokenizer, CPU)
+    prompts = token_ids(base.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
+    found = continuations(model, prompts, 200, 2, wanted, torch.Generator().manual_seed(1))
+    assert len(found) > 100
+    starts = {tuple(ids) for ids in prompts}
+    for text in found:
+        fits = []
+        for ids in starts:
+            logits = plain(torch.tensor([[*ids, *text]])).logits[0, len(ids) - 1 : -1]
+            fits.append((logits.topk(2).indices == torch.tensor(text).unsqueeze(1)).any(1).all())
+        assert any(fits)  # each token is one of the two likeliest after one of the prompts
+
+
+def test_a_row_that_cannot_be_a_sentence_is_given_up(base):
+    """So what is left are lines of the right beginning, and of few words."""
+    _, wanted = sentence_tokens(base.tokenizer, CPU)
+    (ids,) = token_ids(base.tokenizer, ["The dogs sleep."])
+    found = [
+        base.tokenizer.decode(text).strip()
+        for few in (wanted, wanted._replace(most_words=4))
+        for text in continuations(writer(), [ids], 200, 150, few, torch.Generator().manual_seed(0))
+    ]
+    found = [text for text in found if text]  # a special token alone is no text
+    found = [text for text in found if text]  # a special token alone is no text
+    assert all(text[0].isupper() for text in found)
+    assert {len(text.split()) <= 4 for text in found} == {True, False}
+    loose = anything(len(wanted.ends), wanted.ends.nonzero().flatten())
+    texts = continuations(writer(), [ids], 200, 150, loose, torch.Generator().manual_seed(0))
+    assert not all(base.tokenizer.decode(text).strip()[0].isupper() for text in texts)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_gives_them(base):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
-    monkeypatch.setattr(support.teaching.written, "TOP_K", 10)
     model = load_language_model(NANO)
     (ids,) = token_ids(base.tokenizer, ["The dogs"])
     logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
-    everything = torch.arange(model.config.vocab_size)  # any token ends a row
-    found = continuations(model, [ids] * 50, everything, torch.Generator().manual_seed(0))
+    wanted = anything(model.config.vocab_size, torch.arange(model.config.vocab_size))
+    generator = torch.Generator().manual_seed(0)
+    found = continuations(writer(), [ids] * 50, ROWS, 10, wanted, generator)
     drawn = torch.tensor(found).squeeze(1)
     counts = [(drawn == token).sum().item() for token in likeliest]
-    assert sum(counts) == len(drawn) == 50 * support.teaching.written.ROWS
+    assert sum(counts) == len(drawn) == 50 * ROWS
     expected = logits.detach().double().softmax(0).numpy() * len(drawn)
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 

@@ -30,7 +30,7 @@ from predict import load_model
 from support import devices, processes
 from support.checkpoints import teacher_fingerprint
 from support.checkpoints.export import write_files
-from support.devices import CPU
+from support.devices import CPU, choose_device, note_slow_bf16
 from support.errors import UserError, explain
 from support.fast_layers import library_states
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
@@ -119,6 +119,24 @@ def test_a_device_that_another_process_lacks_is_refused_in_all(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     with pytest.raises(UserError, match="--device cuda:1: not usable here"):
         devices.choose_device("cpu", None)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_processor_that_emulates_bf16_is_told_of_once(slow, monkeypatch, capsys):
+    clock = iter(range(100))  # every call a second later: fp32's four products, then bf16's
+
+    def seconds() -> float:
+        called = next(clock)
+        return called * (3 if slow and called >= 8 else 1)
+
+    monkeypatch.setattr("support.devices.time.perf_counter", seconds)
+    note_slow_bf16.cache_clear()
+    for _ in range(2):
+        choose_device("cpu", "bf16")
+    choose_device("cpu", "fp32")
+    said = "note: --precision bf16: this processor takes 3.0 times as long"
+    assert capsys.readouterr().err.count(said) == slow
+    note_slow_bf16.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["meta", "cuda:99", "nonsense"])

@@ -21,19 +21,26 @@ MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuratio
 
 def load_backbone(folder: Path, attention: Callable) -> nn.Module:
     """Load a base's blocks, with ``attention``, by `AttentionInterface`, in place of their own."""
-    from transformers import AttentionInterface, AutoModel
+    from transformers import AutoModel
 
-    AttentionInterface.register("packed", attention)
-    backbone = load_pretrained(AutoModel, folder)
-    backbone.set_attn_implementation("packed")
-    return backbone
+    return with_attention(load_pretrained(AutoModel, folder), "packed", attention)
 
 
-def load_language_model(folder: Path) -> nn.Module:
-    """Load a base with its own head and attention, for generation."""
+def load_language_model(folder: Path, attention: Callable | None = None) -> nn.Module:
+    """Load a base with its own head, for generation; ``attention`` as above, or its own."""
     from transformers import AutoModelForCausalLM
 
-    return load_pretrained(AutoModelForCausalLM, folder)
+    model = load_pretrained(AutoModelForCausalLM, folder)
+    return with_attention(model, "writing", attention) if attention else model
+
+
+def with_attention(model: nn.Module, name: str, attention: Callable) -> nn.Module:
+    """Return a model whose blocks attend by a function of ours."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(name, attention)
+    model.set_attn_implementation(name)
+    return model
 
 
 def load_pretrained(architecture: type, folder: Path) -> nn.Module:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_utils import Split
@@ -21,16 +20,19 @@ from support.bases import Base, load_language_model, token_ids, variant_name
 from support.corpus import TRAIN
 from support.devices import Device
 from support.errors import UserError
+from support.fast_layers import in_few_passes
 from support.files import read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, is_main
 from support.runs.locks import locked
 from support.runs.resumption import interruptible
+from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from support.teaching.edits import bare
 
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
 PROMPTS, ROWS = 8, 64  # of a batch, continuations of each
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
+RULE = "given up early"  # a row that cannot be a sentence any more; another rule is another file
 SAVE_EVERY = 5  # batches
 FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing more to say
 
@@ -46,7 +48,7 @@ def written_sentences(
     """
     examples = examples_of(corpus[TRAIN], base.max_length)
     drawn = device.torch.type, device.precision  # each draws and rounds in its own way
-    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS, RULE))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
     key = fingerprint(base_key, *tokens, how, *known)
@@ -122,73 +124,40 @@ def written_batches(
     base: Base, examples: list[list[str]], device: Device, first: int
 ) -> Iterator[list[str]]:
     """Yield the whole sentences that each batch of prompts gives, from batch ``first`` on."""
-    model = load_language_model(base.folder).to(device.torch)
-    separator, ends = sentence_ends(base.tokenizer)
-    ends = ends.to(device.torch)
+    model = device.place(load_language_model(base.folder, shared_prompt_attention))
+    in_few_passes(model)
+    separator, wanted = sentence_tokens(base.tokenizer, device)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
         for kind in examples * (PROMPTS // 2):
             chosen = rng.choice(len(kind), EXAMPLES, replace=False)
             prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
-        generator = torch.Generator(ends.device).manual_seed(number)
+        generator = torch.Generator(device.torch).manual_seed(number)
         with device.autocast():
-            rows = continuations(model, token_ids(base.tokenizer, prompts), ends, generator)
+            ids = token_ids(base.tokenizer, prompts)
+            rows = continuations(model, ids, ROWS, TOP_K, wanted, generator)
         lines = [base.tokenizer.decode(row).split("\n")[0].strip() for row in rows]
         yield [s for s in lines if len(s.split()) in WORDS and s[0].isupper() and s[-1] in ".?!"]
 
 
-@torch.no_grad()
-def continuations(
-    model: nn.Module, prompts: list[list[int]], ends: Tensor, generator: torch.Generator
-) -> list[list[int]]:
-    """Sample `ROWS` continuations of each prompt, each up to one of the tokens ``ends``.
+def sentence_tokens(tokenizer: Tokenizer, device: Device) -> tuple[str, Wanted]:
+    """Return what stands between two sentences of a prompt, and which tokens make a sentence.
 
-    A prompt's keys and values are computed once, and a row that has ended costs no more. What
-    does not end within `MOST_TOKENS` is left out.
-    """
-    from transformers import DynamicCache
-
-    longest, cache = max(map(len, prompts)), DynamicCache(config=model.config)
-    ids = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]  # padded on the left
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    ids, mask = (torch.tensor(x, device=ends.device) for x in (ids, mask))  # (prompts, longest)
-    rows = torch.arange(len(prompts) * ROWS, device=ends.device)
-    texts = [[] for _ in rows]
-    for step in range(MOST_TOKENS):
-        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        logits = model(
-            ids, attention_mask=mask, position_ids=places, past_key_values=cache, logits_to_keep=1
-        ).logits[:, -1]
-        if step == 0:
-            cache.batch_repeat_interleave(ROWS)
-            logits, mask = (x.repeat_interleave(ROWS, dim=0) for x in (logits, mask))
-        likeliest, tokens = logits.topk(min(TOP_K, logits.shape[1]))  # (rows, choices)
-        drawn = torch.multinomial(likeliest.softmax(dim=1), 1, generator=generator)
-        ids = tokens.gather(1, drawn)  # (rows, 1)
-        for row, token in zip(rows.tolist(), ids.flatten().tolist(), strict=True):
-            texts[row].append(token)
-        going = (~torch.isin(ids.flatten(), ends)).nonzero().flatten()
-        if not len(going):
-            break
-        if len(going) < len(rows):
-            cache.batch_select_indices(going)
-        rows, ids, mask = rows[going], ids[going], mask[going]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    last = set(ends.tolist())
-    return [text for text in texts if text[-1] in last]
-
-
-def sentence_ends(tokenizer: Tokenizer) -> tuple[str, Tensor]:
-    """Return what stands between two sentences of a prompt, and the tokens that end a sentence.
-
-    It is a line's end, where the tokenizer has learnt more than one such token; else its model has
+    A line's end does, where the tokenizer has learnt more than one such token; else its model has
     seen running text alone, as nano, and a space and the marks at a sentence's end do. A special
     token ends a sentence too: it ends the text.
     """
     pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
     special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    newlines = [i for i, piece in enumerate(pieces) if "\n" in piece]
-    if len(newlines) > 1:
-        return "\n", torch.tensor(newlines + special)
-    marks = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
-    return " ", torch.tensor(marks + special)
+    ends = [i for i, piece in enumerate(pieces) if "\n" in piece]
+    separator = "\n" if len(ends) > 1 else " "
+    if separator == " ":
+        ends = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
+    # A space, or a part of a character, may come before a capital.
+    opening = [piece.strip()[:1] for piece in pieces]
+    openers = [not first or first.isupper() or first == "\ufffd" for first in opening]
+    words = [piece[:1].isspace() and bool(piece.strip()) for piece in pieces]
+    flags = torch.zeros(len(pieces), dtype=torch.bool)
+    flags[ends + special] = True
+    flags = (x.to(device.torch) for x in (flags, torch.tensor(openers), torch.tensor(words)))
+    return separator, Wanted(*flags, WORDS[-1], MOST_TOKENS)
