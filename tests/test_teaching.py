@@ -451,22 +451,26 @@ def test_rows_that_end_do_not_change_the_others(base):
         assert any(fits)  # each token is one of the two likeliest after one of the prompts
 
 
-def test_a_row_that_cannot_be_a_sentence_is_given_up(base):
-    """So what is left are lines of the right beginning, and of few words."""
+@pytest.mark.parametrize(
+    ("prompt", "few", "good"),
+    [
+        ("The dogs", 20, lambda line: line[0].isupper()),
+        ("The dogs sleep.", 4, lambda line: len(line.split()) <= 5),  # the first has no space
+    ],
+)
+def test_a_row_that_cannot_be_a_sentence_is_given_up(base, prompt, few, good):
+    """There are such where all are kept."""
     _, wanted = sentence_tokens(base.tokenizer, CPU)
-    (ids,) = token_ids(base.tokenizer, ["The dogs sleep."])
-    found = [
-        base.tokenizer.decode(text).strip()
-        for few in (wanted, wanted._replace(most_words=4))
-        for text in continuations(writer(), [ids], 200, 150, few, torch.Generator().manual_seed(0))
-    ]
-    found = [text for text in found if text]  # a special token alone is no text
-    found = [text for text in found if text]  # a special token alone is no text
-    assert all(text[0].isupper() for text in found)
-    assert {len(text.split()) <= 4 for text in found} == {True, False}
-    loose = anything(len(wanted.ends), wanted.ends.nonzero().flatten())
-    texts = continuations(writer(), [ids], 200, 150, loose, torch.Generator().manual_seed(0))
-    assert not all(base.tokenizer.decode(text).strip()[0].isupper() for text in texts)
+    (ids,) = token_ids(base.tokenizer, [prompt])
+
+    def found(wanted: Wanted) -> set[bool]:
+        generator = torch.Generator().manual_seed(0)
+        texts = continuations(writer(), [ids], 200, 150, wanted, generator)
+        lines = [base.tokenizer.decode(text).strip() for text in texts]
+        return {good(line) for line in lines if line}
+
+    assert False in found(anything(len(wanted.ends), wanted.ends.nonzero().flatten()))
+    assert False not in found(wanted._replace(most_words=few))
 
 
 def test_tokens_are_drawn_as_often_as_the_model_gives_them(base):

@@ -32,7 +32,6 @@ from support.teaching.edits import bare
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
 PROMPTS, ROWS = 8, 64  # of a batch, continuations of each
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
-RULE = "given up early"  # a row that cannot be a sentence any more; another rule is another file
 SAVE_EVERY = 5  # batches
 FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing more to say
 
@@ -48,7 +47,7 @@ def written_sentences(
     """
     examples = examples_of(corpus[TRAIN], base.max_length)
     drawn = device.torch.type, device.precision  # each draws and rounds in its own way
-    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS, RULE))
+    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
     key = fingerprint(base_key, *tokens, how, *known)
