@@ -151,7 +151,6 @@ def with_answers(
     hints in ``transfer/`` for every student. Both are computed anew for another teacher, whose
     fingerprint is ``key``, or other sentences.
     """
-    teacher.to(device.torch)
     if options.hint_weight:
         width, place = options.hint_width, options.out_dir / "transfer"
         logits, states = read_hints(corpus[TRAIN], teacher, key, device, width, place)
@@ -236,6 +235,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
 
             teacher = load_teacher(teacher_folder, options.gpt_variant)
+            device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
             keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes

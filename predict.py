@@ -44,7 +44,7 @@ def run_gen(args: Namespace) -> None:
             f"--max_new_tokens {args.max_new_tokens}: after the prompt's {prompt.shape[1]} tokens "
             f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
         )
-    model = load_language_model(base.folder).to(device.torch)
+    model = device.place(load_language_model(base.folder))
     sampling = {}
     if sampled := args.temperature > 1e-6:  # the softmax of less has one token, or overflows
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
@@ -81,7 +81,7 @@ def run_predict(args: Namespace) -> None:
         note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
         print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
     keep_freed_memory()
-    logits = predict_logits(model.to(device.torch), split, device, "judging")  # (sentences, 2)
+    logits = predict_logits(device.place(model), split, device, "judging")  # (sentences, 2)
     answers, probabilities = logits.argmax(dim=1).tolist(), logits.softmax(dim=1)[:, 1].tolist()
     if args.json:
         names = ("sentence", "label", "p_acceptable", "logits")

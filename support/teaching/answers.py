@@ -65,7 +65,7 @@ def read_hints(
     fingerprint is ``teacher_key``) and the sentences. The basis is saved too: on another machine
     its directions may come out turned.
     """
-    teacher.to(device.torch).eval()
+    teacher.eval()
     full, first, reading = teacher.score.in_features, next(split.chunks(CHUNK)), None
     width, logits, paths = min(width, full), [], []
     key = fingerprint(teacher_key, first.fingerprint, device.precision, str(width))
