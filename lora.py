@@ -26,6 +26,7 @@ from support.bases import Base, base_fingerprint
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
+from support.fast_layers import product_dtype
 from support.files import copy_tensors
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
@@ -108,8 +109,7 @@ class LowRankCorrection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, A, B, scaling):
         """x (..., in), weight (in, out), bias (out,) or None, A (r, in), B (out, r)."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dtype = product_dtype(x)
         flat, weight, A, B = (t.to(dtype) for t in (x.flatten(0, -2), weight, A, B))  # x: (n, in)
         low = scaling * (flat @ A.T)  # (n, r)
         bias = None if bias is None else bias.to(dtype)

@@ -17,6 +17,12 @@ torch.tanh(torch.zeros(1))
 torch.exp(torch.zeros(1))
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which x is to be multiplied: autocast's, where it is on, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 # ---------------------------------------------------------------------------------------------
 # Norms and activations
 
@@ -64,9 +70,7 @@ class Normalised(torch.autograd.Function):
         r = squares.div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         n = x * r
         ctx.save_for_backward(n, r, weight)
-        kind = x.device.type
-        half = torch.is_autocast_enabled(kind)
-        return (n * weight).to(torch.get_autocast_dtype(kind) if half else n.dtype)
+        return (n * weight).to(product_dtype(x))
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor | None, None]:
@@ -116,8 +120,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, W: Tensor, U: Tensor, bias: Tensor, sizes: list[int]) -> Tensor:
         """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
-        half, tokens = torch.is_autocast_enabled("cpu"), len(x)
-        dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
+        dtype, tokens = product_dtype(x), len(x)
         x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
         states = add_product(bias, x, W.T)[:tokens]
         steps = states.split(sizes)
@@ -146,19 +149,19 @@ class Recurrence(torch.autograd.Function):
 
 
 def add_product(start: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return start + a b, of a (n, in) and b (in, out); where b is bf16, so is a in the product."""
-    if b.dtype != torch.bfloat16:
+    """Return start + a b, of a (n, in) and b (in, out), computed in the dtype of b."""
+    if b.element_size() > 2:
         return torch.addmm(start, a, b)
     return start + (whole_rows(a, b.dtype) @ b)[: len(a)]
 
 
 def whole_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return rows (n, width) in ``dtype``; of bf16 there are some more, of zeros.
+    """Return rows (n, width) in ``dtype``; of half precision there are some more, of zeros.
 
     oneDNN, which multiplies bf16 on a CPU, spends a millisecond on each product of a new shape. A
     student meets one at every time step; so few numbers of rows serve all.
     """
-    if dtype != torch.bfloat16:
+    if dtype.itemsize > 2:
         return rows.to(dtype)
     number = len(rows)
     number += -number % (16 if number <= 128 else 128)
