@@ -238,7 +238,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
-            keep_freed_memory()  # not before: a writer's keys and values grow, and leave holes
+            keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
             corpus = with_transfer_set(options, base, corpus, written)
             corpus = with_answers(options, corpus, teacher.model, key, device, folder)
 
