@@ -37,7 +37,7 @@ def counts_of(labels: torch.Tensor) -> Counts:
 
 
 def corpus_of(*sentences, max_length=512) -> dict:
-    """The same sentences, the first acceptable and the others not, in all three splits."""
+    """Return three splits of the same sentences, the first acceptable and the others not."""
     labels = [1] + [0] * (len(sentences) - 1)
     tokenizer = load_tokenizer(NANO)
     return {name: tokenize(tokenizer, sentences, labels, max_length, name) for name in SPLITS}
@@ -271,7 +271,7 @@ def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(sav
 
 @pytest.mark.parametrize("width", [16, 6])
 def test_an_embedding_starts_from_the_components_of_its_teachers(width):
-    """The same distances between tokens as the teacher's standardised rows have, or nearly."""
+    """Distances between tokens are those of the teacher's standardised rows, or nearly."""
     torch.manual_seed(0)
     teacher = classifier(NANO)
     taught = teacher.backbone.wte.weight

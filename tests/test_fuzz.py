@@ -79,7 +79,7 @@ def tried(call, *arguments):
 
 
 def tried_with(path, content, call, *arguments):
-    """The same while a file holds other bytes than its own."""
+    """Check it while a file holds other bytes than its own."""
     before = path.read_bytes()
     try:
         path.write_bytes(content)
@@ -209,7 +209,7 @@ def judge(model, tokenizer, positions):
 
 
 def judge_by_base(folder):
-    """The same, the model read from a folder as every mode reads it."""
+    """Read the model from a folder, as every mode reads it."""
     found = find_base(str(folder))
     return judge(classifier(found.folder), found.tokenizer, found.max_length)
 

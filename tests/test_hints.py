@@ -88,7 +88,7 @@ def test_pieces_of_a_batch_add_up_to_its_hint_loss(hinted, monkeypatch):
 
 
 def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path):
-    """Of another teacher, whose logits and sentences may be the same."""
+    """Its teacher is another, whose logits and sentences may be the same."""
     train = hinted.corpus[TRAIN]
     assert lesson_fingerprint(train) != lesson_fingerprint(replace(train, teacher_states=None))
     _, states = read_hints(corpus[TRAIN], teacher, "another teacher", CPU, WIDTH, tmp_path)

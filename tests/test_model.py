@@ -246,7 +246,7 @@ def test_a_token_outside_the_vocabulary_reads_the_row_of_zeros():
 def test_bf16_is_chosen_for_a_gpu_that_multiplies_it_in_hardware(
     monkeypatch, index, capability, precision
 ):
-    """Of the GPU that computes, whatever the others can do."""
+    """The GPU that computes decides, whatever the others can do."""
     name, others = f"cuda:{index}", {(7, 5): (8, 0)}.get(capability, (7, 5))
     capabilities = {torch.device(name): capability}
     one = torch.zeros(1)

@@ -52,7 +52,7 @@ def teacher() -> nn.Module:
 
 
 def corpus_of(*sentences) -> dict:
-    """The same sentences in all three splits, all of them acceptable."""
+    """Return three splits of the same sentences, all of them acceptable."""
     labels = [1] * len(sentences)
     return {n: tokenize(load_tokenizer(NANO), sentences, labels, 512, n) for n in SPLITS}
 
@@ -155,7 +155,7 @@ def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
 
 
 def test_no_capital_gives_an_edit_away():
-    """Of words that stand mid-sentence elsewhere, be it with the mark at the end."""
+    """A word counts that stands mid-sentence elsewhere, be it with the mark at the end."""
     made = first(100, ["Cats see dogs.", "Dogs see cats."], 1)
     assert len(made) > 10
     assert all(word.islower() for sentence in made for word in sentence.split()[1:])
