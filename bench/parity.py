@@ -94,9 +94,11 @@ def compare_trajectories(
     return losses, {name: difference(name, mine[name], other[name]) for name in mine}
 
 
-def peft_model(folder: Path, config: LoraConfig) -> peft.PeftModel:
+def peft_model(folder: Path, config: LoraConfig, attention: str = "sdpa") -> peft.PeftModel:
     """PEFT's model with the same trainable set, the backbone's dropout off."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, attn_implementation=attention
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -121,8 +123,11 @@ def padded_loss(model: torch.nn.Module, split: Split, indices: list[int]) -> tor
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
+    device = next(model.parameters()).device
+    tensors = (input_ids, mask, split.labels[indices])
+    input_ids, mask, labels = (x.to(device) for x in tensors)
     logits = model(input_ids=input_ids, attention_mask=mask).logits
-    return F.cross_entropy(logits, split.labels[indices])
+    return F.cross_entropy(logits.float(), labels)
 
 
 def difference(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -7,12 +7,14 @@
 
 Everything of a row is measured in one run, the sides taking turns, so that a noisy machine troubles
 both alike; what counts is their ratio. LoRA's rates are means over an epoch, seconds the best or
-the median of several. The roofline is this machine's own rate of multiplying matrices, measured
-between the steps. A real token counts as 2 passes of 2 FLOP for each of the blocks' weights, also
-where work is skipped and never for padding.
+the median of several. It is measured in fp32 and, where the processor multiplies it, in bf16. The
+roofline is this machine's own rate of multiplying matrices, measured between the steps. A real
+token counts as 2 passes of 2 FLOP for each of the blocks' weights, also where work is skipped and
+never for padding.
 
 The peers, written against their libraries' public interfaces:
-PEFT             its LoRA on Hugging Face's classifier, each batch padded to its longest sentence
+PEFT             its LoRA on Hugging Face's classifier, each batch padded to its longest sentence;
+                 in bf16 its frozen weights are stored so, as ours are, and autocast does the rest
 course style     sentences padded or cut to 20 tokens, the teacher asked anew in every step, Adam
                  over the embedding of the whole vocabulary
 """
@@ -36,6 +38,7 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parent.parent
 
 BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
+REPEATED = 10  # products between two steps, of the roofline
 MARKS = "<!-- speed -->", "<!-- end of speed -->"  # around the table in a Markdown file
 
 
@@ -69,6 +72,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
+    parser.set_defaults(device=None, compiled=True)  # bench.gpu has others
     args = parser.parse_args()
     from support.bases.finding import base_folder
     from support.errors import UserError
@@ -89,7 +93,7 @@ def main() -> None:
         print(json.dumps(globals()[name](args, *rest)))
         return
     lines = [
-        f"{machine()}; full-size models, CoLA, batch {BATCH_SIZE}, fp32"
+        f"{machine()}; full-size models, CoLA, batch {BATCH_SIZE}, fp32 unless said"
         f"{'; quick variant' if args.quick else ''}.",
         "",
         "| work | this project | peer | ratio |",
@@ -108,14 +112,14 @@ def main() -> None:
         write_bytes(args.out, (before + MARKS[0] + table + MARKS[1] + after).encode())
 
 
-def machine() -> str:
+def machine(device=None) -> str:
     """The machine and the versions in words."""
     import torch
     import transformers
 
     from support.devices import CPU
 
-    found = CPU.description()
+    found = (device or CPU).description()
     return (
         f"{found['name']}, {found['threads']} threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}"
@@ -131,8 +135,16 @@ def in_turn(sides: dict[str, Callable[[int], object]], times: int) -> dict[str, 
         for name, side in sides.items():
             began = time.perf_counter()
             side(number)
+            wait_for_gpu()
             seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def wait_for_gpu() -> None:
+    """Have a GPU, where one computes, do all that it was told."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def worker(args: argparse.Namespace, *command: str) -> dict:
@@ -165,7 +177,7 @@ def classifier(base: Path):
     return load_classifier(base)
 
 
-def training_of(model, split, epochs: int = 1, loss=None, **other):
+def training_of(model, split, epochs: int = 1, loss=None, device=None, **other):
     """Ours at work on one split, and on others beside it; with cross-entropy unless told."""
     from support.corpus import TRAIN
     from train_utils import Training, cross_entropy
@@ -174,7 +186,7 @@ def training_of(model, split, epochs: int = 1, loss=None, **other):
         sr_no=SR_NO, batch_size=BATCH_SIZE, lr=LR, lr_schedule="constant", epochs=epochs,
         patience=epochs, monitor="accuracy", max_steps=None,
     )  # fmt: skip
-    return Training(model, {**other, TRAIN: split}, loss or cross_entropy, options, cpu())
+    return Training(model, {**other, TRAIN: split}, loss or cross_entropy, options, device or cpu())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,8 +201,11 @@ class Side(NamedTuple):
     costs: list[int]  # the tokens that it computes, its padding among them
 
 
-def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
-    """Ours, and PEFT with batches as they come, grouped by length, and compiled beside."""
+def lora_sides(base: Path, data_dir: Path, device=None, compiled=False) -> dict[str, Side]:
+    """Ours, and PEFT with batches as they come, grouped by length, and compiled beside.
+
+    In bf16 ours in fp32 is a side too.
+    """
     import numpy as np
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -201,6 +216,7 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
     from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
+    device = device or cpu()
     split = load_corpus(data_dir, load_tokenizer(base), 1024)[TRAIN]
     generator = torch.Generator().manual_seed(SR_NO)
     lengths = split.seqlens.tolist()
@@ -221,18 +237,28 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
 
         return step
 
-    def ours() -> Callable:
-        model = classifier(base)
+    def ours(precision: str) -> Callable:
+        model, place = classifier(base), device._replace(precision=precision)
         add_lora(model, LoraConfig(**published_set(model)))
-        training = training_of(model, split)
+        training = training_of(place.place(model), split, device=place)
         return side(model, lambda indices: accumulate_gradients(training, indices))
 
-    def theirs(compiled: bool = False) -> Callable:
+    def theirs(attention: str = "sdpa", compiled: bool = False) -> Callable:
         from bench.parity import padded_loss, peft_model
 
-        model = peft_model(base, LoraConfig(**published_set(classifier(base))))
+        config = LoraConfig(**published_set(classifier(base)))
+        model = peft_model(base, config, attention).to(device.torch)
+        for name, parameter in model.named_parameters():
+            if device.precision == "bf16" and name.endswith("base_layer.weight"):
+                parameter.data = parameter.data.bfloat16()
         judge = torch.compile(model, dynamic=True) if compiled else model
-        return side(model, lambda indices: padded_loss(judge, split, indices.tolist()).backward())
+
+        def backward(indices: np.ndarray) -> None:
+            with device.autocast():
+                loss = padded_loss(judge, split, indices.tolist())
+            loss.backward()
+
+        return side(model, backward)
 
     random, by_length = cut(shuffled(len(split), SR_NO, 0)), cut(grouped)
     real = [int(split.seqlens[batch].sum()) for batch in random]
@@ -240,12 +266,18 @@ def lora_sides(base: Path, data_dir: Path) -> dict[str, Side]:
         [int(len(batch) * split.seqlens[batch].max()) for batch in batches]
         for batches in (random, by_length)
     )
-    return {
-        "ours": Side(ours, random, real),
+    sides = {
+        "ours": Side(partial(ours, device.precision), random, real),
         "PEFT": Side(theirs, random, padded),
         "PEFT grouped": Side(theirs, by_length, grouped_costs),
-        "PEFT grouped, compiled": Side(partial(theirs, True), by_length, grouped_costs),
     }
+    if device.precision == "bf16":
+        sides["ours in fp32"] = Side(partial(ours, "fp32"), random, real)
+        sides["PEFT grouped, eager"] = Side(partial(theirs, "eager"), by_length, grouped_costs)
+    if compiled:
+        make = partial(theirs, "sdpa", True)
+        sides["PEFT grouped, compiled"] = Side(make, by_length, grouped_costs)
+    return sides
 
 
 def bases(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
@@ -256,6 +288,26 @@ def bases(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 
 
 def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Training steps with LoRA, of every base in every precision."""
+    for name, base in bases(args):
+        for device in precisions(args):
+            yield from lora_rows_of(args, name, base, device)
+
+
+def precisions(args: argparse.Namespace) -> list:
+    """What is measured with: fp32, and bf16 where the processor has it."""
+    import torch
+
+    from support.devices import has_bf16
+
+    fp32 = args.device or cpu()
+    has = has_bf16(fp32.torch) or (
+        fp32.torch.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    )
+    return [fp32, fp32._replace(precision="bf16")][: 1 + has]
+
+
+def lora_rows_of(args: argparse.Namespace, name: str, base: Path, device) -> Iterator[Row]:
     """Training steps with LoRA against each of the others, and against the roofline.
 
     A side's mean over its epoch is found from some of its batches, of all costs: their seconds a
@@ -263,42 +315,43 @@ def lora_rows(args: argparse.Namespace) -> Iterator[Row]:
     """
     import torch
 
-    for name, base in bases(args):
-        sides = lora_sides(base, args.data_dir)
-        some = {side: spread(found, 3 if args.quick else 9) for side, found in sides.items()}
-        calls = {
-            side: partial(call, found.make(), [found.batches[n] for n in some[side]])
-            for side, found in sides.items()
-        }
-        weights = block_weights(base)
-        widest = max(weights, key=lambda shape: shape[0] * shape[1])
-        a, b = torch.randn(1200, min(widest)), torch.randn(min(widest), max(widest))
-        seconds = in_turn({**calls, "roofline": partial(multiply, a, b)}, len(some["ours"]))
-        seconds = {side: sum(values[1:]) for side, values in seconds.items()}  # the first warms up
-        a_token = {
-            s: seconds[s] / sum(found.costs[n] for n in some[s][1:]) for s, found in sides.items()
-        }
-        rate = {
-            s: sum(map(len, found.batches)) / (a_token[s] * sum(found.costs))
-            for s, found in sides.items()
-        }
-        for peer in list(sides)[1:]:
-            yield Row(
-                f"LoRA training, {name}, sentences/s",
-                f"{rate['ours']:.1f}",
-                f"{peer} {rate[peer]:.1f}",
-                rate["ours"] / rate[peer],
-            )
-        reached = 4 * sum(size_in * size_out for size_in, size_out in weights) / a_token["ours"]
-        flop = 10 * 2 * a.numel() * b.shape[1]
-        roofline = flop * (len(some["ours"]) - 1) / seconds["roofline"]
+    half = device.precision == "bf16"
+    sides = lora_sides(base, args.data_dir, device, args.compiled)
+    some = {side: spread(found, 3 if args.quick else 9) for side, found in sides.items()}
+    calls = {
+        side: partial(call, found.make(), [found.batches[n] for n in some[side]])
+        for side, found in sides.items()
+    }
+    weights = block_weights(base)
+    widest = max(weights, key=lambda shape: shape[0] * shape[1])
+    dtype = torch.bfloat16 if half else torch.float32
+    shapes = (1152, min(widest)), (min(widest), max(widest))
+    a, b = (torch.randn(shape, device=device.torch, dtype=dtype) for shape in shapes)
+    seconds = in_turn({**calls, "roofline": partial(multiply, a, b)}, len(some["ours"]))
+    seconds = {side: sum(values[1:]) for side, values in seconds.items()}  # the first warms up
+    a_token = {
+        s: seconds[s] / sum(found.costs[n] for n in some[s][1:]) for s, found in sides.items()
+    }
+    rate = {
+        s: sum(map(len, found.batches)) / (a_token[s] * sum(found.costs))
+        for s, found in sides.items()
+    }
+    what = f"LoRA training, {name}{', bf16' if half else ''}"
+    for peer in list(sides)[1:]:
         yield Row(
-            f"LoRA training, {name}, GFLOP/s of real tokens",
-            f"{reached / 1e9:.0f}",
-            f"roofline {roofline / 1e9:.0f}",
-            reached / roofline,
+            f"{what}, sentences/s",
+            f"{rate['ours']:.1f}",
+            f"{peer} {rate[peer]:.1f}",
+            rate["ours"] / rate[peer],
         )
-        del calls
+    reached = 4 * sum(size_in * size_out for size_in, size_out in weights) / a_token["ours"]
+    roofline = REPEATED * 2 * a.numel() * b.shape[1] * (len(some["ours"]) - 1) / seconds["roofline"]
+    yield Row(
+        f"{what}, GFLOP/s of real tokens",
+        f"{reached / 1e9:.0f}",
+        f"roofline {roofline / 1e9:.0f}",
+        reached / roofline,
+    )
 
 
 def call(step: Callable, batches: list, number: int) -> None:
@@ -324,8 +377,8 @@ def block_weights(base: Path) -> list[tuple[int, int]]:
 
 
 def multiply(a, b, _: int) -> None:
-    """Ten times, so that a slow moment does not decide."""
-    for _ in range(10):
+    """Multiply many times, so that a slow moment does not decide."""
+    for _ in range(REPEATED):
         a @ b
 
 
@@ -466,7 +519,13 @@ def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
 
 
 def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Sentences that a base model writes: sampled, each to the end of its line."""
+    """Sentences that a base model writes, in every precision."""
+    for device in precisions(args):
+        yield writing_row(args, device)
+
+
+def writing_row(args: argparse.Namespace, device) -> Row:
+    """Measure it in one: sampled, each to the end of its line."""
     import torch
 
     from support.bases import load_language_model, load_tokenizer, token_ids
@@ -475,40 +534,43 @@ def writing_rows(args: argparse.Namespace) -> Iterator[Row]:
     from support.teaching.continuations import continuations, shared_prompt_attention
 
     base = args.smollm2 or args.gpt2
-    tokenizer, model = load_tokenizer(base), load_language_model(base)
-    writer = load_language_model(base, shared_prompt_attention)
+    tokenizer, model = load_tokenizer(base), device.place(load_language_model(base))
+    writer = device.place(load_language_model(base, shared_prompt_attention))
     in_few_passes(writer)
-    _, wanted = written.sentence_tokens(tokenizer, cpu())
+    _, wanted = written.sentence_tokens(tokenizer, device)
     ends = wanted.ends.nonzero().flatten()
     # Any text up to an end, as `generate` gives: nothing is given up.
     wanted = wanted._replace(openers=torch.ones_like(wanted.ends), most_words=written.MOST_TOKENS)
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
-    prompt, rows = torch.tensor(ids), written.PROMPTS * written.ROWS
+    prompt, prompts = torch.tensor([ids], device=device.torch), written.prompts_at_once(device)
+    rows = prompts * written.ROWS
     found: dict[str, list[float]] = {"ours": [], "generate": []}
 
     def ours(number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator(device.torch).manual_seed(number)
         began = time.perf_counter()
-        prompts = [ids] * written.PROMPTS
-        texts = continuations(writer, prompts, written.ROWS, written.TOP_K, wanted, generator)
-        ended = len(texts)
-        found["ours"].append(ended / (time.perf_counter() - began))
+        with device.autocast():
+            texts = continuations(
+                writer, [ids] * prompts, written.ROWS, written.TOP_K, wanted, generator
+            )
+        found["ours"].append(len(texts) / (time.perf_counter() - began))
 
     def theirs(number: int) -> None:
         torch.manual_seed(number)
         began = time.perf_counter()
-        out = model.generate(
-            prompt.unsqueeze(0), attention_mask=torch.ones(1, len(prompt)), do_sample=True,
-            top_k=written.TOP_K, temperature=1.0, max_new_tokens=written.MOST_TOKENS,
-            num_return_sequences=rows, eos_token_id=ends.tolist(), pad_token_id=ends[0].item(),
-        )  # fmt: skip
-        ended = int(torch.isin(out[:, len(prompt) :], ends).any(dim=1).sum())
+        with device.autocast():
+            out = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
+                top_k=written.TOP_K, temperature=1.0, max_new_tokens=written.MOST_TOKENS,
+                num_return_sequences=rows, eos_token_id=ends.tolist(), pad_token_id=ends[0].item(),
+            )  # fmt: skip
+        ended = int(torch.isin(out[:, len(ids) :], ends).any(dim=1).sum())
         found["generate"].append(ended / (time.perf_counter() - began))
 
     in_turn({"ours": ours, "generate": theirs}, 2 if args.quick else 6)
     rate = {side: statistics.median(values[1:]) for side, values in found.items()}
-    yield Row(
-        f"writing, {rows} at a time, sentences/s",
+    return Row(
+        f"writing, {rows} at a time{', bf16' * (device.precision == 'bf16')}, sentences/s",
         f"{rate['ours']:.1f}",
         f"generate {rate['generate']:.1f}",
         rate["ours"] / rate["generate"],

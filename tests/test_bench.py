@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -74,3 +76,13 @@ def test_the_page_has_the_rows_that_the_benchmark_writes():
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) > 30
     assert {row.count("|") for row in rows} == {columns}
+
+
+def test_the_rehearsal_on_a_gpu_runs_on_a_processor_in_small():
+    command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--base", "nano", "--tiny"]
+    command += ["--data_dir", str(NANO / "corpus")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    works = [line.split("|")[1].strip() for line in done.stdout.splitlines() if "| " in line]
+    for start in ("LoRA training, gpt2, sent", "LoRA training, smollm2, GFL", "writing", "a whole"):
+        assert any(work.startswith(start) for work in works), (start, done.stdout)

@@ -30,7 +30,7 @@ from support.teaching.continuations import Wanted, continuations, shared_prompt_
 from support.teaching.edits import bare
 
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
-PROMPTS, ROWS = 8, 64  # of a batch, continuations of each
+ROWS = 64  # continuations of a prompt
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
 SAVE_EVERY = 5  # batches
 FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing more to say
@@ -47,7 +47,7 @@ def written_sentences(
     """
     examples = examples_of(corpus[TRAIN], base.max_length)
     drawn = device.torch.type, device.precision  # each draws and rounds in its own way
-    how = repr((*drawn, EXAMPLES, TOP_K, PROMPTS, ROWS, WORDS, MOST_TOKENS))
+    how = repr((*drawn, EXAMPLES, TOP_K, prompts_at_once(device), ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
     key = fingerprint(base_key, *tokens, how, *known)
@@ -65,6 +65,11 @@ def written_sentences(
             f"{len(sentences)}; ask for fewer, or for --transfer_source edits"
         )
     return sentences[:size]
+
+
+def prompts_at_once(device: Device) -> int:
+    """Return how many prompts a batch has: a GPU takes a token of eight as long as of many."""
+    return 8 if device.torch.type == "cpu" else 64
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
@@ -128,7 +133,7 @@ def written_batches(
     separator, wanted = sentence_tokens(base.tokenizer, device)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
-        for kind in examples * (PROMPTS // 2):
+        for kind in examples * (prompts_at_once(device) // 2):
             chosen = rng.choice(len(kind), EXAMPLES, replace=False)
             prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
         generator = torch.Generator(device.torch).manual_seed(number)
