@@ -17,8 +17,9 @@ from data_utils import Batch
 from support.bases import check_packing, load_backbone
 from support.checkpoints import read_student
 from support.devices import has_bf16
-from support.fast_layers import in_few_passes, recurrent_states
+from support.fast_layers import in_few_passes
 from support.files import copy_tensors
+from support.recurrence import recurrent_states
 
 ROWS = 128  # of a product of bf16 on a CPU: a multiple of this
 

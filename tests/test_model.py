@@ -23,7 +23,8 @@ from support.bases import load_tokenizer, token_ids
 from support.corpus import TRAIN
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
-from support.fast_layers import Recurrence, RMSNorm, in_few_passes
+from support.fast_layers import RMSNorm, in_few_passes
+from support.recurrence import recurrent_states
 from train_utils import predict_logits
 
 RECORD = """
@@ -181,17 +182,19 @@ def test_a_norm_that_computes_something_else_is_left_alone():
     assert torch.equal(random, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
 @pytest.mark.parametrize("sizes", [[3], [4, 4, 1], [1, 1, 1]])
-def test_the_recurrence_and_its_gradients_are_pytorchs(sizes):
+def test_states_and_their_gradients_are_pytorchs(sizes, cell, layers):
     torch.manual_seed(0)
-    rnn = nn.RNN(5, 7).double()
+    rnn = cell(5, 7, layers).double()
     x, g = (torch.randn(sum(sizes), n, dtype=torch.double) for n in (5, 7))
     x.requires_grad_(True)
     expected = rnn(PackedSequence(x, torch.tensor(sizes)))[0].data
-    W, U, *biases = weights = list(rnn.parameters())
-    found = Recurrence.apply(x, W, U, sum(biases), sizes)
+    found = recurrent_states(rnn, x, torch.tensor(sizes))
     torch.testing.assert_close(found, expected)
-    gradients = (torch.autograd.grad(y, [x, *weights], g) for y in (found, expected))
+    wanted = [x, *rnn.parameters()]
+    gradients = (torch.autograd.grad(y, wanted, g) for y in (found, expected))
     torch.testing.assert_close(*gradients)
 
 
