@@ -20,6 +20,7 @@ every token (support/teaching/answers.py). A linear projection P of the student'
 P serves this alone; the saved student does not have it.
 """
 
+import math
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from support.files import write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
-from support.runs import claim, describe_run, run_folder
+from support.runs import Claim, claim, describe_run, run_folder
 from support.teaching import (
     HELD_OUT,
     Basis,
@@ -60,7 +61,7 @@ from train_utils import (
     train,
 )
 
-BIAS_RULE = "halfway"  # `fit_bias`
+BIAS_RULE = "halfway"  # `thresholds`, balanced
 PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
 
 
@@ -179,7 +180,13 @@ def new_student(options: Namespace, corpus: dict[str, Split], device: Device) ->
     """Return a student for the training sentences, its weights a function of ``sr_no``."""
     torch.manual_seed(options.sr_no)
     vocabulary = corpus[TRAIN].input_ids.unique()
-    student = DistilRNN(vocabulary, options.student_width, options.student_dropout)
+    student = DistilRNN(
+        vocabulary,
+        options.student_width,
+        options.student_dropout,
+        options.student_cell,
+        options.student_layers,
+    )
     return student.to(device.torch)
 
 
@@ -198,21 +205,37 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     student.embedding.weight[:-1, : start.shape[1]] = start
 
 
-@torch.no_grad()
-def fit_bias(student: DistilRNN, held_out: Split | None, device: Device) -> None:
-    """Have the student decide halfway between the mean margins of held-out classes, if there are.
+def thresholds(margins: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return where a linear discriminant divides margins (sentences,) of both classes, by rule.
 
-    So does a linear discriminant to which both classes weigh the same (Fisher 1936), however many
-    there are of each. Most training sentences are acceptable; trained on them for the fewest
-    mistakes a student calls too many acceptable for a good MCC.
+    The classes' spread is taken to be one (Fisher 1936). Where both weigh the same, it divides them
+    halfway between their means: a good MCC and recall of both ("balanced"). Most sentences of CoLA
+    are acceptable; by as many as there are of each, fewer mistakes are made ("accuracy").
+    """
+    below, above = margins[labels == 0], margins[labels == 1]
+    halfway, gap = (below.mean() + above.mean()) / 2, above.mean() - below.mean()
+    squares = (below - below.mean()).square().sum() + (above - above.mean()).square().sum()
+    variance = squares / max(len(margins) - 2, 1)
+    shift = variance / gap.clamp(min=1e-6) * math.log(len(above) / len(below))
+    accuracy = (halfway - shift).clamp(margins.min(), margins.max())  # no gap: one answer for all
+    return {"balanced": halfway.item(), "accuracy": accuracy.item()}
+
+
+@torch.no_grad()
+def fit_bias(
+    student: DistilRNN, held_out: Split | None, rule: str, device: Device
+) -> dict[str, dict[str, float]]:
+    """Have the student decide by a rule of `thresholds` on held-out sentences, if there are.
+
+    Return the thresholds of its margins from then on, for metrics.json.
     """
     if held_out is None:
-        return
+        return {}
     logits = predict_logits(student, held_out, device)
-    margins = logits[:, 1] - logits[:, 0]
-    edge = (margins[held_out.labels == 0].mean() + margins[held_out.labels == 1].mean()) / 2
-    student.linear.bias[1] -= edge.item()
-    print(f"bias moved by {-edge:.2f} after a look at {len(held_out)} held-out sentences")
+    found = thresholds(logits[:, 1] - logits[:, 0], held_out.labels)
+    student.linear.bias[1] -= found[rule]
+    print(f"bias moved by {-found[rule]:.2f} after a look at {len(held_out)} held-out sentences")
+    return {"thresholds": {name: edge - found[rule] for name, edge in found.items()}}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -248,13 +271,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             hints = hint_loss(options, corpus, device)
             del teacher  # its memory
             loss = distillation(options.kd_temperature, options.kd_alpha)
-            training = Training(student, corpus, loss, options, device, hints)
-            progress = train(training, folder)
-
-            fit_bias(student, corpus.get(HELD_OUT), device)
-            save_student(student, base, folder)
-            results, predictions = evaluate(training)
-            claimed.finish(count_parameters(student), progress.summary(), results, predictions)
+            finish(claimed, Training(student, corpus, loss, options, device, hints), base)
     show_run(folder)
     return folder
 
@@ -270,15 +287,19 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             keep_freed_memory()
             corpus = hold_out(corpus, options.held_out)
             student = new_student(options, corpus, device)
-            training = Training(student, corpus, cross_entropy, options, device)
-            progress = train(training, folder)
-
-            fit_bias(student, corpus.get(HELD_OUT), device)
-            save_student(student, base, folder)
-            results, predictions = evaluate(training)
-            claimed.finish(count_parameters(student), progress.summary(), results, predictions)
+            finish(claimed, Training(student, corpus, cross_entropy, options, device), base)
     show_run(folder)
     return folder
+
+
+def finish(claimed: Claim, training: Training, base: Base) -> None:
+    """Train a student, set its bias, save it, and write what was measured."""
+    student, held_out = training.model, training.corpus.get(HELD_OUT)
+    progress = train(training, claimed.folder)
+    found = fit_bias(student, held_out, training.options.threshold, training.device)
+    save_student(student, base, claimed.folder)
+    parameters, results = count_parameters(student), evaluate(training)
+    claimed.finish(parameters, progress.summary(), *results, **found)
 
 
 def identity_rules(options: Namespace, writes: bool) -> dict[str, str]:

@@ -3,7 +3,7 @@
 `Classifier`  a decoder of Hugging Face's, GPT-2 (Radford et al. 2019) or another, under a bias-free
               head that reads each sentence's last token, as the family's
               `...ForSequenceClassification` does, but on packed sentences: no padding is computed.
-`DistilRNN`   the student: embedding, one Elman RNN layer, linear.
+`DistilRNN`   the student: embedding, recurrent layers, linear.
 """
 
 from pathlib import Path
@@ -21,6 +21,7 @@ from support.fast_layers import in_few_passes
 from support.files import copy_tensors
 from support.recurrence import recurrent_states
 
+CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}  # of a student
 ROWS = 128  # of a product of bf16 on a CPU: a multiple of this
 
 
@@ -65,6 +66,8 @@ def packed_attention(
     # CPU the kernel for dense blocks is several times slower in half precision.
     half = torch.is_autocast_enabled(query.device.type) and has_bf16(query.device)
     attend, dtype = (varlen_blocks, torch.bfloat16) if half else (dense_blocks, torch.float32)
+    if query.is_cuda and not half:
+        attend = padded_block
     rows = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (x.index_select(0, batch.prefix_ids) for x in rows)
@@ -95,6 +98,26 @@ def dense_blocks(
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
+
+
+def padded_block(
+    q: Tensor, k: Tensor, v: Tensor, batch: Batch, last_only: bool, scaling: float
+) -> Tensor:
+    """Attend in one dense tensor, for a GPU, where twenty blocks take twenty times as long as one.
+
+    Padding stands behind a sentence, where causal attention never looks.
+    """
+    longest, sentences = batch.blocks[0][0], len(batch.labels)
+    places = ((batch.position_ids == 0).cumsum(0) - 1) * longest + batch.position_ids
+
+    def padded(x: Tensor) -> Tensor:
+        rows = x.new_zeros(sentences * longest, *x.shape[1:]).index_copy(0, places, x)
+        return rows.unflatten(0, (sentences, longest)).transpose(1, 2)
+
+    grouped = q.shape[1] != k.shape[1]
+    q, k, v = (padded(x) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).flatten(0, 1)[places[batch.last_tokens] if last_only else places]
 
 
 def varlen_blocks(
@@ -215,7 +238,9 @@ def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
 
 
 class DistilRNN(nn.Module):
-    """Embedding, one tanh RNN layer (Elman 1990), linear to 2 classes, on the last token's state.
+    """Embedding, recurrent layers, linear to 2 classes, on the last token's state.
+
+    The published student has one tanh layer (Elman 1990).
 
     Only the tokens of the training sentences have rows in the embedding: about 6,400 of GPT-2's
     50,257 for CoLA. Training is the same, since Adam never moves a row that gets no gradient. Every
@@ -224,15 +249,24 @@ class DistilRNN(nn.Module):
 
     shares_prefixes = False  # it steps through time: equal lengths go together
 
-    def __init__(self, vocabulary: Tensor, width: int = 768, dropout: float = 0.0):
+    def __init__(
+        self,
+        vocabulary: Tensor,
+        width: int = 768,
+        dropout: float = 0.0,
+        cell: str = "rnn",
+        layers: int = 1,
+    ):
         """Make a student with an embedding of the token ids ``vocabulary (rows,)``, which rise.
 
-        ``width`` is that of the embedding and of the state; ``dropout`` acts on both in training.
+        ``width`` is that of the embedding and of every layer's state; ``dropout`` acts on both in
+        training. ``cell`` is one of `CELLS`.
         """
         super().__init__()
         self.register_buffer("vocabulary", vocabulary)
         self.embedding = nn.Embedding(len(vocabulary) + 1, width, padding_idx=len(vocabulary))
-        self.rnn = nn.RNN(width, width)
+        self.cell = cell
+        self.rnn = CELLS[cell](width, width, layers, dropout=dropout if layers > 1 else 0.0)
         self.linear = Head(width, 2)
         self.dropout = nn.Dropout(dropout)
 
@@ -257,7 +291,8 @@ class DistilRNN(nn.Module):
 
 def load_student(folder: Path) -> DistilRNN:
     """Load a saved student for use."""
-    tensors = read_student(folder)
-    model = DistilRNN(tensors["vocabulary"], tensors["embedding.weight"].shape[1])
+    tensors, cell, layers = read_student(folder)
+    vocabulary, width = tensors["vocabulary"], tensors["embedding.weight"].shape[1]
+    model = DistilRNN(vocabulary, width, cell=cell, layers=layers)
     copy_tensors(folder / "model.safetensors", tensors, model.state_dict())
     return model.requires_grad_(False).eval()

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data_utils
-from data_utils import UNLABELLED, Batch, Split, pack, shuffled, within_budget
+from data_utils import UNLABELLED, Batch, Split, most_tokens, pack, shuffled, within_budget
 from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.devices import Device
 from support.fingerprints import corpus_fingerprint, fingerprint
@@ -149,7 +148,7 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     rank, processes = rank_and_processes()
     counts = Counts.of(split, indices)
     result = torch.zeros(2, device=device.torch)
-    for piece in within_budget(split, indices[rank::processes], data_utils.MAX_TOKENS):
+    for piece in within_budget(split, indices[rank::processes], most_tokens(device.torch)):
         batch = pack(split, piece, model.shares_prefixes).to(device.torch)
         with device.autocast():
             if training.hints:

@@ -47,7 +47,10 @@ def parse(argv: list[str] | None) -> Namespace:
     nano = args.gpt_variant == "nano"
     args.recipe = args.recipe or ("nano" if nano else "published")
     args.data_dir = args.data_dir or PROJECT / ("nano/corpus" if nano else "cola_public")
-    for name, needed in (("transfer_source", "transfer_size"), ("hint_width", "hint_weight")):
+    needs = {
+        "transfer_source": "transfer_size", "hint_width": "hint_weight", "threshold": "held_out",
+    }  # fmt: skip
+    for name, needed in needs.items():
         if name in args.given and not chosen(args, by_name[needed], "distil"):
             parser.error(f"--{name} means nothing without --{needed}")
     args.command = shlex.join(["python", "run.py", *argv])

@@ -76,7 +76,9 @@ def choose_device(name: str = "auto", precision: str | None = None) -> Device:
     device = torch.device(name)
     if (device.type, precision) == ("cpu", "bf16"):
         note_slow_bf16()
-    return Device(device, precision or ("bf16" if has_bf16(device) else "fp32"))
+    precision = precision or ("bf16" if has_bf16(device) else "fp32")
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"  # or its RNN would round like half
+    return Device(device, precision)
 
 
 @cache

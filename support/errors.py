@@ -25,7 +25,7 @@ def explain(error: Exception) -> str | None:
         "out of memory" in text or "can't allocate memory" in text
     )
     if isinstance(error, MemoryError) or in_pytorch:
-        # A smaller batch would not help: it is cut to train_utils.MAX_TOKENS in any case.
+        # A smaller batch would not help: it is cut to data_utils.most_tokens in any case.
         return (
             "out of memory; choose a smaller --gpt_variant, --student_width or --transfer_size, "
             "or close other programs"

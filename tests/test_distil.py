@@ -91,23 +91,36 @@ def test_a_batch_without_any_label_has_the_kd_term_alone():
 # The transfer set, and the bias
 
 
-def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus):
+@pytest.mark.parametrize("rule", ["balanced", "accuracy"])
+def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus, rule):
     """It moves every margin by as much, and looks at the held-out sentences alone."""
     corpus = hold_out(nano_corpus, 400)
     torch.manual_seed(0)
     student = DistilRNN(corpus["in_domain_train"].input_ids.unique(), 16)
     with torch.no_grad():
         student.linear.bias += torch.tensor([2.0, -1.0])
+        student.linear.weight *= -1  # or its margins of the acceptable are below the others
     before = predict_logits(student, corpus[HELD_OUT], CPU)
     margins, labels = (before[:, 1] - before[:, 0]).unsqueeze(1), corpus[HELD_OUT].labels
     assert (margins < 0).all()
-    fit_bias(student, corpus[HELD_OUT], CPU)
+    found = fit_bias(student, corpus[HELD_OUT], rule, CPU)["thresholds"]
     logits = predict_logits(student, corpus[HELD_OUT], CPU)
     moved = (logits - before)[:, 1]
     assert moved.std() < 1e-6
-    theirs = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(margins, labels)
-    assert -moved.mean() == pytest.approx(-theirs.intercept_[0] / theirs.coef_[0, 0], rel=1e-5)
+    edges = {}
+    for name, priors in (("balanced", [0.5, 0.5]), ("accuracy", None)):
+        theirs = LinearDiscriminantAnalysis(priors=priors).fit(margins, labels)
+        edges[name] = -theirs.intercept_[0] / theirs.coef_[0, 0]
+    assert -moved.mean() == pytest.approx(edges[rule], rel=1e-4)
+    expected = {name: edge - edges[rule] for name, edge in edges.items()}
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert torch.equal(logits[:, 0], before[:, 0])
+
+
+def test_where_margins_tell_nothing_the_rule_for_accuracy_has_one_answer():
+    margins, labels = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1, 1, 1, 0])
+    assert distil.thresholds(margins, labels) == {"balanced": 3, "accuracy": 1}
+    assert distil.thresholds(margins, 1 - labels)["accuracy"] == 4
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
@@ -183,13 +196,26 @@ def load_checkpoint(folder):
 
 
 @pytest.fixture
-def saved(tmp_path, nano_corpus):
+def kind() -> tuple[str, int]:
+    return "rnn", 1
+
+
+every_kind = pytest.mark.parametrize(
+    "kind", [("rnn", 1), ("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)], ids=str
+)
+
+
+@pytest.fixture
+def saved(kind, tmp_path, nano_corpus):
     torch.manual_seed(0)
-    model = DistilRNN(nano_corpus["in_domain_train"].input_ids.unique()).eval()
+    cell, layers = kind
+    rows = nano_corpus["in_domain_train"].input_ids.unique()
+    model = DistilRNN(rows, 64, cell=cell, layers=layers).eval()
     save_student(model, find_base("nano"), tmp_path)
     return model, tmp_path
 
 
+@every_kind
 def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano_corpus):
     model, folder = saved
     found, tokenizer, positions = load_checkpoint(folder)
@@ -205,7 +231,12 @@ def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano
     [
         ("config.json", b"{", "broken JSON"),
         ("config.json", b'{"model_type": "bert"}', "neither a LoRA adapter"),
-        ("config.json", b'{"model_type": "distil_rnn"}', "n_positions = None"),
+        (
+            "config.json",
+            b'{"model_type": "distil_rnn", "cell": "tree"}',
+            "cell = 'tree'; it is rnn",
+        ),
+        ("config.json", b'{"model_type": "distil_rnn", "cell": []}', "cell = ..; it is rnn"),
         ("model.safetensors", b"broken", "truncated or not a safetensors file"),
         ("model.safetensors", None, "no such file"),
         ("model.safetensors", safetensors.torch.save({}), "not the weights of a student"),
@@ -245,6 +276,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "nothing")
 
 
+@every_kind
 def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
     model, folder = saved
     tokenizer = load_tokenizer(folder)

@@ -17,7 +17,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from data_utils import load_corpus, pack, tokenize
-from model import DistilRNN, packed_attention, varlen_blocks
+from model import DistilRNN, dense_blocks, packed_attention, padded_block, varlen_blocks
 from support import PROJECT
 from support.bases import load_tokenizer, token_ids
 from support.corpus import TRAIN
@@ -114,6 +114,16 @@ def test_the_kernel_for_variable_lengths_is_asked_for_the_same(nano_corpus, monk
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference)
         monkeypatch.setattr("model.dense_blocks", varlen_blocks)
         torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("heads", [6, 2])
+def test_attention_in_one_padded_tensor_is_attention_in_blocks(nano_corpus, heads, last_only):
+    batch = pack(nano_corpus["in_domain_dev"], np.arange(60))
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, len(batch.input_ids), 6, 8)
+    arguments = q, k[:, :heads], v[:, :heads], batch, last_only, 0.3
+    torch.testing.assert_close(padded_block(*arguments), dense_blocks(*arguments))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ def test_the_published_values_are_the_published_ones():
         "batch_size": 128, "lr": 1e-3, "patience": 3, "monitor": "accuracy", "max_steps": None,
         "lr_schedule": "constant",
     }  # fmt: skip
-    student = {"epochs": 5, "student_width": 768, "student_dropout": 0, "held_out": 0}
+    student = {
+        "epochs": 5, "student_width": 768, "student_cell": "rnn", "student_layers": 1,
+        "student_dropout": 0, "held_out": 0, "threshold": "balanced",
+    }  # fmt: skip
     teaching = {
         "kd_temperature": 2, "kd_alpha": 0.5, "transfer_size": 0, "transfer_source": "edits",
         "hint_weight": 0, "hint_width": 128, "embedding_start": "random",

@@ -32,8 +32,8 @@ from support.checkpoints import teacher_fingerprint
 from support.checkpoints.export import write_files
 from support.devices import CPU, choose_device, note_slow_bf16
 from support.errors import UserError, explain
-from support.fast_layers import library_states
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from support.recurrence import library_states
 from support.reporting import describe, matthews_corrcoef, measure
 from support.reporting.finished import find_runs
 from support.runs import Progress, Session, check_finished, claim

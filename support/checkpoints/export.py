@@ -20,6 +20,8 @@ from support.errors import UserError
 from support.files import cannot_write, write_bytes
 
 LABELS = {0: "unacceptable", 1: "acceptable"}
+# ONNX's name of a student's cell, and its order of PyTorch's gates.
+ONNX_CELLS = {"rnn": ("RNN", (0,)), "gru": ("GRU", (1, 0, 2)), "lstm": ("LSTM", (0, 3, 1, 2))}
 
 
 def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
@@ -73,21 +75,18 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
 
     Inputs, both int64: ``input_ids (batch, time)``, padded with any of the tokenizer's ids, and
     ``lengths (batch,)``. Output: ``logits (batch, 2)``. The graph is written node by node: ONNX's
-    RNN reads each sentence to its own length, and no example batch is traced whose shape could be
+    cells read each sentence to its own length, and no example batch is traced whose shape could be
     frozen into it.
     """
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError:
         raise UserError("a student as ONNX: pip install -r requirements-export.txt") from None
-    rnn, width = dict(model.rnn.named_parameters()), model.rnn.hidden_size
     constants = {
         "rows": model.rows(torch.arange(tokenizer.get_vocab_size())),
         "embedding": model.embedding.weight,
-        "W": rnn["weight_ih_l0"].unsqueeze(0),  # (directions, width, width)
-        "R": rnn["weight_hh_l0"].unsqueeze(0),
-        "B": torch.cat([rnn["bias_ih_l0"], rnn["bias_hh_l0"]]).unsqueeze(0),
-        "directions": torch.tensor([0]),
+        "first": torch.tensor([0]),  # axes
+        "direction": torch.tensor([1]),
         "linear.weight": model.linear.weight,
         "linear.bias": model.linear.bias,
     }
@@ -95,10 +94,24 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
     nodes = [
         node("Gather", ["rows", "input_ids"], ["row"]),  # (batch, time)
         node("Gather", ["embedding", "row"], ["embedded"]),  # (batch, time, width)
-        node("Transpose", ["embedded"], ["X"], perm=[1, 0, 2]),  # (time, batch, width)
-        node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32),  # as RNN wants them
-        node("RNN", ["X", "W", "R", "B", "lengths32"], ["", "last"], hidden_size=width),
-        node("Squeeze", ["last", "directions"], ["state"]),  # (batch, width)
+        node("Transpose", ["embedded"], ["X0"], perm=[1, 0, 2]),  # (time, batch, width)
+        node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32),  # as cells want them
+    ]
+    kind, order = ONNX_CELLS[model.cell]
+    settings = {"hidden_size": model.rnn.hidden_size}
+    settings |= {"linear_before_reset": 1} if kind == "GRU" else {}  # as PyTorch has it
+    for n, weights in enumerate(model.rnn.all_weights, start=1):
+        blocks = (tensor.chunk(len(order)) for tensor in weights)
+        W, R, b, c = (torch.cat([some[gate] for gate in order]) for some in blocks)
+        named = {f"W{n}": W, f"R{n}": R, f"B{n}": torch.cat([b, c])}
+        constants |= {name: tensor.unsqueeze(0) for name, tensor in named.items()}  # one direction
+        inputs = [f"X{n - 1}", *named, "lengths32"]
+        nodes += [
+            node(kind, inputs, [f"Y{n}", f"last{n}"], **settings),
+            node("Squeeze", [f"Y{n}", "direction"], [f"X{n}"]),  # (time, batch, width)
+        ]
+    nodes += [
+        node("Squeeze", [f"last{n}", "first"], ["state"]),  # (batch, width)
         node("Gemm", ["state", "linear.weight", "linear.bias"], ["logits"], transB=1),
     ]
     value = helper.make_tensor_value_info

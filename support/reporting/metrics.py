@@ -102,18 +102,20 @@ RULES = {
     "an object": lambda value: isinstance(value, dict),
     "a count": lambda value: type(value) is int and 0 <= value < 2**63,
     "a positive count": lambda value: type(value) is int and 0 < value < 2**63,
+    "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
     "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
     "a number from -1 to 1": lambda value: type(value) in (int, float) and -1 <= value <= 1,
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
     "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
-    "an object": "arguments identity teacher?",
+    "an object": "arguments identity teacher? thresholds?",
     "a count": "sr_no parameters.total parameters.trainable training.epochs training.best_epoch "
     "training.steps arguments.held_out? arguments.transfer_size? "
     + " ".join(f"{split}.{name}" for split in DEV_SETS for name in COUNTS[1:]),
     "a positive count": " ".join(f"data.{split}.sentences" for split in SPLITS)
     + " in_domain_dev.sentences out_of_domain_dev.sentences",
     "a number of seconds": "training.seconds",
+    "a number": "thresholds.accuracy? thresholds.balanced?",
     "a number from -1 to 1": " ".join(f"{split}.accuracy {split}.mcc" for split in DEV_SETS),
 }
 

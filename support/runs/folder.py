@@ -57,7 +57,7 @@ class Claim(NamedTuple):
     finished: bool
 
     def finish(
-        self, parameters: dict, training: dict, results: dict, predictions: list, **more: str
+        self, parameters: dict, training: dict, results: dict, predictions: list, **more
     ) -> None:
         """Write what was measured, and with it that the run is finished.
 
