@@ -110,7 +110,8 @@ def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus, rule):
     edges = {}
     for name, priors in (("balanced", [0.5, 0.5]), ("accuracy", None)):
         theirs = LinearDiscriminantAnalysis(priors=priors).fit(margins, labels)
-        edges[name] = -theirs.intercept_[0] / theirs.coef_[0, 0]
+        edge = -theirs.intercept_[0] / theirs.coef_[0, 0]
+        edges[name] = np.clip(edge, margins.min(), margins.max()).item()
     assert -moved.mean() == pytest.approx(edges[rule], rel=1e-4)
     expected = {name: edge - edges[rule] for name, edge in edges.items()}
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -120,7 +121,6 @@ def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus, rule):
 def test_where_margins_tell_nothing_the_rule_for_accuracy_has_one_answer():
     margins, labels = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1, 1, 1, 0])
     assert distil.thresholds(margins, labels) == {"balanced": 3, "accuracy": 1}
-    assert distil.thresholds(margins, 1 - labels)["accuracy"] == 4
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
