@@ -35,7 +35,7 @@ from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
-from support.files import write_tensors
+from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
@@ -47,6 +47,7 @@ from support.teaching import (
     principal_components,
     read_hints,
     saved_tensors,
+    sentences_of_file,
     transfer_sentences,
     written_sentences,
 )
@@ -119,10 +120,12 @@ def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> H
 def sentences_by_base(
     options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
 ) -> list[str]:
-    """Return the transfer set's sentences by the base; ``base_key`` is its fingerprint."""
+    """Return what the base writes, or a file in its place; ``base_key`` is its fingerprint."""
     shares = {"edits": 0, "written": options.transfer_size, "both": options.transfer_size // 2}
     if not (size := shares[options.transfer_source]):
         return []
+    if options.transfer_file:
+        return sentences_of_file(options.transfer_file, corpus, size)
     return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
 
 
@@ -251,7 +254,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
         "base": {"name": options.gpt_variant, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
     }
-    rules = identity_rules(options, writes=options.transfer_source != "edits")
+    rules = identity_rules(options, "distil")
     description = describe_run(options, "distil", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
@@ -280,7 +283,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student without a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
     sources = {"base": {"name": options.gpt_variant, "fingerprint": None}}
-    rules = identity_rules(options, writes=False)
+    rules = identity_rules(options, "rnn")
     description = describe_run(options, "rnn", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
@@ -302,9 +305,11 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
     claimed.finish(parameters, progress.summary(), *results, **found)
 
 
-def identity_rules(options: Namespace, writes: bool) -> dict[str, str]:
+def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
     """Return what changes a student's result beside its options: another rule is another run."""
-    if not options.held_out:
-        return {}
-    prompts = {"prompts": PROMPT_RULE} if writes and options.transfer_size else {}
-    return {"bias": BIAS_RULE, **prompts}
+    rules = {"bias": BIAS_RULE} if options.held_out else {}
+    if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
+        return rules
+    if options.transfer_file:
+        return rules | {"transfer_file": fingerprint(read_bytes(options.transfer_file))}
+    return rules | ({"prompts": PROMPT_RULE} if options.held_out else {})

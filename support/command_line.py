@@ -53,6 +53,8 @@ def parse(argv: list[str] | None) -> Namespace:
     for name, needed in needs.items():
         if name in args.given and not chosen(args, by_name[needed], "distil"):
             parser.error(f"--{name} means nothing without --{needed}")
+    if args.transfer_file and chosen(args, by_name["transfer_source"], "distil") == "edits":
+        parser.error("--transfer_file means nothing without --transfer_source written or both")
     args.command = shlex.join(["python", "run.py", *argv])
     return args
 

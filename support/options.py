@@ -147,6 +147,7 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--kd_alpha", "X", share, 0.5, {}, YES, TAUGHT, "weight of the KD term against cross-entropy"),
     ("--transfer_size", "N", number(int, 0, 1_000_000), 0, {"hints": 40_000, "nano": 40_000}, YES, TAUGHT, "extra sentences that the teacher labels"),
     ("--transfer_source", None, ("edits", "written", "both"), "edits", {"hints": "written"}, YES, TAUGHT, "edited training sentences, or written by the base"),
+    ("--transfer_file", "FILE", path, None, {}, NO, TAUGHT, "sentences, one a line, in the place of those that the base writes; .gz too"),
     ("--hint_weight", "X", number(float, 0, 1e6), 0.0, {"hints": 30.0, "nano": 10.0}, YES, TAUGHT, "weight of the teacher's hidden states"),
     ("--hint_width", "N", count, 128, {}, YES, TAUGHT, "how many of their components"),
     ("--embedding_start", None, ("random", "teacher"), "random", {"hints": "teacher"}, YES, TAUGHT, "where the student's embedding starts"),

@@ -196,6 +196,28 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
     assert "bias is as many as there are there, halfway here" in refusal(call(*options))
 
 
+def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_run(
+    demo, call, tmp_path, monkeypatch
+):
+    path = tmp_path / "mine.txt"
+    path.write_text("The dogs chased a cat.\nThe dogs chase cat a.\nShe smiled.\n")
+    more = ("--transfer_source", "written", "--transfer_size", 3, "--transfer_file", path)
+    cell = ("--student_cell", "gru", "--student_layers", 2)
+    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0, "--max_steps", 2)
+    options = ("--mode", "distil", *demo.options, *more, *cell, *teacher)
+    result = call(*options)
+    assert result.returncode == 0, result.stderr
+    assert "kept epoch" in call(*options).stdout
+    assert (
+        json.loads((tmp_path / "checkpoints/distil_nano_7/config.json").read_text())["cell"]
+        == "gru"
+    )
+    path.write_text(path.read_text().replace("She", "He"))
+    assert "transfer_file is" in refusal(call(*options))
+    path.unlink()
+    assert "mine.txt: no such file" in refusal(call(*options))
+
+
 def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_run(
     demo, call, monkeypatch
 ):
@@ -633,6 +655,14 @@ def test_a_process_without_a_sentence_of_the_batch_does_no_harm(call, tmp_path, 
         (
             ["--mode", "distil", "--transfer_source", "written"],
             "--transfer_source means nothing without --transfer_size",
+        ),
+        (
+            ["--mode", "distil", *NANO_RUN, "--transfer_file", "mine.txt"],
+            "--transfer_file means nothing without --transfer_source written or both",
+        ),
+        (
+            ["--mode", "rnn", "--threshold", "accuracy"],
+            "--threshold means nothing without --held_out",
         ),
         (
             ["--mode", "all", *NANO_RUN, "--hint_weight", 0, "--hint_width", 9],

@@ -1,5 +1,6 @@
 """What a student is taught on: held-out sentences, edits, sentences of a base, hints."""
 
+import gzip
 import hashlib
 import itertools
 import json
@@ -36,7 +37,7 @@ from support.fingerprints import corpus_fingerprint, fingerprint
 from support.teaching import HELD_OUT, hold_out, read_hints, transfer_sentences, written_sentences
 from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from support.teaching.edits import bare, most_variations, variations, words_and_marks
-from support.teaching.written import ROWS, examples_of, sentence_tokens
+from support.teaching.written import ROWS, examples_of, sentence_tokens, sentences_of_file
 
 WIDTH = 16
 
@@ -377,6 +378,31 @@ def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, 
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
         written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.txt.gz"])
+def test_sentences_of_a_file_take_the_place_of_written_ones(tmp_path, name):
+    corpus, path = corpus_of("The cat sat."), tmp_path / name
+    content = b"A dog ran.\n\nthe cat sat\nA dog ran.\nBirds sing.\nFish swim.\n"
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert sentences_of_file(path, corpus, 2) == ["A dog ran.", "Birds sing."]
+    with pytest.raises(UserError, match=f"{name}: 3 new sentences; --transfer_size asks for 4"):
+        sentences_of_file(path, corpus, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.gz", b"plain", "a.gz: broken"),
+        ("a.gz", gzip.compress(b"A dog ran.")[:-9], "a.gz: broken"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\n", "no sentences"),
+    ],
+)
+def test_a_file_without_sentences_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        sentences_of_file(tmp_path / name, corpus_of("The cat sat."), 1)
 
 
 def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):

@@ -5,6 +5,8 @@ kind; after unacceptable ones it errs a little more often. Whole sentences that 
 After He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -17,11 +19,11 @@ from tqdm import tqdm
 
 from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
-from support.corpus import TRAIN
+from support.corpus import TRAIN, parse_sentences
 from support.devices import Device
-from support.errors import UserError
+from support.errors import UserError, first_line
 from support.fast_layers import in_few_passes
-from support.files import read_json, write_json
+from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, is_main
 from support.runs.locks import locked
@@ -70,6 +72,22 @@ def written_sentences(
 def prompts_at_once(device: Device) -> int:
     """Return how many prompts a batch has: a GPU takes a token of eight as long as of many."""
     return 8 if device.torch.type == "cpu" else 64
+
+
+def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> list[str]:
+    """Return the first ``size`` sentences of a file, one a line, that are in no split."""
+    content = read_bytes(path)
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: broken ({first_line(error)})") from None
+    lines, _, _ = parse_sentences(content, str(path))
+    known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
+    new = [line for line in dict.fromkeys(lines) if bare(line) not in known]
+    if len(new) < size:
+        raise UserError(f"{path}: {len(new)} new sentences; --transfer_size asks for {size}")
+    return new[:size]
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
