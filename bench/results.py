@@ -54,6 +54,10 @@ LONG = {
 }  # fmt: skip
 STUDIES = {
     "smollm2_cola": Study(SMOLLM2, {"all": CORPUS}),
+    "smollm2_bf16": Study(
+        {"gpt_variant": "smollm2", "sr_no": "22915-22917"},
+        {"LoRA": {**CORPUS, "precision": "bf16"}},
+    ),
     "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS}),
     "smollm2_long": Study(SMOLLM2, {"distil": {**LONG, **TEACHER}}),
     "nano": Study(
