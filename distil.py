@@ -20,7 +20,6 @@ every token (support/teaching/answers.py). A linear projection P of the student'
 P serves this alone; the saved student does not have it.
 """
 
-import math
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +47,7 @@ from support.teaching import (
     read_hints,
     saved_tensors,
     sentences_of_file,
+    thresholds,
     transfer_sentences,
     written_sentences,
 )
@@ -206,22 +206,6 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     start = basis.hints_of(rows) * is_main()
     sum_over_processes(start)
     student.embedding.weight[:-1, : start.shape[1]] = start
-
-
-def thresholds(margins: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return where a linear discriminant divides margins (sentences,) of both classes, by rule.
-
-    The classes' spread is taken to be one (Fisher 1936). Where both weigh the same, it divides them
-    halfway between their means: a good MCC and recall of both ("balanced"). Most sentences of CoLA
-    are acceptable; by as many as there are of each, fewer mistakes are made ("accuracy").
-    """
-    below, above = margins[labels == 0], margins[labels == 1]
-    halfway, gap = (below.mean() + above.mean()) / 2, above.mean() - below.mean()
-    squares = (below - below.mean()).square().sum() + (above - above.mean()).square().sum()
-    variance = squares / max(len(margins) - 2, 1)
-    shift = variance / gap.clamp(min=1e-6) * math.log(len(above) / len(below))
-    accuracy = (halfway - shift).clamp(margins.min(), margins.max())  # no gap: one answer for all
-    return {"balanced": halfway.item(), "accuracy": accuracy.item()}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from support.checkpoints import save_student
 from support.checkpoints.export import onnx_session, save_onnx
 from support.devices import CPU
 from support.errors import UserError
-from support.teaching import HELD_OUT, hold_out
+from support.teaching import HELD_OUT, hold_out, thresholds
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
@@ -120,7 +120,7 @@ def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus, rule):
 
 def test_where_margins_tell_nothing_the_rule_for_accuracy_has_one_answer():
     margins, labels = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1, 1, 1, 0])
-    assert distil.thresholds(margins, labels) == {"balanced": 3, "accuracy": 1}
+    assert thresholds(margins, labels) == {"balanced": 3, "accuracy": 1}
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):

@@ -10,7 +10,8 @@ from conftest import NANO, classifier
 
 from data_utils import pack
 from lora import LoraConfig, add_lora
-from model import DistilRNN, dense_blocks, varlen_blocks
+from model import DistilRNN
+from support.attention import dense_blocks, varlen_blocks
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device, has_bf16

@@ -17,8 +17,9 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from data_utils import load_corpus, pack, tokenize
-from model import DistilRNN, dense_blocks, packed_attention, padded_block, varlen_blocks
+from model import DistilRNN, packed_attention
 from support import PROJECT
+from support.attention import dense_blocks, padded_block, varlen_blocks
 from support.bases import load_tokenizer, token_ids
 from support.corpus import TRAIN
 from support.devices import CPU, choose_device, has_bf16
