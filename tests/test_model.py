@@ -291,11 +291,13 @@ def test_a_process_first_calls_of_tanh_and_exp_are_of_one_element():
     assert json.loads(output) == {"aten::tanh": [[[1]]], "aten::exp": [[[1]]]}
 
 
-def test_a_student_trains_under_bf16_on_the_cpu(nano_corpus):
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_student_trains_under_bf16_on_the_cpu(nano_corpus, cell):
     """Products are rounded, to 8 bits; states are kept and added in fp32."""
     split = nano_corpus[TRAIN].chosen(np.arange(32))
     batch = pack(split, np.arange(32))
-    student = DistilRNN(split.input_ids.unique(), 32)
+    torch.manual_seed(0)
+    student = DistilRNN(split.input_ids.unique(), 32, cell=cell)
     found = {}
     for precision in ("fp32", "bf16"):
         with choose_device("cpu", precision).autocast():
