@@ -17,6 +17,7 @@ from support.attention import dense_blocks, in_repeating_shapes, padded_block, v
 from support.bases import check_packing, load_backbone
 from support.checkpoints import read_student
 from support.devices import has_bf16
+from support.errors import UserError
 from support.fast_layers import in_few_passes
 from support.files import copy_tensors
 from support.recurrence import recurrent_states
@@ -218,6 +219,8 @@ class DistilRNN(nn.Module):
 def load_student(folder: Path) -> DistilRNN:
     """Load a saved student for use."""
     tensors, cell, layers = read_student(folder)
+    if cell not in tuple(CELLS):
+        raise UserError(f"{folder / 'config.json'}: cell = {cell!r}; it is {', '.join(CELLS)}")
     vocabulary, width = tensors["vocabulary"], tensors["embedding.weight"].shape[1]
     model = DistilRNN(vocabulary, width, cell=cell, layers=layers)
     copy_tensors(folder / "model.safetensors", tensors, model.state_dict())
