@@ -66,24 +66,25 @@ def read_hints(
     its directions may come out turned.
     """
     teacher.eval()
-    full, first, reading = teacher.score.in_features, next(split.chunks(CHUNK)), None
-    width, logits, paths = min(width, full), [], []
+    full, parts, reading = teacher.score.in_features, list(split.chunks(CHUNK)), None
+    width, logits, paths, first = min(width, full), [], [], parts[0]
     key = fingerprint(teacher_key, first.fingerprint, device.precision, str(width))
     path = folder / f"basis_{key[:16]}.safetensors"
     with locked(path.with_suffix(".lock"), wait=True):
         shapes = {"mean": (full,), "directions": (full, width)}
         if saved_tensors(path, key, shapes) is None:
-            reading = read_part(teacher, first, device, 1)
+            reading = read_part(teacher, first, device, f"1 of {len(parts)}")
             write_tensors(path, principal_components(reading["states"], width), {"key": key})
             any_process(False)  # nobody reads before the main process has written
         basis = Basis(**saved_tensors(path, key, shapes))
-        for number, part in enumerate(split.chunks(CHUNK), start=1):
+        for number, part in enumerate(parts, start=1):
             part_key = fingerprint(key, *basis, part.fingerprint)
             paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
             shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), width)}
             answers = saved_tensors(paths[-1], part_key, shapes)
             if answers is None:
-                answers = reading or read_part(teacher, part, device, number)
+                which = f"{number} of {len(parts)}"
+                answers = reading or read_part(teacher, part, device, which)
                 answers["states"] = basis.hints_of(answers["states"]).half()
                 write_tensors(paths[-1], answers, {"key": part_key})
             logits.append(answers["logits"])
@@ -91,11 +92,11 @@ def read_hints(
     return torch.cat(logits), TeacherStates(paths)
 
 
-def read_part(teacher: nn.Module, part: Split, device: Device, number: int) -> dict[str, Tensor]:
-    """Return the "logits" (sentences, 2) and the "states" (tokens, width) of part ``number``."""
+def read_part(teacher: nn.Module, part: Split, device: Device, which: str) -> dict[str, Tensor]:
+    """Return a part's "logits" (sentences, 2) and "states" (tokens, width); ``which`` is shown."""
     logits = torch.zeros(len(part), 2)
     states = torch.zeros(len(part.input_ids), teacher.score.in_features)
-    for batch in part.batches(device.torch, teacher.shares_prefixes, f"teacher reads {number}"):
+    for batch in part.batches(device.torch, teacher.shares_prefixes, f"teacher reads part {which}"):
         with device.autocast():
             reading = teacher.read(batch)
         logits[batch.indices.cpu()] = reading.logits.float().cpu()
