@@ -29,9 +29,8 @@ def in_few_passes(backbone: nn.Module) -> None:
             backbone.set_submodule(name, nn.GELU("tanh"))
         elif kind.endswith("RMSNorm") and weight is not None and weight.ndim == 1:
             norm = RMSNorm(weight, getattr(module, "variance_epsilon", 1e-6))
-            x = torch.linspace(
-                -1e-3, 1e-3, len(weight), device=weight.device
-            )  # so small: eps counts
+            # So small that eps counts.
+            x = torch.linspace(-1e-3, 1e-3, len(weight), device=weight.device)
             if torch.allclose(norm(x), module(x), rtol=1e-5, atol=1e-6):  # some add 1 to the weight
                 backbone.set_submodule(name, norm)
 

@@ -49,7 +49,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
     ("precision", "most"), [("fp32", 1e-4), pytest.param("bf16", 0.05, marks=needs_bf16)]
 )
 def test_a_classifiers_logits_and_gradients_are_the_processors(nano_corpus, precision, most):
-    """Of LoRA's layers, whose correction no longer is zero."""
+    """LoRA's layers are in it, and their correction no longer is zero."""
     split, found = nano_corpus[TRAIN].chosen(np.arange(64)), {}
     for device in (CPU, choose_device("cuda", precision)):
         model = classifier()
