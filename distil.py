@@ -36,6 +36,7 @@ from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
 from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
+from support.options import RECIPES
 from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
 from support.runs import Claim, claim, describe_run, run_folder
@@ -244,6 +245,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
         if not claimed.finished:
             from lora import load_teacher  # transformers takes seconds, which rnn need not wait for
 
+            if cost := RECIPES[options.recipe]:
+                print(f"--recipe {options.recipe}: {cost}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)

@@ -33,13 +33,14 @@ def mode_help(mode: str) -> str:
                 left = ""
             lines += [f"{left:<{LEFT}}{words[0]}", *(" " * LEFT + more for more in words[1:])]
     student = "distil" if mode == "all" else mode
-    for recipe in RECIPES[1:] if mode in STUDENTS else ():
+    for recipe in tuple(RECIPES)[1:] if mode in STUDENTS else ():
         rows = [
             option for option in OPTIONS if recipe in option.recipes and student in option.modes
         ]
         values = [(option.flag, option.value(recipe, student)) for option in rows]
         words = " ".join(f"{flag} {value}" for flag, value in values if value is not None)
         lines.append("")
+        words += f"; {cost}" if student == "distil" and (cost := RECIPES[recipe]) else ""
         lines += textwrap.wrap(f"--recipe {recipe} is {words}", WIDTH, subsequent_indent="    ")
     return "\n".join(lines) + "\n"
 
