@@ -3,21 +3,23 @@
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from data_utils import UNLABELLED, tokenize
 from model import load_student
 from support.bases import find_base, load_language_model, load_tokenizer, words_unknown_to_nano
 from support.checkpoints import kind_of, read_max_length
+from support.checkpoints.shipped import default_checkpoint, named_checkpoint
 from support.corpus import parse_sentences
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.reporting import confusion, describe, measure
-from support.runs import run_folder
 from train_utils import predict_logits
 
 
@@ -69,49 +71,82 @@ def run_gen(args: Namespace) -> None:
 
 
 def run_predict(args: Namespace) -> None:
-    """Judge sentences with a saved teacher or student: a table, or one JSON object a line.
+    """Judge sentences with saved teachers and students: a table, or one JSON object a line.
 
     Labelled sentences, in CoLA's layout, are scored as well.
     """
     device = choose_device(args.device, args.precision)
     sentences, labels, source = read_sentences(args)
-    model, tokenizer, max_length = load_model(args)
-    split = tokenize(tokenizer, sentences, labels, max_length, source)
-    if unknown := words_unknown_to_nano(tokenizer, sentences):
-        note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
-        print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
+    logits = {}  # (sentences, 2), by the name of the model
     keep_freed_memory()
-    logits = predict_logits(device.place(model), split, device, "judging")  # (sentences, 2)
-    answers, probabilities = logits.argmax(dim=1).tolist(), logits.softmax(dim=1)[:, 1].tolist()
-    if args.json:
-        names = ("sentence", "label", "p_acceptable", "logits")
-        for row in zip(sentences, answers, probabilities, logits.tolist(), strict=True):
-            print(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False))
-    else:
-        print("p(acceptable)  judgement     sentence")
-        for sentence, label, p_acceptable in zip(sentences, answers, probabilities, strict=True):
-            word = ("unacceptable", "acceptable")[label]
-            print(f"{p_acceptable:>13.3f}  {word:<12}  {sentence}")
-    if UNLABELLED not in labels:
-        metrics = measure(logits, split.labels)
+    for name, folder in checkpoints(args).items():
+        model, tokenizer, max_length = load_model(folder, args)
+        split = tokenize(tokenizer, sentences, labels, max_length, source)
+        if unknown := words_unknown_to_nano(tokenizer, sentences):
+            note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
+            print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
+        logits[name] = predict_logits(device.place(model), split, device, "judging")
+    judged = {name: judgements(of_model) for name, of_model in logits.items()}
+    for line in json_lines(sentences, judged) if args.json else table(sentences, judged):
+        print(line)
+    for name in logits if UNLABELLED not in labels else ():
+        metrics = measure(logits[name], split.labels)
         lines = f"{describe(metrics)}\n{confusion(metrics)}"
-        print(lines, file=sys.stderr if args.json else sys.stdout)
+        heading = f"{name}:\n" if len(logits) > 1 else ""
+        print(heading + lines, file=sys.stderr if args.json else sys.stdout)
 
 
-def load_model(args: Namespace) -> tuple[nn.Module, Tokenizer, int]:
-    """Load the checkpoint that the options name: its tokenizer, and its longest sentence, too."""
-    folder = args.checkpoint or run_folder(args, "LoRA")
+def table(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
+    """Yield the lines of a table: one model's judgements, or those of several side by side."""
+    words = ("unacceptable", "acceptable")
+    if len(judged) == 1:
+        heads, form = ["p(acceptable)  judgement   "], "{:>13.3f}  {:<12}"
+    else:
+        heads, form = [f"{name:<18}" for name in judged], "{:.3f} {:<12}"
+    yield "  ".join([*heads, "sentence"])
+    for sentence, *row in zip(sentences, *judged.values(), strict=True):
+        cells = [form.format(answer["p_acceptable"], words[answer["label"]]) for answer in row]
+        yield "  ".join([*map(str.ljust, cells, map(len, heads)), sentence])
+
+
+def json_lines(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
+    """Yield a JSON object for each sentence, of several models with an entry each."""
+    for sentence, *row in zip(sentences, *judged.values(), strict=True):
+        answer = {"models": dict(zip(judged, row, strict=True))} if len(row) > 1 else row[0]
+        yield json.dumps({"sentence": sentence, **answer}, ensure_ascii=False)
+
+
+def judgements(logits: Tensor) -> list[dict]:
+    """Return what a model's logits (sentences, 2) say of each sentence, as --json has it."""
+    names = ("label", "p_acceptable", "logits")
+    columns = logits.argmax(dim=1), logits.softmax(dim=1)[:, 1], logits
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def checkpoints(args: Namespace) -> dict[str, Path]:
+    """Return the folders of the models that the options name, or of the default one, by name."""
+    given = args.checkpoint or [default_checkpoint(args)]
+    short = len({path.name for path in given}) == len(given)
+    folders = {path.name if short else str(path): named_checkpoint(path) for path in given}
+    if len(folders) < len(given):
+        raise UserError("--checkpoint: one is given twice")
+    for folder in folders.values():
+        kind_of(folder)  # refused before another has judged a long file
+    return folders
+
+
+def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int]:
+    """Load a checkpoint: the model, its tokenizer, and its longest sentence in tokens.
+
+    The base of an adapter is the one that the command line names, or the adapter itself.
+    """
     if kind_of(folder) == "student":
         return load_student(folder), load_tokenizer(folder), read_max_length(folder)
     from lora import load_teacher  # transformers takes seconds, which a student does not need
 
-    teacher = load_teacher(folder, named_variant(args))
+    teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
     return teacher.model, teacher.base.tokenizer, teacher.base.max_length
-
-
-def named_variant(args: Namespace) -> str | None:
-    """Return the base that the command line names; None takes the one that the adapter names."""
-    return args.gpt_variant if "gpt_variant" in args.given else None
 
 
 def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
@@ -140,12 +175,12 @@ def run_export(args: Namespace) -> None:
     """Write a checkpoint to ``<out_dir>/exports/``, in a form that needs nothing of ours."""
     from support.checkpoints.export import save_merged, save_onnx
 
-    folder = args.checkpoint or run_folder(args, "LoRA")
+    (folder,) = checkpoints(args).values()
     target = args.out_dir / "exports" / folder.resolve().name
     if kind_of(folder) == "adapter":
         from lora import load_teacher
 
-        teacher = load_teacher(folder, named_variant(args))
+        teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
         save_merged(teacher.model, teacher.base, target)
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:

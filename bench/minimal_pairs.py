@@ -76,7 +76,7 @@ def main() -> None:
 
 def gaps_of(folder: Path) -> list[float]:
     """Return by how much the margin of each pair's good sentence is larger."""
-    model, tokenizer, longest = load_model(Namespace(checkpoint=folder, given=set()))
+    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
     sentences = [sentence for some in PAIRS.values() for pair in some for sentence in pair]
     split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "minimal pairs")
     logits = predict_logits(model, split, CPU)

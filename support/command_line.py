@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> Namespace:
     args.sr_no = args.sr_nos[0]
     if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
         parser.error(f"--sr_no: --mode {mode} takes one number")
+    if mode == "export" and len(args.checkpoint) > 1:
+        parser.error("--checkpoint: --mode export takes one")
     nano = args.gpt_variant == "nano"
     args.recipe = args.recipe or ("nano" if nano else "published")
     args.data_dir = args.data_dir or PROJECT / ("nano/corpus" if nano else "cola_public")
@@ -86,7 +88,7 @@ def parser_of(mode: str) -> Parser:
             settings = {"action": "store_true"}
         elif isinstance(option.kind, tuple):
             settings = {"choices": option.kind}
-        if not option.flag.startswith("--"):
-            settings["nargs"] = "*"
+        if option.default == []:
+            settings |= {"action": "append"} if option.flag.startswith("--") else {"nargs": "*"}
         parser.add_argument(option.flag, default=argparse.SUPPRESS, **settings)
     return parser

@@ -162,7 +162,7 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--top_k", "N", size, 50, {}, NO, ("gen",), "sample among the N likeliest; 0 all"),
     ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, {}, NO, ("gen",), "sample among the likeliest of this mass"),
     ("--num_samples", "N", count, 1, {}, NO, ("gen",), "how many continuations"),
-    ("--checkpoint", "DIR", path, None, {}, NO, ("predict", "export"), "any saved teacher or student [one's own LoRA run]"),
+    ("--checkpoint", "DIR", path, [], {}, NO, ("predict", "export"), "a saved teacher or student [one's own LoRA run, or student, which ships; smollm2 is its teacher]; several stand side by side"),
     ("--input", "FILE", path, None, {}, NO, ("predict",), "one sentence a line, or a file in CoLA's layout"),
     ("--json", None, bool, False, {}, NO, ("predict",), "one JSON object a line instead of a table"),
     ("sentences", "SENTENCE", str, [], {}, NO, ("predict",), "to judge; none: from --input or standard input"),

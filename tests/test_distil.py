@@ -192,7 +192,7 @@ def test_teacher_logits_leave_the_corpus_as_it_was(tmp_path):
 
 
 def load_checkpoint(folder):
-    return load_model(Namespace(checkpoint=folder, given=set()))
+    return load_model(folder, Namespace(given=set()))
 
 
 @pytest.fixture

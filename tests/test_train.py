@@ -604,7 +604,10 @@ def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
     options = dict(teacher=folder, checkpoint=folder, gpt_variant="nano", sr_no=7, given=set())
     args = Namespace(**options, out_dir=tmp_path)
     words = r"not finished; finish it with: python run\.py --lr 0\.1$"
-    asked_as_a_teacher = (lambda _: load_model(args)), (lambda _: teacher_fingerprint(folder, args))
+    asked_as_a_teacher = (
+        (lambda _: load_model(folder, args)),
+        (lambda _: teacher_fingerprint(folder, args)),
+    )
     for read in (check_finished, load_teacher, *asked_as_a_teacher):
         with pytest.raises(UserError, match=words):
             read(folder)

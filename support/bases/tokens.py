@@ -54,7 +54,7 @@ def check_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path) -> None:
     """Write a tokenizer, with its settings for transformers where ``source`` has them."""
-    write_bytes(folder / TOKENIZER, tokenizer.to_str(pretty=True).encode())
+    write_bytes(folder / TOKENIZER, tokenizer.to_str().encode())
     if (source / SETTINGS).exists():
         write_bytes(folder / SETTINGS, read_bytes(source / SETTINGS))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from support.bases import Base, save_tokenizer
 from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from support.checkpoints.compact import expand
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
 from support.runs import check_finished
@@ -26,7 +27,10 @@ def save_student(model: nn.Module, base: Base, folder: Path) -> None:
 def read_student(folder: Path) -> tuple[dict[str, Tensor], str, int]:
     """Read a student's tensors, whose sizes agree with each other, its cell and its layers."""
     path = folder / "model.safetensors"
-    tensors, _ = read_tensors(path)
+    try:
+        tensors = expand(read_tensors(path)[0])
+    except ValueError as error:
+        raise UserError(f"{path}: its scales do not fit ({error}); restore it") from None
     cell = read_json(folder / "config.json").get("cell", "rnn")  # once, there was no other
     # What the file has bounds what is allocated for it, also for a file that lies.
     sizes = ("vocabulary", "rnn.weight_hh_l0", "embedding.weight")
