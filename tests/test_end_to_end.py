@@ -363,6 +363,40 @@ def test_predict_prints_a_table(demo, call):
         assert row.split()[1] in ("acceptable", "unacceptable")
 
 
+def test_predict_shows_several_models_side_by_side(demo, call):
+    """What each says is what it says alone."""
+    folders = [checkpoint(demo.folder, mode) for mode in ("LoRA", "rnn")]
+    options = ("--mode", "predict", *(word for f in folders for word in ("--checkpoint", f)))
+    alone = [
+        call("--mode", "predict", "--json", "--checkpoint", folder, *SENTENCES).stdout
+        for folder in folders
+    ]
+    both = call(*options, "--json", *SENTENCES).stdout.splitlines()
+    for line, *answers in zip(both, *map(str.splitlines, alone), strict=True):
+        found = json.loads(line)
+        assert list(found["models"]) == [folder.name for folder in folders]
+        for models, answer in zip(found["models"].values(), map(json.loads, answers), strict=True):
+            assert {"sentence": found["sentence"], **models} == answer
+    header, *rows = call(*options, *SENTENCES).stdout.splitlines()
+    assert header.split() == [*(folder.name for folder in folders), "sentence"]
+    for row, line in zip(rows, both, strict=True):
+        for cell, answer in zip(
+            row.split()[::2], json.loads(line)["models"].values(), strict=False
+        ):
+            assert cell == f"{answer['p_acceptable']:.3f}"
+    labelled = call(*options, "--input", NANO / "corpus" / "raw" / "in_domain_dev.tsv").stdout
+    for folder in folders:
+        assert f"\n{folder.name}:\naccuracy " in labelled
+
+
+def test_checkpoints_that_cannot_stand_side_by_side_are_refused(demo, call):
+    one = ("--checkpoint", checkpoint(demo.folder, "rnn"))
+    assert "one is given twice" in refusal(call("--mode", "predict", *one, *one, "Hello."))
+    missing = (*one, "--checkpoint", "nowhere")
+    assert "nowhere: no such" in refusal(call("--mode", "predict", *missing, "Hello."))
+    assert "--mode export takes one" in refusal(call("--mode", "export", *one, *one))
+
+
 def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, call):
     folder = checkpoint(demo.folder, "LoRA")
     sentences = read_split(NANO / "corpus" / "raw" / "out_of_domain_dev.tsv")[0][:50]
