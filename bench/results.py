@@ -19,9 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import matthews_corrcoef, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
-from bench.ablation import figures
 from support import PROJECT
 from support.corpus import DEV, OUT_OF_DOMAIN
 from support.files import write_bytes
@@ -29,6 +28,7 @@ from support.reporting import summary
 from support.reporting.curves import plot_curves, read_history
 from support.reporting.finished import DEV_SETS, Series, find_runs
 from support.reporting.plots import plot_comparison
+from support.reporting.statistics import score
 from support.reporting.tables import difference_cells, paired_table, spread
 
 RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
@@ -45,24 +45,12 @@ class Study(NamedTuple):
 
 CORPUS = {"data_dir": "cola_public"}
 SMOLLM2 = {"gpt_variant": "smollm2", "sr_no": "22915-22919"}
-# One teacher for all: what differs is the students' doing.
-TEACHER = {"teacher": "runs/smollm2_cola/checkpoints/LoRA_smollm2_22915"}
-HINTS = {**CORPUS, "recipe": "hints", "precision": "bf16"}
-# The published distillation for as many steps as the hints take.
-LONG = {
-    **CORPUS, "epochs": "95", "patience": "95", "monitor": "mcc", "lr_schedule": "linear",
-    "held_out": "500", "precision": "bf16",
-}  # fmt: skip
-# Gated cells; 6 passes over 207,551 sentences are as many steps as 165 over the labelled ones.
-STUDENT = {
-    **CORPUS, "recipe": "hints", "precision": "bf16", "student_cell": "gru", "student_layers": "2",
-    "student_dropout": "0.3", "held_out": "1000", "batch_size": "512", "lr": "0.002",
-}  # fmt: skip
+# Sentences that smollm2 wrote, and one teacher for all: what differs is the students' doing.
 LESSON = {
-    "epochs": "6", "transfer_size": "200000",
     "transfer_file": "results/smollm2_student/written.txt.gz",
     "teacher": "runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915",
-}  # fmt: skip
+}
+STUDENT = {**CORPUS, "recipe": "hints"}
 STUDIES = {
     "smollm2_cola": Study(SMOLLM2, {"all": CORPUS}),
     "smollm2_bf16": Study(
@@ -70,14 +58,13 @@ STUDIES = {
         {"LoRA": {**CORPUS, "precision": "bf16"}},
     ),
     "smollm2_student": Study(
-        SMOLLM2, {"distil": {**STUDENT, **LESSON}, "rnn": {**STUDENT, "epochs": "165"}}
+        SMOLLM2, {"distil": {**STUDENT, **LESSON, "precision": "bf16"}, "rnn": STUDENT}
     ),
-    "smollm2_hints": Study(SMOLLM2, {"distil": {**HINTS, **TEACHER}, "rnn": HINTS}),
-    "smollm2_long": Study(SMOLLM2, {"distil": {**LONG, **TEACHER}}),
     "nano": Study(
         {"gpt_variant": "nano", "sr_no": "22915-22917"}, {"all": {"data_dir": "nano/corpus"}}
     ),
 }
+RULES = ("balanced", "accuracy")  # of the threshold: `support.teaching.thresholds`
 NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, with the teacher", "rnn": "rnn, without"}
 
 
@@ -133,7 +120,8 @@ def write_study_report(study: str) -> None:
 
 def write_pictures() -> None:
     """Draw plots/: the teacher, its student with hints, and the same student without a teacher."""
-    three, serial = headlined(runs_of("smollm2_hints")), SMOLLM2["sr_no"]
+    (teacher, *_), serial = runs_of("smollm2_cola"), SMOLLM2["sr_no"]
+    three = [teacher, *runs_of("smollm2_student")]
     for series in three:
         name = f"{series.mode}_{series.variant}_{serial}"
         plot_curves(name, [run.folder for run in series.runs], PLOTS)
@@ -167,20 +155,31 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
-def headlined(students: list[Series]) -> list[Series]:
-    """Return the runs that the first page shows: the teacher, and students with and without it."""
-    teacher, *_ = runs_of("smollm2_cola")
-    return [teacher, *students]
+def by_rule(series: Series, rule: str) -> Series:
+    """Return students as they would answer with the threshold of a rule."""
+    runs = []
+    for run in series.runs:
+        edge = run.metrics["thresholds"][rule]
+        moved = {
+            split: found._replace(margins=found.margins - edge)
+            for split, found in run.predictions.items()
+        }
+        runs.append(run._replace(predictions=moved))
+    series = series._replace(runs=runs)
+    scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
+    return series._replace(scores=scores)
 
 
 def headline(found: list[Series]) -> str:
     """Return the scores on the first page."""
-    names = "LoRA, the teacher", "the student, with hints", "the same student, no teacher"
-    heads = "SmolLM2-135M on CoLA, five seeds", f"{DEV} accuracy", "MCC"
-    heads = *heads, f"{OUT_OF_DOMAIN} accuracy", "MCC"
-    return score_table(
-        heads, dict(zip(names, headlined(found), strict=True)), 'always "acceptable"'
-    )
+    teacher, *_ = runs_of("smollm2_cola")
+    taught, *untaught = found
+    named = {"LoRA, the teacher": teacher, "the student, taught by it": taught}
+    named["the same, its threshold for accuracy"] = by_rule(taught, "accuracy")
+    if untaught:
+        named["the same student, no teacher"] = untaught[0]
+    heads = "SmolLM2-135M on CoLA", f"{DEV} accuracy", "MCC", f"{OUT_OF_DOMAIN} accuracy", "MCC"
+    return score_table(heads, named, 'always "acceptable"')
 
 
 def results(found: list[Series]) -> str:
@@ -189,19 +188,30 @@ def results(found: list[Series]) -> str:
 
 
 def students(found: list[Series]) -> str:
-    """Return the scores of students by what they were taught with."""
-    return scores(by_teaching(found))
+    """Return the scores of students by both rules of the threshold, and AUC, which needs none."""
+    heads = ("run", "seeds", "dev set", "AUC", "threshold", "accuracy", "MCC")
+    rows = [heads]
+    for series, split in product(found, DEV_SETS):
+        labels = series.labels(split)
+        aucs = [roc_auc_score(labels, run.predictions[split].margins) for run in series.runs]
+        first = NAMES[series.mode], str(len(series.runs)), split, spread(np.array(aucs), ".3f")
+        for rule in RULES:
+            s = by_rule(series, rule).scores[split]
+            cells = spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f")
+            rows.append((*first, rule, *cells))
+            first = "", "", "", ""
+    return markdown(rows)
 
 
-def by_teaching(found: list[Series]) -> dict[str, Series]:
-    """Return the students with hints, and two kinds beside them, with as many steps."""
-    hinted, untaught = found
-    (published,) = runs_of("smollm2_long")
-    return {
-        "hints": hinted,
-        "the published recipe, as many steps": published,
-        "no teacher, as many steps": untaught,
-    }
+def gains(found: list[Series]) -> str:
+    """Return what a teacher gives, on the same seeds and sentences."""
+    rows = [("threshold", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
+    taught, untaught = found
+    common = sorted(set(taught.sr_nos) & set(untaught.sr_nos))
+    for rule, split in product(RULES, DEV_SETS):
+        answers = [by_rule(series, rule).answers(split, common) for series in found]
+        rows.append((rule, split, *difference_cells(taught.labels(split), *answers)))
+    return markdown(rows)
 
 
 def scores(named: dict[str, Series]) -> str:
@@ -235,54 +245,6 @@ def runs(found: list[Series]) -> str:
     return markdown(rows)
 
 
-def ranking(found: list[Series]) -> str:
-    """Return how the students rank in_domain_dev, and what another threshold would give."""
-    rows = [("in_domain_dev", "as it is", "before its threshold was set", "best threshold", "AUC")]
-    for name, series in by_teaching(found).items():
-        accuracy, mcc, _, best, auc, _ = figures(series.runs)
-        before = []
-        for run in series.runs:
-            epoch = run.metrics["training"]["best_epoch"]
-            curves = read_history(run.folder, epoch)
-            before.append((curves["val_accuracy"][epoch - 1], curves["val_mcc"][epoch - 1]))
-        unfitted = "{:.2%}, MCC {:.3f}".format(*np.mean(before, axis=0))
-        rows.append((name, f"{accuracy}, MCC {mcc.split()[0]}", unfitted, f"MCC {best}", auc))
-    return markdown(rows)
-
-
-def rules(found: list[Series]) -> str:
-    """Return the scores of students by both rules of the threshold, and AUC."""
-    heads = ["run", "dev set", "AUC"]
-    heads += [
-        f"{rule}: {what}" for rule in ("balanced", "accuracy") for what in ("accuracy", "MCC")
-    ]
-    rows = [tuple(heads)]
-    for series, split in product(found, DEV_SETS):
-        labels, values = series.labels(split), []
-        for run in series.runs:
-            margins, edges = run.predictions[split].margins, run.metrics["thresholds"]
-            answers = [margins > edges[rule] for rule in ("balanced", "accuracy")]
-            scores = [((a == labels).mean(), matthews_corrcoef(labels, a)) for a in answers]
-            values.append((roc_auc_score(labels, margins), *scores[0], *scores[1]))
-        auc, *rest = np.array(values).T
-        cells = [
-            spread(100 * x, ".2f", "%") if number % 2 == 0 else spread(x, ".3f")
-            for number, x in enumerate(rest)
-        ]
-        rows.append((NAMES[series.mode], split, spread(auc, ".3f"), *cells))
-    return markdown(rows)
-
-
-def hints(found: list[Series]) -> str:
-    """Return what hints give beyond the two kinds of students beside them."""
-    rows = [("hints against", "dev set", "accuracy by", "95% int.", "p", "MCC by", "95% int.", "p")]
-    (_, hinted), *others = by_teaching(found).items()
-    for (name, other), split in product(others, DEV_SETS):
-        answers = hinted.answers(split), other.answers(split)
-        rows.append((name, split, *difference_cells(hinted.labels(split), *answers)))
-    return markdown(rows)
-
-
 def pairs(found: list[Series]) -> str:
     """Return differences on the same sentences and seeds: the report's table of pairs."""
     table = paired_table(found)
@@ -310,7 +272,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (headline, results, students, runs, pairs, monitor, ranking, rules, hints)
+    for function in (headline, results, students, gains, runs, pairs, monitor)
 }
 
 

@@ -112,12 +112,12 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
 
 
 def load_series(folders: list[Path]) -> Series:
-    """Read finished runs of one mode and variant, whose settings are equal."""
+    """Read finished runs of one mode and variant, whose settings are equal but for precision."""
     runs = [load_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
         differing = differences(run.metrics["identity"], first.metrics["identity"], {})
-        for key in sorted(differing.keys() - {"sr_no", "teacher"}):
+        for key in sorted(differing.keys() - {"sr_no", "teacher", "precision"}):
             here, there = map(short, differing[key])
             raise UserError(
                 f"{run.folder}: {key} is {here}, and {there} in {first.folder.name}; one report "
