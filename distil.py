@@ -37,14 +37,12 @@ from support.devices import Device, choose_device, keep_freed_memory
 from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RECIPES
-from support.processes import is_main, sum_over_processes
 from support.reporting import show_run
 from support.runs import Claim, claim, describe_run, run_folder
 from support.teaching import (
     HELD_OUT,
-    Basis,
     hold_out,
-    principal_components,
+    leading_components,
     read_hints,
     saved_tensors,
     sentences_of_file,
@@ -196,16 +194,9 @@ def new_student(options: Namespace, corpus: dict[str, Split], device: Device) ->
 
 @torch.no_grad()
 def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
-    """Start the student's embedding from its teacher's: its principal components (`Basis`).
-
-    What is wider than the teacher's stays random. Of several processes all take the main one's: on
-    another machine the components may come out turned.
-    """
+    """Start the student's embedding from its teacher's; what is wider than that stays random."""
     rows = teacher.backbone.get_input_embeddings().weight[student.vocabulary]
-    rows = rows.float().cpu()  # (rows, the teacher's width)
-    basis = Basis(**principal_components(rows, student.embedding.embedding_dim))
-    start = basis.hints_of(rows) * is_main()
-    sum_over_processes(start)
+    start = leading_components(rows, student.embedding.embedding_dim)
     student.embedding.weight[:-1, : start.shape[1]] = start
 
 

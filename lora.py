@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from data_utils import Split
 from model import Classifier, load_classifier
 from support.bases import Base, base_fingerprint
+from support.bases.layers import linear_layers, published_set
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
@@ -168,12 +169,6 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
     mark_trainable(model, config)
 
 
-def linear_layers(model: nn.Module) -> list[str]:
-    """Return the names, each once and without its place, of a model's linear layers."""
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
-
-
 def is_target(name: str, targets: list[str] | str) -> bool:
     """Return whether a layer's name is, or ends in a dot and, one of the names, as in PEFT.
 
@@ -211,29 +206,6 @@ def merge_lora(model: nn.Module) -> None:
 def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trained parameters, which are what an adapter keeps."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def published_set(model: Classifier) -> dict:
-    """Return what trains of a classifier, as settings of a `LoraConfig`.
-
-    Every linear layer of every block with its bias, the final norm, and the head. PEFT matches
-    ``modules_to_save`` by the end of a name, and blocks have norms too: the final norm is named
-    from the top, but for GPT-2's, whose name no block has.
-    """
-    named = dict(model.named_modules())
-    depth = model.backbone.config.num_hidden_layers
-    name, blocks = next(
-        (name, module)
-        for name, module in named.items()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    )
-    norms = [n for n, m in named.items() if "Norm" in type(m).__name__]
-    final = [norm for norm in norms if not norm.startswith(f"{name}.")][-1:]
-    return {
-        "target_modules": linear_layers(blocks),
-        "modules_to_save": ["score", *(norm.removeprefix("transformer.") for norm in final)],
-        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in blocks.modules()),
-    }
 
 
 # ---------------------------------------------------------------------------------------------

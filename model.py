@@ -18,7 +18,7 @@ from support.bases import check_packing, load_backbone
 from support.checkpoints import read_student
 from support.devices import has_bf16
 from support.errors import UserError
-from support.fast_layers import in_few_passes
+from support.fast_layers import gpt2_last_states, in_few_passes
 from support.files import copy_tensors
 from support.recurrence import recurrent_states
 
@@ -141,23 +141,6 @@ def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
 def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
     """Return the final hidden state (sentences, width) at each sentence's last token."""
     return prefix_states(backbone, batch)[batch.last_prefixes]
-
-
-def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
-    """Return `last_states` with less work: nobody reads the last block's other tokens.
-
-    It needs keys and values for every prefix, and everything after them for the last tokens only.
-    """
-    tokens = batch.prefix_tokens
-    hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
-    hidden = hidden.unsqueeze(0)  # (1, prefixes, width), as the blocks want it
-    *blocks, block = gpt2.h
-    for earlier in blocks:
-        hidden = earlier(hidden, batch=batch)
-    attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
-    hidden = hidden[:, batch.last_prefixes] + attended  # (1, sentences, width)
-    hidden = hidden + block.mlp(block.ln_2(hidden))
-    return gpt2.ln_f(hidden).squeeze(0)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,25 +1,24 @@
 """Saved models at work: gen continues a prompt, predict judges sentences, export hands them on."""
 
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from data_utils import UNLABELLED, tokenize
 from model import load_student
 from support.bases import find_base, load_language_model, load_tokenizer, words_unknown_to_nano
 from support.checkpoints import kind_of, read_max_length
-from support.checkpoints.shipped import default_checkpoint, named_checkpoint
+from support.checkpoints.shipped import chosen_checkpoints
 from support.corpus import parse_sentences
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.reporting import confusion, describe, measure
+from support.reporting.judgements import json_lines, judgements, table
 from train_utils import predict_logits
 
 
@@ -79,7 +78,7 @@ def run_predict(args: Namespace) -> None:
     sentences, labels, source = read_sentences(args)
     logits = {}  # (sentences, 2), by the name of the model
     keep_freed_memory()
-    for name, folder in checkpoints(args).items():
+    for name, folder in chosen_checkpoints(args).items():
         model, tokenizer, max_length = load_model(folder, args)
         split = tokenize(tokenizer, sentences, labels, max_length, source)
         if unknown := words_unknown_to_nano(tokenizer, sentences):
@@ -94,46 +93,6 @@ def run_predict(args: Namespace) -> None:
         lines = f"{describe(metrics)}\n{confusion(metrics)}"
         heading = f"{name}:\n" if len(logits) > 1 else ""
         print(heading + lines, file=sys.stderr if args.json else sys.stdout)
-
-
-def table(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
-    """Yield the lines of a table: one model's judgements, or those of several side by side."""
-    words = ("unacceptable", "acceptable")
-    if len(judged) == 1:
-        heads, form = ["p(acceptable)  judgement   "], "{:>13.3f}  {:<12}"
-    else:
-        heads, form = [f"{name:<18}" for name in judged], "{:.3f} {:<12}"
-    yield "  ".join([*heads, "sentence"])
-    for sentence, *row in zip(sentences, *judged.values(), strict=True):
-        cells = [form.format(answer["p_acceptable"], words[answer["label"]]) for answer in row]
-        yield "  ".join([*map(str.ljust, cells, map(len, heads)), sentence])
-
-
-def json_lines(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
-    """Yield a JSON object for each sentence, of several models with an entry each."""
-    for sentence, *row in zip(sentences, *judged.values(), strict=True):
-        answer = {"models": dict(zip(judged, row, strict=True))} if len(row) > 1 else row[0]
-        yield json.dumps({"sentence": sentence, **answer}, ensure_ascii=False)
-
-
-def judgements(logits: Tensor) -> list[dict]:
-    """Return what a model's logits (sentences, 2) say of each sentence, as --json has it."""
-    names = ("label", "p_acceptable", "logits")
-    columns = logits.argmax(dim=1), logits.softmax(dim=1)[:, 1], logits
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def checkpoints(args: Namespace) -> dict[str, Path]:
-    """Return the folders of the models that the options name, or of the default one, by name."""
-    given = args.checkpoint or [default_checkpoint(args)]
-    short = len({path.name for path in given}) == len(given)
-    folders = {path.name if short else str(path): named_checkpoint(path) for path in given}
-    if len(folders) < len(given):
-        raise UserError("--checkpoint: one is given twice")
-    for folder in folders.values():
-        kind_of(folder)  # refused before another has judged a long file
-    return folders
 
 
 def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int]:
@@ -175,7 +134,7 @@ def run_export(args: Namespace) -> None:
     """Write a checkpoint to ``<out_dir>/exports/``, in a form that needs nothing of ours."""
     from support.checkpoints.export import save_merged, save_onnx
 
-    (folder,) = checkpoints(args).values()
+    (folder,) = chosen_checkpoints(args).values()
     target = args.out_dir / "exports" / folder.resolve().name
     if kind_of(folder) == "adapter":
         from lora import load_teacher

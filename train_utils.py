@@ -21,7 +21,7 @@ from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.devices import Device
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import rank_and_processes, sum_over_processes
-from support.reporting import measure, one_class_note
+from support.reporting import describe_epoch, measure, one_class_note
 from support.runs import Progress, resumable
 
 # ---------------------------------------------------------------------------------------------
@@ -188,13 +188,7 @@ def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
         "seconds": round(progress.seconds, 3),
         "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
     }
-    line = (
-        f"epoch {row['epoch']}/{training.options.epochs}  train loss {row['train_loss']:.4f} "
-        f"accuracy {row['train_accuracy']:.2%}  |  in_domain_dev loss {row['val_loss']:.4f} "
-        f"accuracy {row['val_accuracy']:.2%} MCC {row['val_mcc']:.3f}{one_class_note(metrics)}  |  "
-        f"{row['seconds']:.1f} s"
-    )
-    return row, line
+    return row, describe_epoch(row, training.options.epochs) + one_class_note(metrics)
 
 
 def reason_to_stop(options: Namespace, progress: Progress) -> str:

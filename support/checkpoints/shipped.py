@@ -5,12 +5,26 @@ from argparse import Namespace
 from pathlib import Path
 
 from support import PROJECT
+from support.checkpoints.students import kind_of
 from support.corpus import DEV
+from support.errors import UserError
 from support.reporting import read_metrics, summary
 from support.runs import run_folder
 
 MODELS = PROJECT / "results" / "models"
 SHIPPED = {"student": "distil_smollm2_22919", "smollm2": "LoRA_smollm2_22915"}
+
+
+def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
+    """Return the folders of the models that the options name, or of the default one, by name."""
+    given = args.checkpoint or [default_checkpoint(args)]
+    short = len({path.name for path in given}) == len(given)
+    folders = {path.name if short else str(path): named_checkpoint(path) for path in given}
+    if len(folders) < len(given):
+        raise UserError("--checkpoint: one is given twice")
+    for folder in folders.values():
+        kind_of(folder)  # refused before another has judged a long file
+    return folders
 
 
 def named_checkpoint(given: Path) -> Path:

@@ -7,6 +7,7 @@ pandas, matplotlib and reportlab, and are imported where a report is made.
 from support.reporting.metrics import (
     confusion,
     describe,
+    describe_epoch,
     matthews_corrcoef,
     measure,
     one_class_note,
@@ -16,6 +17,6 @@ from support.reporting.metrics import (
 )
 
 __all__ = [
-    "confusion", "describe", "matthews_corrcoef", "measure", "one_class_note", "read_metrics",
-    "show_run", "summary",
+    "confusion", "describe", "describe_epoch", "matthews_corrcoef", "measure", "one_class_note",
+    "read_metrics", "show_run", "summary",
 ]  # fmt: skip

@@ -63,6 +63,16 @@ def describe(metrics: dict) -> str:
     )
 
 
+def describe_epoch(row: dict, epochs: int) -> str:
+    """Return a row of history.csv in a line."""
+    return (
+        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f} "
+        f"accuracy {row['train_accuracy']:.2%}  |  {row['seconds']:.1f} s  |  "
+        f"{DEV} loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%} "
+        f"MCC {row['val_mcc']:.3f}"
+    )
+
+
 def summary(metrics: dict) -> str:
     """Return accuracy and MCC in a few words."""
     remark = one_class_remark([one_class_note(metrics)])

@@ -18,7 +18,7 @@ from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
-from support.processes import any_process, sum_over_processes
+from support.processes import any_process, is_main, sum_over_processes
 from support.runs.locks import locked
 
 CHUNK = 45_000  # tokens a file; the components are those of the first one's states
@@ -103,6 +103,17 @@ def read_part(teacher: nn.Module, part: Split, device: Device, which: str) -> di
         states[batch.places.cpu()] = reading.states.float().cpu()
     sum_over_processes(logits, states)
     return {"logits": logits, "states": states}
+
+
+def leading_components(rows: Tensor, width: int) -> Tensor:
+    """Return rows (n, features) in their principal components, ``width`` or as many as there are.
+
+    Of several processes all get the main one's: elsewhere the components may come out turned.
+    """
+    rows = rows.float().cpu()
+    components = Basis(**principal_components(rows, width)).hints_of(rows) * is_main()
+    sum_over_processes(components)
+    return components
 
 
 def saved_tensors(
