@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench.results import RESULTS
+from bench.results import RESULTS, markdown
 from data_utils import Split, load_corpus
 from lora import load_teacher
 from model import load_student
@@ -27,16 +27,44 @@ from support.bases.tokens import token_ids
 from support.checkpoints import kind_of, read_adapter, write_adapter
 from support.checkpoints.compact import compact
 from support.checkpoints.shipped import MODELS
-from support.corpus import TRAIN
+from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.files import read_json, read_tensors, write_csv, write_json, write_tensors
 from support.reporting import summary
+from support.reporting.finished import load_series
 from support.reporting.metrics import DEV_SETS
+from support.reporting.tables import result_table
 from support.teaching import sentences_of_file
 from train_utils import evaluate
 
 WRITTEN = RESULTS / "smollm2_student" / "written.txt.gz"
 LEAST = 2  # times that a token was met
+CARD = """# {name}
+
+{what}
+
+{table}
+
+The intervals cover the choice of sentences; another seed moves a result as much. The [first
+page](../../../README.md) explains the terms. The figures are of the files here, which are smaller
+than what was trained (`bench/shipping.py`). metrics.json has the command of the training.
+
+- **Trained on** the training sentences of CoLA ([Warstadt, Singh and Bowman
+  2019](https://arxiv.org/abs/1805.12471)){more}. No sentence is in these files.
+- **Licence:** Apache-2.0, that of the base, SmolLM2-135M-Instruct.
+- **It must not be used** to grade people's language, to judge dialects, learners or whole texts, or
+  where a mistake matters: {wrong:.0%} of its answers on in_domain_dev are wrong. It knows single
+  sentences, as linguists write them.
+"""
+TEACHER = """The teacher: SmolLM2-135M with LoRA of rank 4, which judges whether a sentence is acceptable
+English. PEFT loads it too.
+
+    python run.py --mode predict --checkpoint smollm2 "The boys was running.\""""
+STUDENT = """The student: a GRU of two layers and {parameters:.1f}M parameters. It learnt from [its
+teacher](../LoRA_smollm2_22915/README.md) whether a sentence is acceptable English. `predict` takes
+it where no other model is named.
+
+    python run.py --mode predict "The boys was running.\""""
 
 
 def main() -> None:
@@ -74,6 +102,21 @@ def ship(run: Path, target: Path) -> None:
     results, rows = evaluate(SimpleNamespace(model=model, corpus=corpus, device=CPU))
     write_csv(target / "predictions.csv", rows)
     write_json(target / "metrics.json", read_json(run / "metrics.json") | results)
+    (target / "README.md").write_text(card(target))
+
+
+def card(folder: Path) -> str:
+    """Return a model's card: what it is, how good, and what it must not be used for."""
+    series = load_series([folder])
+    student, table = series.mode != "LoRA", result_table([series]).drop(columns="run")
+    parameters = series.metrics["parameters"]["total"] / 1e6
+    return CARD.format(
+        name=folder.name,
+        what=STUDENT.format(parameters=parameters) if student else TEACHER,
+        table=markdown([tuple(table.columns), *table.itertuples(index=False, name=None)]),
+        more=", and on 200,000 that smollm2 wrote" if student else "",
+        wrong=1 - series.metrics[DEV]["accuracy"],
+    )
 
 
 def without_rare_tokens(
