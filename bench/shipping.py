@@ -56,8 +56,8 @@ than what was trained (`bench/shipping.py`). metrics.json has the command of the
   where a mistake matters: {wrong:.0%} of its answers on in_domain_dev are wrong. It knows single
   sentences, as linguists write them.
 """
-TEACHER = """The teacher: SmolLM2-135M with LoRA of rank 4, which judges whether a sentence is acceptable
-English. PEFT loads it too.
+TEACHER = """The teacher: SmolLM2-135M with LoRA of rank 4. It judges whether a sentence is
+acceptable English. PEFT loads it too.
 
     python run.py --mode predict --checkpoint smollm2 "The boys was running.\""""
 STUDENT = """The student: a GRU of two layers and {parameters:.1f}M parameters. It learnt from [its
