@@ -14,7 +14,7 @@ MODES = {  # what it does, and an example
     "LoRA": ("fine-tune a base on CoLA with LoRA", "--mode LoRA --gpt_variant gpt2-medium"),
     "distil": ("teach the student; needs a LoRA run", "--mode distil --sr_no 22915"),
     "rnn": ("train the student without a teacher", "--mode rnn"),
-    "predict": ("judge sentences; needs a saved model", "--mode predict 'The cat sleeps.'"),
+    "predict": ("judge sentences; a student ships", "--mode predict 'The cat sleeps.'"),
     "export": ("a saved model for other programs", "--mode export --checkpoint DIR"),
     "report": ("compare the finished runs", "--mode report --sr_no 22915-22919"),
     "all": ("LoRA, rnn, distil and report in a row", "--mode all --gpt_variant nano"),

@@ -43,9 +43,13 @@ def expand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if whole.ndim != 2 or scale.ndim != 2 or len(whole) != len(scale) or not scale.numel():
             raise ValueError(f"{name}: {tuple(whole.shape)} with scales of {tuple(scale.shape)}")
         if whole.dtype == torch.uint8:
-            whole = torch.stack((whole & 15, whole >> 4), dim=-1).flatten(1).to(torch.int8) - 8
-        if whole.shape[1] % scale.shape[1]:
-            raise ValueError(f"{name}: {scale.shape[1]} scales for {whole.shape[1]} numbers")
-        groups = whole.unflatten(1, (scale.shape[1], -1))
-        expanded[name] = (groups * scale.float().unsqueeze(2)).flatten(1)
+            numbers = torch.empty(len(whole), 2 * whole.shape[1])
+            numbers[:, ::2], numbers[:, 1::2] = whole & 15, whole >> 4
+            numbers -= 8
+        else:
+            numbers = whole.float()
+        if numbers.shape[1] % scale.shape[1]:
+            raise ValueError(f"{name}: {scale.shape[1]} scales for {numbers.shape[1]} numbers")
+        numbers.unflatten(1, (scale.shape[1], -1)).mul_(scale.float().unsqueeze(2))
+        expanded[name] = numbers
     return expanded
