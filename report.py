@@ -13,7 +13,7 @@ from support.bases import variant_name
 from support.reporting import tables
 from support.reporting.curves import plot_curves
 from support.reporting.finished import Series, find_runs, missing_runs
-from support.reporting.pages import TITLE, Figure, heading, table, text, write_pdf
+from support.reporting.pdf import TITLE, Figure, heading, table, text, write_pdf
 from support.reporting.plots import plot_comparison, plot_reliability
 from support.reporting.statistics import wilson_interval
 

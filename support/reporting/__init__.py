@@ -1,6 +1,6 @@
 """Reporting: how good is a model, how sure is that, and how is it shown?
 
-The story imports from here what is light; `curves`, `finished`, `tables`, `plots` and `pages` need
+The story imports from here what is light; `curves`, `finished`, `tables`, `plots` and `pdf` need
 pandas, matplotlib and reportlab, and are imported where a report is made.
 """
 
