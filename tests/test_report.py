@@ -430,7 +430,9 @@ def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
         assert expected in text
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert plots > {f"comparison_{odd}_7.png", "rnn_gpt2_7_loss.png", "rnn_gpt2_7_accuracy.png"}
-    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "plots", "Report_7.pdf"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoints", "plots", "Report_7.pdf", "Report_7.html"
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
