@@ -24,8 +24,8 @@ CURVES = {  # the columns of history.csv in each picture, with their looks
     "loss": {"train": "train_loss", "accuracy": "val_loss"},
     "accuracy": {"train": "train_accuracy", "accuracy": "val_accuracy", "mcc": "val_mcc"},
 }
-HEADS = ["model", "accuracy", "best at", "MCC", "best at", "acceptable ✓", "acceptable ✗"]
-HEADS += ["unacceptable ✓", "unacceptable ✗"]
+HEADS = ["model", "accuracy", "best accuracy at", "MCC", "best MCC at"]
+HEADS += ["acceptable ✓", "acceptable ✗", "unacceptable ✓", "unacceptable ✗"]
 
 
 def write_page(
