@@ -25,7 +25,7 @@ from support.reporting.finished import DEV_SETS, Predictions, find_runs
 SR_NOS = [22915, 22916, 22917]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or pytest.skip("chromium is not installed")
@@ -58,13 +58,13 @@ def show(browser):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nano():
     """The teacher and two students of three seeds, of which results/ has the judgements."""
     return find_runs(PROJECT / "results/nano", SR_NOS, within="runs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nano_page(nano, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "Report.html"
     with pytest.MonkeyPatch.context() as patch:
@@ -419,6 +419,14 @@ def test_another_corpus_with_other_labels_is_not_shown(tmp_path):
     found = page.judgements(series)
     assert "text" not in found
     assert "not the corpus of" in found["missing"]
+
+
+def test_beside_the_published_the_page_says_what_is_comparable_with_them(tmp_path):
+    make_run(tmp_path, "LoRA")
+    change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01)
+    (caption, rows), *_ = page.compared(find_runs(tmp_path, [7]))
+    assert caption.endswith(" Then the published; comparable with them: LoRA gpt2.")
+    assert rows[-1][0] == "published rnn"
 
 
 def test_of_a_single_run_there_is_no_comparison(tmp_path, show):

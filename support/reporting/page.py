@@ -19,7 +19,7 @@ from support.reporting.curves import read_history
 from support.reporting.finished import DEV_SETS, Series
 from support.reporting.statistics import mcc_of_each
 
-WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this
+WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this one
 CURVES = {  # the columns of history.csv in each picture, with their looks
     "loss": {"train": "train_loss", "accuracy": "val_loss"},
     "accuracy": {"train": "train_accuracy", "accuracy": "val_accuracy", "mcc": "val_mcc"},
@@ -53,15 +53,13 @@ def write_page(
     write_bytes(path, page.encode("utf-8", "replace"))
 
 
-# ---------------------------------------------------------------------------------------------
-# Tables
-
-
 def compared(group: list[Series]) -> Iterator[tuple[str, list[list[str]]]]:
     """Yield the tables on the models of one corpus, each with its caption."""
     result, caption = tables.result_table(group), tables.corpus_facts(group[0])
     if tables.is_cola(group[0]):
-        result, caption = concat([result, tables.PUBLISHED]), f"{caption} Then the published."
+        alike = [series.name for series in group if not tables.differences_from_published(series)]
+        caption += f" Then the published; comparable with them: {', '.join(alike) or 'none'}."
+        result = concat([result, tables.PUBLISHED])
     yield caption, cells(result)
     for variant, alike in by_variant(group):
         caption = f"{variant}: pairs; of a single run McNemar's p."
