@@ -270,6 +270,9 @@ def test_filters_leave_the_sentences_that_they_name(nano, nano_page, show):
 
     shown.select_option("[name=label]", "0")
     kept &= labels == 0
+    assert (
+        shown.locator("#sentences tbody tr").count() == 50
+    )  # the first ones, until all are wanted
     check()
     shown.select_option("[name=model]", label="distil")
     shown.select_option("[name=verdict]", label="wrong")
@@ -474,6 +477,7 @@ def test_the_page_is_small_and_names_no_other_place(nano_page):
 def test_the_page_in_results_is_that_of_its_runs(nano_page):
     kept = PROJECT / "results/nano/Report_22915-22917.html"
     assert kept.read_text() == nano_page.read_text(), "run: python -m bench.results --tables nano"
+    assert list((PROJECT / "results").rglob("*.html")) == [kept]  # CoLA's sentences are not ours
 
 
 def test_a_page_of_colas_size_and_five_seeds_is_at_most_2_mb(tmp_path):
