@@ -35,9 +35,8 @@ def write_page(
 
     No text is markup: Jinja2 escapes it, in the data as \\u003c, and the script sets it as text.
     """
-    room = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
+    room = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    room.loader = FileSystemLoader(Path(__file__).parent)
     room.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     corpora = tables.by_corpus(shown)
     page = room.get_template("page.html").render(
