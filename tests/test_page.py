@@ -101,9 +101,9 @@ def without_best(values: list[str]) -> list[str]:
 
 
 def choice_of(shown) -> dict[str, str]:
-    """What the address keeps, which follows a choice after a moment."""
-    shown.wait_for_timeout(300)
-    return {name: value for name, (value,) in parse_qs(shown.url.partition("#")[2]).items()}
+    """What the address keeps, which follows a choice after 200 ms of the page's own clock."""
+    kept = shown.evaluate("new Promise((done) => setTimeout(() => done(location.hash), 250))")
+    return {name: value for name, (value,) in parse_qs(kept.removeprefix("#")).items()}
 
 
 def listed(shown) -> list[str]:
