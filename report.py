@@ -1,4 +1,4 @@
-"""`Report_<sr_no>.pdf`: what it shows, in which order, of the runs of one sr_no or several."""
+"""`Report_<sr_no>.pdf` and `.html`: what they show, in which order, of one sr_no or several."""
 
 import sys
 from argparse import Namespace
@@ -13,10 +13,12 @@ from support.bases import variant_name
 from support.reporting import tables
 from support.reporting.curves import plot_curves
 from support.reporting.finished import Series, find_runs, missing_runs
-from support.reporting.pages import TITLE, Figure, heading, table, text, write_pdf
+from support.reporting.page import write_page
+from support.reporting.pdf import TITLE, Figure, heading, table, text, write_pdf
 from support.reporting.plots import plot_comparison, plot_reliability
 from support.reporting.statistics import wilson_interval
 
+HEADLINE = "LoRA and a distilled student, sr_no {}"
 ABSTRACT = """LoRA fine-tunes a pretrained decoder to judge whether a sentence is good English.
 DistilRNN, a one-layer recurrent network, is trained with that model as its teacher (distil) and
 without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
@@ -38,12 +40,22 @@ NANO = """nano is a demonstration: what it shows of its own grammar is not Engli
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
 
+def lead(missing: list[str]) -> list[str]:
+    """Return the paragraphs before the results."""
+    return [ABSTRACT, f"Missing here: {'; '.join(missing)}."] if missing else [ABSTRACT]
+
+
+def limits(shown: list[Series]) -> list[str]:
+    """Return the paragraphs on what the numbers cannot say."""
+    n = shown[0].metrics["in_domain_dev"]["sentences"]
+    covered = COVERED.format(n, *wilson_interval(round(0.8 * n), n))
+    return [covered, LOOKS, *[NANO for series in shown if series.variant == "nano"][:1]]
+
+
 def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> Iterator[Flowable]:
     """Yield the report's parts in order."""
-    yield text(f"LoRA and a distilled student, sr_no {serial}", TITLE)
-    yield text(ABSTRACT)
-    if missing:
-        yield text(f"Missing here: {'; '.join(missing)}.")
+    yield text(HEADLINE.format(serial), TITLE)
+    yield from map(text, lead(missing))
     for group in tables.by_corpus(shown):
         frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
         if not tables.is_cola(group[0]):
@@ -55,11 +67,7 @@ def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> 
     for variant, group in groupby(shown, lambda series: series.variant):
         yield from one_variant(variant, list(group), serial, plots)
     yield from heading("What these numbers cannot say")
-    n = shown[0].metrics["in_domain_dev"]["sentences"]
-    yield text(COVERED.format(n, *wilson_interval(round(0.8 * n), n)))
-    yield text(LOOKS)
-    if any(series.variant == "nano" for series in shown):
-        yield text(NANO)
+    yield from map(text, limits(shown))
     yield from heading("All settings")
     yield from table("metrics.json, but for the results.", tables.settings_table(shown), 3, last=72)
 
@@ -93,8 +101,13 @@ def write_report(path: Path, shown: list[Series], serial: str, plots: Path, *mis
     write_pdf(path, story(shown, serial, plots, list(missing)))
 
 
+def write_html(path: Path, shown: list[Series], serial: str, *missing: str) -> None:
+    """Write the page with every judgement."""
+    write_page(path, HEADLINE.format(serial), shown, lead(list(missing)), limits(shown))
+
+
 def run_report(args: Namespace) -> None:
-    """Write plots and PDF, and print the table, of the finished runs of ``args.sr_nos``.
+    """Write plots, PDF and page, and print the table, of the finished runs of ``args.sr_nos``.
 
     They are all that are on disk, or those of one variant where that is named or trained.
     """
@@ -105,4 +118,5 @@ def run_report(args: Namespace) -> None:
         print(f"run.py: not in the report: {line}", file=sys.stderr)
     path = Path(args.out_dir, f"Report_{args.serial}.pdf")
     write_report(path, shown, args.serial, plots, *missing)
-    print(f"{tables.comparison_table(shown)}\n\nreport: {path}\nplots:  {plots}")
+    write_html(page := path.with_suffix(".html"), shown, args.serial, *missing)
+    print(f"{tables.comparison_table(shown)}\n\nreport: {path}\npage:   {page}\nplots:  {plots}")

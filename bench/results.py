@@ -107,12 +107,15 @@ def keep(source: Path, target: Path) -> None:
 
 
 def write_study_report(study: str) -> None:
-    """Write a study's report beside its runs."""
-    from report import write_report  # reportlab, which the tables need not wait for
+    """Write a study's report beside its runs, and its page where it may show the corpus."""
+    from report import write_html, write_report  # reportlab, which the tables need not wait for
 
     serial = STUDIES[study].shared["sr_no"]
-    for path in (RESULTS / study).glob("Report_*.pdf"):
+    for path in (RESULTS / study).glob("Report_*"):
         path.unlink()
+    # A page holds the dev sentences: CoLA's stay out of what is committed.
+    place = RESULTS if study == "nano" else PROJECT / "runs"
+    write_html(place / study / f"Report_{serial}.html", runs_of(study), serial)
     with TemporaryDirectory() as pictures:
         path = RESULTS / study / f"Report_{serial}.pdf"
         write_report(path, runs_of(study), serial, Path(pictures))

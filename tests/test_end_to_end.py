@@ -121,6 +121,8 @@ def test_all_leaves_every_file_of_the_design(demo):
             picture = folder / "plots" / f"{mode}_nano_7_{curve}.png"
             assert picture.read_bytes().startswith(b"\x89PNG")
     assert (folder / "Report_7.pdf").read_bytes().startswith(b"%PDF")
+    assert (folder / "Report_7.html").read_text().startswith("<!doctype html>")
+    assert f"page:   {folder / 'Report_7.html'}\n" in result.stdout
     assert not list(folder.rglob("*.partial"))
     for line in ("Number of parameters: ", "Number of trainable parameters: ", "Reduction: "):
         assert line in result.stdout

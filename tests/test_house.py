@@ -17,7 +17,16 @@ ROOMS = sorted((PROJECT / "support").rglob("*.py"))
 OTHERS = sorted((PROJECT / "bench").glob("*.py"))
 # What a room may import of the story: the types of data, and what makes a batch.
 TYPES = {"data_utils": {"Split", "Batch", "UNLABELLED", "pack"}}
-HEAVY = {"transformers", "pandas", "matplotlib", "scipy", "reportlab", "onnx", "huggingface_hub"}
+HEAVY = {
+    "transformers",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "reportlab",
+    "jinja2",
+    "onnx",
+    "huggingface_hub",
+}
 
 
 def name_of(path: Path) -> str:

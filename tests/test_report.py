@@ -25,7 +25,7 @@ from support.command_line import parse
 from support.corpus import DEV
 from support.errors import UserError
 from support.options import options_of, published
-from support.reporting import pages, tables
+from support.reporting import pdf, tables
 from support.reporting.curves import plot_curves, read_history
 from support.reporting.finished import DEV_SETS, Series, find_runs, missing_runs, read_predictions
 from support.reporting.statistics import (
@@ -388,9 +388,9 @@ def test_many_settings_leave_the_table_within_the_margins(tmp_path):
     table = tables.facts_table([series, series._replace(mode="rnn")])
     words = table.set_index(" ")["distil"]["not as published"]
     assert all(f"{name} {value}" in words for name, value in settings.items())
-    pages.write_pdf(tmp_path / "empty.pdf", [])  # knows the fonts from here on
-    *_, body = pages.table("How.", table, left=3)
-    assert body.wrap(pages.WIDTH, 800)[0] <= pages.WIDTH
+    pdf.write_pdf(tmp_path / "empty.pdf", [])  # knows the fonts from here on
+    *_, body = pdf.table("How.", table, left=3)
+    assert body.wrap(pdf.WIDTH, 800)[0] <= pdf.WIDTH
 
 
 def test_an_option_that_metrics_json_does_not_name_has_its_published_value(tmp_path):
@@ -430,7 +430,9 @@ def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
         assert expected in text
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert plots > {f"comparison_{odd}_7.png", "rnn_gpt2_7_loss.png", "rnn_gpt2_7_accuracy.png"}
-    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "plots", "Report_7.pdf"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoints", "plots", "Report_7.pdf", "Report_7.html"
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------
@@ -657,11 +659,11 @@ def test_a_figure_without_room_lets_the_text_behind_it_go_first(tmp_path):
     (picture, _) = plot_curves("LoRA", [tmp_path / "checkpoints" / "LoRA_gpt2_7"], tmp_path)
 
     def parts():
-        yield from (pages.text(f"before {number}") for number in range(35))
-        yield pages.Figure("the figure", picture)
-        yield from (pages.text(f"behind {number}") for number in range(9))
+        yield from (pdf.text(f"before {number}") for number in range(35))
+        yield pdf.Figure("the figure", picture)
+        yield from (pdf.text(f"behind {number}") for number in range(9))
 
-    pages.write_pdf(tmp_path / "flow.pdf", parts())
+    pdf.write_pdf(tmp_path / "flow.pdf", parts())
     first, second = (page.extract_text() for page in PdfReader(tmp_path / "flow.pdf").pages)
     assert "behind 0" in first
     assert "behind 8" in second

@@ -1,7 +1,7 @@
 """Reporting: how good is a model, how sure is that, and how is it shown?
 
-The story imports from here what is light; `curves`, `finished`, `tables`, `plots` and `pages` need
-pandas, matplotlib and reportlab, and are imported where a report is made.
+The story imports from here what is light; `curves`, `finished`, `tables`, `plots`, `pdf` and `page`
+need pandas, matplotlib, reportlab and Jinja2, and are imported where a report is made.
 """
 
 from support.reporting.metrics import (

@@ -9,7 +9,7 @@ import numpy as np
 from pandas import DataFrame
 from pandas import Series as Column
 
-from support.corpus import DEV, SPLITS, TRAIN, read_rows
+from support.corpus import DEV, SPLITS, TRAIN, Row, read_rows
 from support.errors import UserError
 from support.options import published
 from support.reporting.finished import DEV_SETS, Predictions, Run, Series
@@ -296,15 +296,21 @@ def agreement_cells(pairs: list[tuple[Predictions, Predictions]]) -> dict[str, s
     }
 
 
+def dev_rows(series: Series) -> dict[str, list[Row]]:
+    """Read the dev sentences where the run says that its corpus is; they have the run's labels."""
+    folder = Path(series.metrics["data"]["folder"], "raw")
+    sentences = {split: read_rows(folder / f"{split}.tsv") for split in DEV_SETS}
+    for split, read in sentences.items():
+        if [row.label for row in read] != series.labels(split).tolist():
+            raise UserError(f"{folder / split}.tsv: not the corpus of {series.runs[0].folder}")
+    return sentences
+
+
 def source_table(group: list[Series]) -> DataFrame:
     """Tell accuracy and MCC on each source of the dev sentences, the small sources together."""
     rows, first = [], group[0]
-    folder = Path(first.metrics["data"]["folder"], "raw")
     try:
-        sentences = {split: read_rows(folder / f"{split}.tsv") for split in DEV_SETS}
-        for split, read in sentences.items():
-            if [row.label for row in read] != first.labels(split).tolist():
-                raise UserError(f"{folder / split}.tsv: not the corpus of {first.runs[0].folder}")
+        sentences = dev_rows(first)
     except UserError as error:
         return DataFrame([{"dev set": "–", "source": f"not known: {error}", "sentences": ""}])
     for split, read in sentences.items():
