@@ -117,9 +117,10 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (sentences, 2)."""
-        gpt2 = self.backbone.config.model_type == "gpt2"
-        states = gpt2_last_states if gpt2 else last_states
-        return self.score(states(self.backbone, in_repeating_shapes(batch)))
+        batch = in_repeating_shapes(batch)
+        if self.backbone.config.model_type == "gpt2":
+            return self.score(gpt2_last_states(self.backbone, batch))
+        return self.score(prefix_states(self.backbone, batch)[batch.last_prefixes])
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -136,11 +137,6 @@ def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
     )  # (1, prefixes)
     output = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
     return output.last_hidden_state[0]
-
-
-def last_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """Return the final hidden state (sentences, width) at each sentence's last token."""
-    return prefix_states(backbone, batch)[batch.last_prefixes]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -38,9 +38,10 @@ def in_few_passes(backbone: nn.Module) -> None:
 
 
 def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
-    """Return `model.last_states` with less work: nobody reads the last block's other tokens.
+    """Return the final hidden state (sentences, width) at each sentence's last token.
 
-    It needs keys and values for every prefix, and everything after them for the last tokens only.
+    It is less work than every state: nobody reads the last block's other tokens. It needs keys and
+    values for every prefix, and everything after them for the last tokens only.
     """
     tokens = batch.prefix_tokens
     hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
