@@ -68,7 +68,8 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     names = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT, text=True).split("\0")
     for name in filter(None, names):
-        if (PROJECT / name).is_file() and not name.startswith(("results/", "plots/")):
+        unread = name.startswith(("results/", "plots/")) and not name.startswith("results/models/")
+        if (PROJECT / name).is_file() and not unread:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
     for split in (PROJECT / "nano/corpus/raw").glob("*.tsv"):
@@ -99,7 +100,7 @@ def test_the_readmes_commands_run_in_their_order(clone):
         printed = shell(run, clone)
         ran += 1
         if "--mode predict" in run:
-            assert printed.startswith("p(acceptable)  judgement     sentence\n")
+            assert printed.partition("\n")[0].endswith("  sentence")
             assert printed.count("\n") == 1 + command.count('"') // 2
     assert ran >= 2
     (library,) = fenced(README, "python")
