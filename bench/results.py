@@ -122,13 +122,13 @@ def write_study_report(study: str) -> None:
 
 
 def write_pictures() -> None:
-    """Draw plots/: the teacher, its student with hints, and the same student without a teacher."""
+    """Draw plots/: the teacher, and the students of the study with hints."""
     (teacher, *_), serial = runs_of("smollm2_cola"), SMOLLM2["sr_no"]
-    three = [teacher, *runs_of("smollm2_student")]
-    for series in three:
+    shown = [teacher, *runs_of("smollm2_student")]
+    for series in shown:
         name = f"{series.mode}_{series.variant}_{serial}"
         plot_curves(name, [run.folder for run in series.runs], PLOTS)
-    plot_comparison(three, PLOTS, serial)
+    plot_comparison(shown, PLOTS, serial)
 
 
 # ---------------------------------------------------------------------------------------------
