@@ -9,6 +9,7 @@ into fp32. metrics.json and predictions.csv are then of the smaller files.
 
 import argparse
 import shutil
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from bench.results import RESULTS, markdown
 from data_utils import Split, load_corpus
-from lora import load_teacher
+from lora import LoraConfig, load_teacher
 from model import load_student
 from support import PROJECT
 from support.bases import find_base, save_tokenizer
@@ -89,7 +90,8 @@ def ship(run: Path, target: Path) -> None:
     if kind_of(run) == "adapter":
         saved = read_adapter(run)
         rounded = {name: tensor.bfloat16() for name, tensor in saved.tensors.items()}
-        write_adapter(target, saved.settings, rounded, saved.base_name, saved.base_fingerprint)
+        settings = asdict(LoraConfig(**saved.settings))  # in its order
+        write_adapter(target, settings, rounded, saved.base_name, saved.base_fingerprint)
         model = load_teacher(target, None).model
     else:
         tensors, _ = read_tensors(run / "model.safetensors")
