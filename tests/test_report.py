@@ -594,15 +594,15 @@ def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
     distil, rnn = facts(tmp_path).values()
     assert distil["starts from"] == "random weights, the embedding from the teacher's"
     assert rnn["starts from"] == "random weights"
-    assert distil["labelled sentences"] == rnn["labelled sentences"] == "8,051 of 8,551"
-    assert distil["labelled by the teacher alone"] == "40,000 written by the base"
-    assert distil["sentences an epoch"] == "48,051"
+    assert distil["labelled sentences"] == rnn["labelled sentences"] == "7,551 of 8,551"
+    assert distil["labelled by the teacher alone"] == "200,000 written by the base"
+    assert distil["sentences an epoch"] == "207,551"
     assert distil["epoch kept"] == "16, the last"
     assert rnn["epoch kept"] == "37, the best mcc on in_domain_dev"
-    assert distil["bias"] == rnn["bias"] == "set on the 500 held out"
+    assert distil["bias"] == rnn["bias"] == "set on the 1000 held out"
     text = report_text(tmp_path)
     for words in (
-        "distil saw 48,051 sentences an epoch in 6,016 steps, rnn saw 8,051 sentences an epoch in "
+        "distil saw 207,551 sentences an epoch in 6,016 steps, rnn saw 7,551 sentences an epoch in "
         "5,985 steps",
         "a teacher of this corpus had been trained on them",
         "Each run judged out_of_domain_dev once, with the model kept",
