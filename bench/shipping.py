@@ -36,7 +36,7 @@ from support.reporting.finished import load_series
 from support.reporting.metrics import DEV_SETS
 from support.reporting.tables import result_table
 from support.teaching import sentences_of_file
-from train_utils import evaluate
+from train_utils import count_parameters, evaluate
 
 WRITTEN = RESULTS / "smollm2_student" / "written.txt.gz"
 LEAST = 2  # times that a token was met
@@ -87,6 +87,7 @@ def ship(run: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     base = find_base("smollm2", weights=False)
     corpus = load_corpus(PROJECT / "cola_public", base.tokenizer, base.max_length)
+    counts = {}
     if kind_of(run) == "adapter":
         saved = read_adapter(run)
         rounded = {name: tensor.bfloat16() for name, tensor in saved.tensors.items()}
@@ -100,10 +101,11 @@ def ship(run: Path, target: Path) -> None:
         shutil.copyfile(run / "config.json", target / "config.json")
         save_tokenizer(base.tokenizer, base.folder, target)
         model = load_student(target)
+        counts = {"parameters": count_parameters(model)}
     shutil.copyfile(run / "history.csv", target / "history.csv")
     results, rows = evaluate(SimpleNamespace(model=model, corpus=corpus, device=CPU))
     write_csv(target / "predictions.csv", rows)
-    write_json(target / "metrics.json", read_json(run / "metrics.json") | results)
+    write_json(target / "metrics.json", read_json(run / "metrics.json") | counts | results)
     (target / "README.md").write_text(card(target))
 
 
