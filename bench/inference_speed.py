@@ -1,15 +1,17 @@
-"""Judge a split with an exported student, for its speed."""
+"""Judge a split with an exported student, in onnxruntime."""
 
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnxruntime
+import torch
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from data_utils import MAX_TOKENS, Split, by_length, within_budget
 from model import DistilRNN
-from support.checkpoints.export import onnx_session, save_onnx
+from support.checkpoints.export import save_onnx
 
 
 def exported(model: DistilRNN, tokenizer: Tokenizer, source: Path, split: Split) -> Callable:
@@ -23,3 +25,10 @@ def exported(model: DistilRNN, tokenizer: Tokenizer, source: Path, split: Split)
         lengths = split.seqlens[indices]
         batches.append({"input_ids": pad_sequence(rows, True).numpy(), "lengths": lengths})
     return lambda: [session.run(None, batch) for batch in batches]
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """Return a session of a student, on as many threads as PyTorch uses."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -23,12 +23,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
+from bench.inference_speed import onnx_session
 from data_utils import Split, load_corpus
 from lora import load_teacher, lora_tensors
 from model import DistilRNN
 from support.bases import Base, find_base
 from support.checkpoints import read_adapter, write_adapter
-from support.checkpoints.export import onnx_session, save_merged, save_onnx
+from support.checkpoints.export import save_merged, save_onnx
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.errors import UserError

@@ -3,7 +3,7 @@
     python -m bench.shipping RUN RUN
 
 The teacher's adapter is rounded to bf16. The student's matrices are stored in 8 bits, its embedding
-in 4 (support/checkpoints/compact.py), without the rows of tokens that it met only once. Both load
+in 4, without the rows of tokens that it met only once. Both load
 into fp32. metrics.json and predictions.csv are then of the smaller files.
 """
 
@@ -26,7 +26,7 @@ from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
 from support.checkpoints import kind_of, read_adapter, write_adapter
-from support.checkpoints.compact import compact
+from support.checkpoints.compact import SCALE
 from support.checkpoints.shipped import MODELS
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
@@ -40,6 +40,7 @@ from train_utils import count_parameters, evaluate
 
 WRITTEN = RESULTS / "smollm2_student" / "written.txt.gz"
 LEAST = 2  # times that a token was met
+EMBEDDING, GROUP = "embedding.weight", 64  # numbers that share a scale in the embedding
 CARD = """# {name}
 
 {what}
@@ -107,6 +108,30 @@ def ship(run: Path, target: Path) -> None:
     write_csv(target / "predictions.csv", rows)
     write_json(target / "metrics.json", read_json(run / "metrics.json") | counts | results)
     (target / "README.md").write_text(card(target))
+
+
+def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a student's tensors with the embedding in 4 bits and other matrices in 8.
+
+    The largest of a group is 7 or 127. It is rounding to nearest, without calibration, as GGUF's
+    Q4_0 and Q8_0; `support.checkpoints.compact` reads them.
+    """
+    stored = {}
+    for name, tensor in tensors.items():
+        bits = 4 if name == EMBEDDING else 8
+        if tensor.ndim != 2 or tensor.shape[1] % GROUP:
+            stored[name] = tensor
+            continue
+        groups = tensor.unflatten(1, (-1, GROUP if bits == 4 else tensor.shape[1]))
+        most = 2 ** (bits - 1) - 1
+        scale = (groups.abs().amax(dim=2) / most).half()
+        whole = groups / scale.float().clamp(min=1e-7).unsqueeze(2)
+        whole = whole.round().clamp(-most, most).flatten(1).to(torch.int8)
+        if bits == 4:  # two of them, from 1 to 15, in a byte
+            whole = (whole + 8).to(torch.uint8)
+            whole = whole[:, ::2] | whole[:, 1::2] << 4
+        stored |= {name: whole, name + SCALE: scale}
+    return stored
 
 
 def card(folder: Path) -> str:

@@ -16,13 +16,14 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
 import distil
+from bench.inference_speed import onnx_session
 from data_utils import UNLABELLED, tokenize
 from distil import distillation, fit_bias, start_embedding, with_answers, with_transfer_set
 from model import DistilRNN
 from predict import load_model
 from support.bases import find_base, load_tokenizer
 from support.checkpoints import save_student
-from support.checkpoints.export import onnx_session, save_onnx
+from support.checkpoints.export import save_onnx
 from support.devices import CPU
 from support.errors import UserError
 from support.teaching import HELD_OUT, hold_out, thresholds

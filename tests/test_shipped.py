@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import PROJECT, refusal
 
-from bench.shipping import card
+from bench.shipping import card, compact
 from data_utils import load_corpus
 from predict import load_model
 from support.bases import find_base
 from support.checkpoints import kind_of
-from support.checkpoints.compact import compact, expand
+from support.checkpoints.compact import expand
 from support.checkpoints.shipped import MODELS, SHIPPED
 from support.corpus import DEV
 from support.devices import CPU

@@ -133,14 +133,3 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
     checker.check_model(onnx_model, full_check=True)
     write_bytes(target / "student.onnx", onnx_model.SerializeToString())
     save_tokenizer(tokenizer, source, target)
-
-
-def onnx_session(path: Path):
-    """Return an onnxruntime session for a student, on as many threads as PyTorch uses."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("onnxruntime: pip install -r requirements-export.txt") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
