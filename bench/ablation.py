@@ -33,7 +33,15 @@ RECIPE = f"distil --recipe hints {ELMAN} --transfer_size 40000 --epochs 16"
 # As many steps without a transfer set.
 LONG = "--epochs 95 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
 ALONE = f"distil {ELMAN} {LONG}"
+# The recipe itself, on a part of the sentences that ship, in as many passes.
+GATED = "distil --recipe hints --transfer_file results/smollm2_student/written.txt.gz"
 SETTINGS = {  # a name, and the mode with its options
+    "gated 20,000": f"{GATED} --transfer_size 20000",
+    "gated 50,000": f"{GATED} --transfer_size 50000",
+    "gated 100,000": f"{GATED} --transfer_size 100000",
+    "gated 200,000": GATED,
+    "gated labels": "rnn --recipe hints",
+    "gated labels to the end": "rnn --recipe hints --patience 1000",
     "labels": f"rnn {ELMAN} {LONG}",
     "logits": ALONE,
     "hints": f"{ALONE} --hint_weight 30 --embedding_start teacher",

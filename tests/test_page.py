@@ -195,7 +195,7 @@ def test_the_best_thresholds_are_marked_where_no_other_is_better(nano, nano_page
             return np.mean([score(labels, m > threshold) for m in margins])  # noqa: B023
 
         for at, score in ((best, accuracy_score), (best_mcc, matthews_corrcoef)):
-            others = max(mean(score, t) for t in np.arange(-edge, edge, 0.25))
+            others = max(mean(score, t) for t in np.arange(-edge, edge, 0.5))
             assert mean(score, float(at)) >= others - 0.003
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, refusal
+from conftest import PROJECT
 
 from bench.shipping import card, compact
 from data_utils import load_corpus
@@ -15,7 +15,8 @@ from predict import load_model
 from support.bases import find_base
 from support.checkpoints import kind_of
 from support.checkpoints.compact import expand
-from support.checkpoints.shipped import MODELS, SHIPPED
+from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
+from support.command_line import parse
 from support.corpus import DEV
 from support.devices import CPU
 from support.errors import UserError
@@ -99,10 +100,12 @@ def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path
     assert (named.stdout, named.stderr) == (result.stdout, "")
 
 
-@pytest.mark.parametrize("words", [("--sr_no", 7), ("--gpt_variant", "nano"), ("--out_dir", "a")])
-def test_predict_takes_no_other_model_than_the_run_that_is_named(run, words):
-    line = refusal(run("--mode", "predict", *words, *SENTENCES))
-    assert "no such checkpoint folder" in line
+@pytest.mark.parametrize("words", ["--sr_no 7", "--gpt_variant nano", "--out_dir a"])
+def test_predict_takes_no_other_model_than_the_run_that_is_named(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = parse(["--mode", "predict", *words.split(), *SENTENCES])
+    with pytest.raises(UserError, match="no such checkpoint folder"):
+        chosen_checkpoints(args)
 
 
 def test_a_student_that_ships_starts_without_transformers():
