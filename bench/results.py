@@ -122,7 +122,7 @@ def write_study_report(study: str) -> None:
 
 
 def write_pictures() -> None:
-    """Draw plots/: the teacher, and the students of the study with hints."""
+    """Draw plots/: the teacher, and the students with hints and without a teacher."""
     (teacher, *_), serial = runs_of("smollm2_cola"), SMOLLM2["sr_no"]
     shown = [teacher, *runs_of("smollm2_student")]
     for series in shown:

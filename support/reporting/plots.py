@@ -8,7 +8,6 @@ from matplotlib.ticker import PercentFormatter
 
 from support.reporting.curves import BLUE, save
 from support.reporting.finished import DEV_SETS, MODES, Series
-from support.reporting.metrics import summary
 
 RED, GREEN = "#D55E00", "#009E73"
 BINS = 10  # of the reliability plot
@@ -16,29 +15,33 @@ FEWEST = 10  # sentences in a bin that is drawn
 
 
 def plot_comparison(group: list[Series], plots_dir: Path, serial: str) -> Path:
-    """Draw accuracy, its interval and MCC on both dev sets; of several runs also each, small."""
-    figure = Figure(figsize=(6.5, 0.9 + 0.5 * len(group)), layout="constrained")
-    axes = figure.subplots()
+    """Draw accuracy and MCC with their intervals on both dev sets; of several runs also each."""
+    figure = Figure(figsize=(6.5, 1 + 0.5 * len(group)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     # Marker, line, colour, inside of the marker, and place within the row, of each dev set.
     looks = (("o", "-", BLUE, BLUE, -0.18), ("D", "--", RED, "white", 0.18))
     for split, (marker, line, colour, inside, shift) in zip(DEV_SETS, looks, strict=True):
-        axes.plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
+        panels[0].plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
         for row, series in enumerate(group):
-            s, place, words = series.scores[split], row + shift, summary(series.metrics[split])
-            axes.hlines(place, s.accuracy.low, s.accuracy.high, colour, line)
-            axes.plot(s.accuracy.value, place, marker, color=colour, markerfacecolor=inside)
-            if len(series.runs) > 1:
-                axes.plot(s.accuracies, [place] * len(s.accuracies), "|", color=colour, ms=5)
-                words = f"{s.accuracy.value:.2%}, MCC {s.mcc.value:.3f}{s.remark}"
-            axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center")
+            s, place = series.scores[split], row + shift
+            accuracy = s.accuracy, s.accuracies, f"{s.accuracy.value:.2%}"
+            mcc = s.mcc, s.mccs, f"{s.mcc.value:.3f}{s.remark}"
+            for axes, (mean, each, words) in zip(panels, (accuracy, mcc), strict=True):
+                axes.hlines(place, mean.low, mean.high, colour, line)
+                axes.plot(mean.value, place, marker, color=colour, markerfacecolor=inside)
+                if len(each) > 1:
+                    axes.plot(each, [place] * len(each), "|", color=colour, ms=5)
+                axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center")
     baselines = {group[0].scores[split].majority: split for split in DEV_SETS}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
         label = f"majority baseline{of}, {level:.2%}"
-        axes.axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
-    axes.set_yticks(range(len(group)), [f"{s.mode} ({MODES[s.mode]})" for s in group])
-    axes.set(xlabel="accuracy with its 95% interval", ylim=(len(group) - 0.5, -0.5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+        panels[0].axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
+    panels[1].axvline(0, color="0.35", linestyle=":", zorder=0)
+    panels[0].set_yticks(range(len(group)), [f"{s.mode} ({MODES[s.mode]})" for s in group])
+    panels[0].set(xlabel="accuracy, 95% interval", ylim=(len(group) - 0.5, -0.5))
+    panels[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1].set(xlabel="MCC, 95% interval; 0 is any constant answer")
     figure.legend(loc="outside upper center", ncols=2)
     return save(figure, plots_dir / f"comparison_{group[0].variant}_{serial}.png")
 
