@@ -13,7 +13,7 @@ The corpus is CoLA, the Corpus of Linguistic Acceptability (Warstadt, Singh and 
 https://arxiv.org/abs/1805.12471), or any folder in its layout.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -111,14 +111,15 @@ def tokenize(
     labels: Sequence[int],
     max_length: int,
     source: str,
+    lines: Iterable[int] | None = None,
 ) -> Split:
     """Tokenise sentences, each with a label 0, 1 or ``UNLABELLED``, cutting none short.
 
-    ``max_length`` is the model's number of positions, and ``source`` says where the sentences are
-    from: the error for one that is too long names its line there.
+    ``max_length`` is the model's number of positions. The error for a sentence that is too long
+    names its ``source`` and its line there; without ``lines`` they are numbered from 1.
     """
     ids_of = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
-    for number, ids in enumerate(ids_of, start=1):
+    for number, ids in zip(lines or range(1, len(ids_of) + 1), ids_of, strict=True):
         if not 0 < len(ids) <= max_length:
             raise UserError(
                 f"{source}, line {number}: {len(ids)} tokens, where the model takes 1 to "

@@ -204,7 +204,7 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
 def fit_bias(
     student: DistilRNN, held_out: Split | None, rule: str, device: Device
 ) -> dict[str, dict[str, float]]:
-    """Have the student decide by a rule of `thresholds` on held-out sentences, if there are.
+    """Move the bias, so that a rule of `thresholds` on held-out sentences, if any, decides at 0.
 
     Return the thresholds of its margins from then on, for metrics.json.
     """
@@ -213,7 +213,7 @@ def fit_bias(
     logits = predict_logits(student, held_out, device)
     found = thresholds(logits[:, 1] - logits[:, 0], held_out.labels)
     student.linear.bias[1] -= found[rule]
-    print(f"bias moved by {-found[rule]:.2f} after a look at {len(held_out)} held-out sentences")
+    print(f"threshold: a margin of {found[rule]:+.2f}, set on {len(held_out)} held-out sentences")
     return {"thresholds": {name: edge - found[rule] for name, edge in found.items()}}
 
 
@@ -274,7 +274,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 
 
 def finish(claimed: Claim, training: Training, base: Base) -> None:
-    """Train a student, set its bias, save it, and write what was measured."""
+    """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
     progress = train(training, claimed.folder)
     found = fit_bias(student, held_out, training.options.threshold, training.device)

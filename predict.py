@@ -75,12 +75,12 @@ def run_predict(args: Namespace) -> None:
     Labelled sentences, in CoLA's layout, are scored as well.
     """
     device = choose_device(args.device, args.precision)
-    sentences, labels, source = read_sentences(args)
+    sentences, labels, source, lines = read_sentences(args)
     logits = {}  # (sentences, 2), by the name of the model
     keep_freed_memory()
     for name, folder in chosen_checkpoints(args).items():
         model, tokenizer, max_length = load_model(folder, args)
-        split = tokenize(tokenizer, sentences, labels, max_length, source)
+        split = tokenize(tokenizer, sentences, labels, max_length, source, lines)
         if unknown := words_unknown_to_nano(tokenizer, sentences):
             note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
             print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
@@ -108,8 +108,8 @@ def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int
     return teacher.model, teacher.base.tokenizer, teacher.base.max_length
 
 
-def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
-    """Return the sentences to judge, their labels where they have any, and where they are from."""
+def read_sentences(args: Namespace) -> tuple[list[str], list[int], str, list[int]]:
+    """Return the sentences to judge, their labels if any, what they are from, and their lines."""
     if args.sentences and args.input:
         raise UserError("--input: sentences are given on the command line too; choose one")
     if args.sentences:
@@ -120,10 +120,10 @@ def read_sentences(args: Namespace) -> tuple[list[str], list[int], str]:
             print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
         source = str(args.input or "standard input")
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
-    sentences, labels, blank = parse_sentences(content, source)
-    if blank:
+    sentences, labels, lines = parse_sentences(content, source)
+    if blank := lines[-1] - len(lines):
         print(f"{source}: {blank} blank line{'s' * (blank > 1)} passed over", file=sys.stderr)
-    return sentences, [UNLABELLED] * len(sentences) if labels is None else labels, source
+    return sentences, labels or [UNLABELLED] * len(sentences), source, lines
 
 
 # ---------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def one_variant(variant: str, group: list[Series], serial: str, plots: Path) -> 
     caption = "how often the sentences are acceptable that a model calls so with probability p."
     yield Figure(f"{variant}: {caption}", plot_reliability(group, plots, serial))
     for series in group:
-        then = "; before the bias was set" if series.metrics["arguments"].get("held_out") else ""
+        then = "; before a threshold was set" * bool(series.metrics["arguments"].get("held_out"))
         name = f"{series.mode}_{variant}_{serial}"
         paths = plot_curves(name, [run.folder for run in series.runs], plots)
         yield Figure(f"{series.name}, epoch by epoch{then}.", *paths)

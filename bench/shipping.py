@@ -88,13 +88,15 @@ def ship(run: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     base = find_base("smollm2", weights=False)
     corpus = load_corpus(PROJECT / "cola_public", base.tokenizer, base.max_length)
-    counts = {}
+    facts = read_json(run / "metrics.json")
+    facts.pop("thresholds", None)  # of the larger file
     if kind_of(run) == "adapter":
         saved = read_adapter(run)
         rounded = {name: tensor.bfloat16() for name, tensor in saved.tensors.items()}
         settings = asdict(LoraConfig(**saved.settings))  # in its order
         write_adapter(target, settings, rounded, saved.base_name, saved.base_fingerprint)
-        model = load_teacher(target, None).model
+        teacher = load_teacher(target, None)
+        model, facts["adapter"] = teacher.model, teacher.fingerprint
     else:
         tensors, _ = read_tensors(run / "model.safetensors")
         small = compact(without_rare_tokens(tensors, corpus, base.tokenizer))
@@ -102,11 +104,11 @@ def ship(run: Path, target: Path) -> None:
         shutil.copyfile(run / "config.json", target / "config.json")
         save_tokenizer(base.tokenizer, base.folder, target)
         model = load_student(target)
-        counts = {"parameters": count_parameters(model)}
+        facts["parameters"] = count_parameters(model.requires_grad_())
     shutil.copyfile(run / "history.csv", target / "history.csv")
     results, rows = evaluate(SimpleNamespace(model=model, corpus=corpus, device=CPU))
     write_csv(target / "predictions.csv", rows)
-    write_json(target / "metrics.json", read_json(run / "metrics.json") | counts | results)
+    write_json(target / "metrics.json", facts | results)
     (target / "README.md").write_text(card(target))
 
 

@@ -13,6 +13,7 @@ def first_line(error: BaseException) -> str:
 
 
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def explain(error: Exception) -> str | None:
@@ -32,4 +33,6 @@ def explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.errno in MACHINE:
         return f"{error.filename or 'output'}: {error.strerror}; what was saved before is whole"
+    if isinstance(error, OSError) and error.errno in NO_PATH:
+        return f"{error.filename}: {error.strerror}; give another path"
     return None

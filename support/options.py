@@ -123,7 +123,7 @@ ALL, BUT = tuple(MODES), tuple(mode for mode in MODES if mode not in ("export", 
 # Beside hints the untaught student may take as many steps, by the same schedule. It learns its
 # sentences by heart, so its best epoch is kept, and it stops after ten without a better one.
 OPTIONS = tuple(Option(*row) for row in (
-    ("--sr_no", "N", serial_numbers, ("22915", [22915]), {}, NO, ALL, "the random seed; it names the outputs; several: 1,2 or 1-5"),
+    ("--sr_no", "N", serial_numbers, ("22915", [22915]), {}, NO, ALL, "the random seed; it names the outputs; training and report take several: 1,2 or 1-5"),
     ("--gpt_variant", "NAME", variant, "gpt2", {}, NO, ALL, "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"),
     ("--out_dir", "DIR", path, Path("."), {}, NO, ALL, "for checkpoints/, plots/, transfer/, exports/, the report"),
     ("--device", "NAME", str, "auto", {}, NO, BUT, "auto, cpu, cuda, cuda:1, mps"),
@@ -145,8 +145,8 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--student_cell", None, ("rnn", "gru", "lstm"), "rnn", {"hints": "gru"}, YES, STUDENTS, "Elman's cell, or one with gates"),
     ("--student_layers", "N", number(int, 1, 8), 1, {"hints": 2}, YES, STUDENTS, "recurrent layers, one above the other"),
     ("--student_dropout", "P", dropout, 0.0, {"hints": 0.3}, YES, STUDENTS, "dropout of embedding and state, while training"),
-    ("--held_out", "N", size, 0, {"hints": 1000}, YES, STUDENTS, "labelled sentences kept from training, to set its bias on"),
-    ("--threshold", None, ("balanced", "accuracy"), "balanced", {}, YES, STUDENTS, "the rule that its bias is set by: for MCC, or for accuracy"),
+    ("--held_out", "N", size, 0, {"hints": 1000}, YES, STUDENTS, "labelled sentences kept from training, to set its threshold on"),
+    ("--threshold", None, ("balanced", "accuracy"), "balanced", {}, YES, STUDENTS, "the rule that it is set by: for MCC, or for accuracy"),
     ("--kd_temperature", "T", softness, 2.0, {}, YES, TAUGHT, "softens teacher and student"),
     ("--kd_alpha", "X", share, 0.5, {}, YES, TAUGHT, "weight of the KD term against cross-entropy"),
     ("--transfer_size", "N", number(int, 0, 1_000_000), 0, {"hints": 200_000, "nano": 40_000}, YES, TAUGHT, "extra sentences that the teacher labels"),
@@ -162,7 +162,7 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--top_k", "N", size, 50, {}, NO, ("gen",), "sample among the N likeliest; 0 all"),
     ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, {}, NO, ("gen",), "sample among the likeliest of this mass"),
     ("--num_samples", "N", count, 1, {}, NO, ("gen",), "how many continuations"),
-    ("--checkpoint", "DIR", path, [], {}, NO, ("predict", "export"), "a saved teacher or student [one's own LoRA run, or student, which ships; smollm2 is its teacher]; several stand side by side"),
+    ("--checkpoint", "DIR", path, [], {}, NO, ("predict", "export"), "a saved teacher or student, or one that ships: student, smollm2 [one's own LoRA run; in predict else student]; predict takes several"),
     ("--input", "FILE", path, None, {}, NO, ("predict",), "one sentence a line, or a file in CoLA's layout"),
     ("--json", None, bool, False, {}, NO, ("predict",), "one JSON object a line instead of a table"),
     ("sentences", "SENTENCE", str, [], {}, NO, ("predict",), "to judge; none: from --input or standard input"),

@@ -70,7 +70,7 @@ def test_a_text_in_colas_layout_is_known_by_its_first_line(line, labels):
         with pytest.raises(UserError, match="here, line 1: a tab in the sentence"):
             parse_sentences(line, "here")
     else:
-        assert parse_sentences(line + b"\n\n", "here") == (["It."], labels, 1)
+        assert parse_sentences(b"\n" + line + b"\n\n", "here") == (["It."], labels, [2])
 
 
 @pytest.mark.parametrize(

@@ -409,7 +409,7 @@ def test_an_option_that_metrics_json_does_not_name_has_its_published_value(tmp_p
 @pytest.mark.parametrize("held_out", [0, 5])
 def test_curves_say_whether_a_bias_was_fitted_after_them(tmp_path, held_out):
     change_metrics(make_run(tmp_path, "rnn"), "arguments", held_out=held_out)
-    assert ("; before the bias was set" in report_text(tmp_path)) == (held_out > 0)
+    assert ("; before a threshold was set" in report_text(tmp_path)) == (held_out > 0)
 
 
 def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
@@ -581,7 +581,7 @@ def test_of_the_published_recipe_the_report_says_what_was_seen_and_kept(tmp_path
     assert distil["labelled by the teacher alone"] == "none"
     assert (distil["epochs"], distil["optimiser steps"]) == ("4", "268")
     assert distil["epoch kept"] == "1, the best accuracy on in_domain_dev"
-    assert distil["bias"] == "as trained"
+    assert distil["threshold"] == "as trained"
     assert distil["minutes of training"] == "1.5"
     text = report_text(tmp_path)
     saw = "distil saw 8,551 sentences an epoch in 268 steps, rnn saw 8,551 sentences an epoch in"
@@ -599,7 +599,7 @@ def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
     assert distil["sentences an epoch"] == "207,551"
     assert distil["epoch kept"] == "16, the last"
     assert rnn["epoch kept"] == "37, the best mcc on in_domain_dev"
-    assert distil["bias"] == rnn["bias"] == "set on the 1000 held out"
+    assert distil["threshold"] == rnn["threshold"] == "set on the 1000 held out"
     text = report_text(tmp_path)
     for words in (
         "distil saw 207,551 sentences an epoch in 6,016 steps, rnn saw 7,551 sentences an epoch in "

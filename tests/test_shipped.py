@@ -1,5 +1,6 @@
 """The models that ship, the format that makes them small, and predict with several models."""
 
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -11,17 +12,20 @@ from conftest import PROJECT
 
 from bench.shipping import card, compact
 from data_utils import load_corpus
+from model import load_student
 from predict import load_model
 from support.bases import find_base
-from support.checkpoints import kind_of
+from support.checkpoints import kind_of, teacher_fingerprint
 from support.checkpoints.compact import expand
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
 from support.command_line import parse
 from support.corpus import DEV
 from support.devices import CPU
 from support.errors import UserError
+from support.files import read_tensors, write_tensors
+from support.reporting import read_metrics
 from support.reporting.finished import DEV_SETS, load_run
-from train_utils import predict_logits
+from train_utils import count_parameters, predict_logits
 
 SENTENCES = ["The boys were running.", "The boys was running."]
 
@@ -87,6 +91,27 @@ def test_what_ships_is_small_and_holds_nothing_of_the_corpus():
     assert {file.suffix for file in files} <= kinds
     for name in SHIPPED.values():
         assert (MODELS / name / "README.md").read_text() == card(MODELS / name)
+
+
+def test_what_is_said_of_a_model_that_ships_is_of_its_own_files():
+    student, teacher = (MODELS / SHIPPED[name] for name in ("student", "smollm2"))
+    sizes = count_parameters(load_student(student).requires_grad_())
+    assert read_metrics(student)["parameters"] == sizes
+    fingerprint = teacher_fingerprint(teacher, Namespace(teacher=teacher))
+    assert read_metrics(teacher)["adapter"] == fingerprint
+
+
+def test_a_student_of_a_damaged_file_is_refused(tmp_path):
+    shutil.copytree(MODELS / SHIPPED["student"], folder := tmp_path / "student")
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    scale = "rnn.weight_ih_l0.scale"
+    without = {name: tensor for name, tensor in tensors.items() if name != scale}
+    lost = {**tensors, "other.scale": tensors[scale].clone()}
+    infinite = {**tensors, "linear.bias": torch.tensor([0.0, float("nan")])}
+    for broken, words in ((without, "do not fit"), (lost, "do not fit"), (infinite, "not finite")):
+        write_tensors(folder / "model.safetensors", broken, {})
+        with pytest.raises(UserError, match=words):
+            load_student(folder)
 
 
 def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path):

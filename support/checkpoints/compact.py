@@ -16,8 +16,13 @@ def expand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises ValueError where a matrix and its scales do not fit.
     """
     expanded = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
+    if lost := {name.removesuffix(SCALE) for name in tensors} - expanded.keys():
+        raise ValueError(f"{lost.pop()}: a scale and no matrix")
     for name, whole in expanded.items():
-        if (scale := tensors.get(name + SCALE)) is None:
+        scale = tensors.get(name + SCALE)
+        if (scale is not None) != (whole.dtype in (torch.int8, torch.uint8)):
+            raise ValueError(f"{name}: {whole.dtype} with{'out' * (scale is None)} a scale")
+        if scale is None:
             continue
         if whole.ndim != 2 or scale.ndim != 2 or len(whole) != len(scale) or not scale.numel():
             raise ValueError(f"{name}: {tuple(whole.shape)} with scales of {tuple(scale.shape)}")

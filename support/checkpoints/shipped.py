@@ -39,6 +39,6 @@ def default_checkpoint(args: Namespace) -> Path:
     if own.exists() or args.mode != "predict" or args.given & {"gpt_variant", "sr_no", "out_dir"}:
         return own
     student, teacher = (summary(read_metrics(MODELS / SHIPPED[name])[DEV]) for name in SHIPPED)
-    note = f"note: the student that ships, taught by smollm2 on CoLA; on {DEV} it has {student}"
-    print(f"{note}, its teacher (--checkpoint smollm2) {teacher}", file=sys.stderr)
+    note = f"note: the student that ships, taught by smollm2 on CoLA; accuracy on {DEV} {student}"
+    print(f"{note}; of its teacher (--checkpoint smollm2) {teacher}", file=sys.stderr)
     return MODELS / SHIPPED["student"]

@@ -32,6 +32,8 @@ def read_student(folder: Path) -> tuple[dict[str, Tensor], str, int]:
     except ValueError as error:
         raise UserError(f"{path}: its scales do not fit ({error}); restore it") from None
     cell = read_json(folder / "config.json").get("cell", "rnn")  # once, there was no other
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(f"{path}: numbers that are not finite; restore it, or train it again")
     # What the file has bounds what is allocated for it, also for a file that lies.
     sizes = ("vocabulary", "rnn.weight_hh_l0", "embedding.weight")
     match [tuple(tensors[name].shape) for name in sizes if name in tensors]:

@@ -127,9 +127,14 @@ def load_series(folders: list[Path]) -> Series:
             labels = run.predictions[split].labels, first.predictions[split].labels
             if not np.array_equal(*labels):
                 raise UserError(f"{run.folder}: other {split} labels than in {first.folder.name}")
-    series = Series(first.mode, first.variant, f"{first.mode} {first.variant:.24}", runs, {})
+    series = Series(first.mode, first.variant, f"{first.mode} {cut(first.variant)}", runs, {})
     scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
     return series._replace(scores=scores)
+
+
+def cut(name: str) -> str:
+    """Return a name cut in its middle to what a table has room for."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -87,9 +87,10 @@ def judgements(group: list[Series]) -> dict[str, Any]:
     """
     first, margins = group[0], [hundredths(series) for series in group]
     alike, sizes = len(by_variant(group)) == 1, [len(first.labels(split)) for split in DEV_SETS]
-    widest = max(1, *(np.abs(runs.mean(axis=0)).max() for runs in margins))
-    step = 5 * ceil(widest / 500)
-    thresholds = step * np.arange(-ceil(widest / step), ceil(widest / step) + 1)
+    widest = max(np.abs(runs).max() for runs in margins)
+    step = 5 * ceil((widest + 1) / 500)
+    ends = ceil((widest + 1) / step)  # beyond every margin
+    thresholds = step * np.arange(-ends, ends + 1)
     corpus = {
         "name": f"{first.metrics['data']['name']}, {first.variant if alike else 'several bases'}",
         "sizes": sizes,
@@ -97,7 +98,7 @@ def judgements(group: list[Series]) -> dict[str, Any]:
         "slider": {"min": int(thresholds[0]), "max": int(thresholds[-1]), "step": step},
         "models": [
             {
-                "name": series.mode if alike else series.name,
+                "name": series.mode if alike else f"{series.mode} {series.variant}",
                 "margins": runs.tolist(),
                 "swept": [
                     swept(series.labels(split), part, thresholds)

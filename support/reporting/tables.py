@@ -62,7 +62,7 @@ def facts_table(group: list[Series]) -> DataFrame:
             "optimiser steps": span(series, "steps"),
             "epoch kept": f"{span(series, 'best_epoch')}, "
             + ("the last" if watched == "none" else f"the best {watched} on {DEV}"),
-            "bias": f"set on the {held_out} held out" if held_out else "as trained",
+            "threshold": f"set on the {held_out} held out" if held_out else "as trained",
             "minutes of training": f"{minutes:.1f}",
             "not as published": ", ".join(differences_from_published(series)) or "nothing",
         }

@@ -1,4 +1,4 @@
-"""Hold labelled sentences out of training, to set a student's bias on."""
+"""Hold labelled sentences out of training, to set a student's threshold on."""
 
 import math
 
@@ -25,7 +25,7 @@ def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
     held_out, rest = np.split(np.random.default_rng(0).permutation(len(train)), [size])
     corpus = {**corpus, TRAIN: train.chosen(np.sort(rest)), HELD_OUT: train.chosen(held_out)}
     if len(corpus[HELD_OUT].labels.unique()) == 1:
-        raise UserError(f"--held_out {size}: these have one label, a bias needs two; hold out more")
+        raise UserError(f"--held_out {size}: these have one label; hold out more")
     return corpus
 
 
