@@ -314,7 +314,7 @@ def test_a_byte_order_mark_and_blank_lines_change_no_judgement(demo, call, tmp_p
     assert call(*options, input="\ufeff" + "\n".join(SENTENCES)).stdout == expected
     for text, words in (
         ("\n\n".join(SENTENCES), "1 blank line "),
-        ("{}\n{}\n\n \n", "2 blank lines "),
+        ("{}\n\n \n{}\n\n", "2 blank lines "),
     ):
         result = call(*options, input=text.format(*SENTENCES))
         assert result.stdout == expected

@@ -134,11 +134,10 @@ def test_any_sentences_to_judge_are_read_whole_or_refused(folder, content):
     path = folder / "any.txt"
     path.write_bytes(content)
     if found := tried(read_sentences, Namespace(sentences=[], input=path)):
-        lines, labels, _ = found
-        filled = [
-            line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()
-        ]
-        assert len(lines) == len(labels) == len(filled)
+        lines, labels, _, numbers = found
+        whole = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        assert numbers == [n for n, line in enumerate(whole, start=1) if line.strip()]
+        assert len(lines) == len(labels) == len(numbers)
         assert all(line.strip() and "\t" not in line for line in lines)
 
 

@@ -163,7 +163,7 @@ def test_the_slider_moves_accuracy_mcc_and_the_counts_of_each_model(nano, nano_p
     box = slider.bounding_box()
     shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     shown.mouse.down()
-    shown.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2, steps=5)
+    shown.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=5)
     shown.mouse.up()
     threshold = int(choice_of(shown)["t"])
     assert threshold > 0

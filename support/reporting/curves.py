@@ -12,7 +12,6 @@ from pandas import DataFrame
 from support.corpus import DEV
 from support.files import write_bytes
 from support.reporting import metrics
-from support.reporting.finished import cut
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -38,7 +37,7 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
     best = [run["training"]["best_epoch"] for run in runs]
     tables = [read_history(*pair) for pair in zip(folders, best, strict=True)]
     accuracy, mcc = (np.mean([run[DEV][key] for run in runs]) for key in ("accuracy", "mcc"))
-    title = f"{runs[0]['mode']} {cut(runs[0]['variant'])}: {accuracy:.2%}, MCC {mcc:.3f}"
+    title = f"{runs[0]['mode']} {metrics.cut(runs[0]['variant'])}: {accuracy:.2%}, MCC {mcc:.3f}"
     title += f", mean of {len(runs)} runs" if len(runs) > 1 else ""
     title += metrics.one_class_remark([metrics.one_class_note(run[DEV]) for run in runs])
     paths = []

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support.errors import UserError
-from support.reporting.metrics import COUNTS, DEV_SETS, broken, read_metrics, read_table
+from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
 from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED, differences, short
 
@@ -130,11 +130,6 @@ def load_series(folders: list[Path]) -> Series:
     series = Series(first.mode, first.variant, f"{first.mode} {cut(first.variant)}", runs, {})
     scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
     return series._replace(scores=scores)
-
-
-def cut(name: str) -> str:
-    """Return a name cut in its middle to what a table has room for."""
-    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -79,6 +79,11 @@ def summary(metrics: dict) -> str:
     return f"{metrics['accuracy']:.2%}, MCC {metrics['mcc']:.3f}{remark}"
 
 
+def cut(name: str) -> str:
+    """Return a name cut in its middle to what a table has room for."""
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
+
+
 def one_class_remark(runs: list) -> str:
     """Return what stands beside figures of runs, of which those that are true answer one class."""
     number = sum(map(bool, runs))
