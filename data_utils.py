@@ -13,7 +13,7 @@ The corpus is CoLA, the Corpus of Linguistic Acceptability (Warstadt, Singh and 
 https://arxiv.org/abs/1805.12471), or any folder in its layout.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -111,7 +111,7 @@ def tokenize(
     labels: Sequence[int],
     max_length: int,
     source: str,
-    lines: Iterable[int] | None = None,
+    lines: Sequence[int] | None = None,
 ) -> Split:
     """Tokenise sentences, each with a label 0, 1 or ``UNLABELLED``, cutting none short.
 
