@@ -41,7 +41,6 @@ SETTINGS = {  # a name, and the mode with its options
     "gated 100,000": f"{GATED} --transfer_size 100000",
     "gated 200,000": GATED,
     "gated labels": "rnn --recipe hints",
-    "gated labels to the end": "rnn --recipe hints --patience 1000",
     "labels": f"rnn {ELMAN} {LONG}",
     "logits": ALONE,
     "hints": f"{ALONE} --hint_weight 30 --embedding_start teacher",
