@@ -233,7 +233,8 @@ def add_product(start: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return start + a b, of a (n, in) and b (in, out), computed in the dtype of b."""
     if b.element_size() > 2:
         return torch.addmm(start, a, b)
-    return start + (whole_rows(a, b.dtype) @ b)[: len(a)]
+    # Cast first: to add tensors of two dtypes takes several times as long.
+    return (whole_rows(a, b.dtype) @ b)[: len(a)].to(start.dtype).add_(start)
 
 
 def whole_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -248,6 +249,6 @@ def whole_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
     number += -number % (16 if number <= 128 else 128)
     if (rows.dtype, len(rows)) == (dtype, number):
         return rows
-    whole = rows.new_zeros(number, rows.shape[1], dtype=dtype)
-    whole[: len(rows)] = rows
+    whole = rows.new_empty(number, rows.shape[1], dtype=dtype)
+    whole[: len(rows)], whole[len(rows) :] = rows, 0
     return whole
