@@ -3,7 +3,6 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 from pandas import concat
@@ -23,7 +22,7 @@ def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> 
     """Yield the report's parts in order."""
     yield text(HEADLINE.format(serial), TITLE)
     yield from map(text, lead(missing))
-    for group in tables.by_corpus(shown):
+    for group in tables.grouped(shown, "corpus").values():
         frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
         if not tables.is_cola(group[0]):
             yield from table(caption, frame, left=2)
@@ -31,8 +30,8 @@ def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> 
         yield from table(f"{caption} Then the published.", concat([frame, tables.PUBLISHED]), 2)
         alike = [s.name for s in group if not tables.differences_from_published(s)]
         yield text(COMPARABLE.format(", ".join(alike) or "none"))
-    for variant, group in groupby(shown, lambda series: series.variant):
-        yield from one_variant(variant, list(group), serial, plots)
+    for variant, group in tables.grouped(shown, "variant").items():
+        yield from one_variant(variant, group, serial, plots)
     yield from heading("What these numbers cannot say")
     yield from map(text, limits(shown))
     yield from heading("All settings")

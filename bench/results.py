@@ -25,8 +25,8 @@ from support import PROJECT
 from support.corpus import DEV, OUT_OF_DOMAIN
 from support.files import write_bytes
 from support.reporting import summary
-from support.reporting.curves import plot_curves, read_history
-from support.reporting.finished import DEV_SETS, Series, find_runs
+from support.reporting.curves import plot_curves
+from support.reporting.finished import DEV_SETS, Series, find_runs, read_history
 from support.reporting.plots import plot_comparison
 from support.reporting.statistics import score
 from support.reporting.tables import difference_cells, paired_table, spread

@@ -26,8 +26,8 @@ from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
 from support.checkpoints import kind_of, read_adapter, write_adapter
-from support.checkpoints.compact import SCALE
 from support.checkpoints.shipped import MODELS
+from support.checkpoints.students import SCALE
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.files import read_json, read_tensors, write_csv, write_json, write_tensors
@@ -116,7 +116,7 @@ def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a student's tensors with the embedding in 4 bits and other matrices in 8.
 
     The largest of a group is 7 or 127. It is rounding to nearest, without calibration, as GGUF's
-    Q4_0 and Q8_0; `support.checkpoints.compact` reads them.
+    Q4_0 and Q8_0; `expand` (support/checkpoints/students.py) reads them.
     """
     stored = {}
     for name, tensor in tensors.items():

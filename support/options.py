@@ -179,8 +179,8 @@ def options_of(args: Namespace, mode: str, sr_no: int, sentences: int) -> Namesp
     """Return the options of one run: those given, and its recipe's for the rest.
 
     ``settings`` of the result are those in the run's identity. ``sentences`` is the size of the
-    training split: beside hints the untaught student may take as many steps as the taught one,
-    which sees a transfer set too.
+    training split: beside hints the untaught student takes as many steps as the taught one, which
+    sees a transfer set too.
     """
     values = {o.name: chosen(args, o, mode) for o in OPTIONS if o.identity}
     if (

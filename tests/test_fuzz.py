@@ -36,8 +36,7 @@ from support.errors import UserError
 from support.files import read_json, read_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.reporting import show_run
-from support.reporting.curves import read_history
-from support.reporting.finished import load_series
+from support.reporting.finished import load_series, read_history
 from support.reporting.tables import (
     comparison_table,
     confidence_table,

@@ -16,8 +16,8 @@ from model import load_student
 from predict import load_model
 from support.bases import find_base
 from support.checkpoints import kind_of, teacher_fingerprint
-from support.checkpoints.compact import expand
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
+from support.checkpoints.students import expand
 from support.command_line import parse
 from support.corpus import DEV
 from support.devices import CPU

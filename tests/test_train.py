@@ -34,8 +34,9 @@ from support.devices import CPU, choose_device, note_slow_bf16
 from support.errors import UserError, explain
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from support.recurrence import library_states
-from support.reporting import describe, matthews_corrcoef, measure
+from support.reporting import describe, measure
 from support.reporting.finished import find_runs
+from support.reporting.metrics import matthews_corrcoef
 from support.runs import Progress, Session, check_finished, claim
 from support.runs.folder import State, state_of
 from train_utils import (

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from support.bases.folders import check_folder
+from support.bases.loading import check_folder
 from support.bases.tokens import NANO, check_vocabulary, load_tokenizer
 from support.errors import UserError
 from support.files import read_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors, utils
 
-from support.bases.folders import check_folder
+from support.bases.loading import check_folder
 from support.errors import UserError, first_line
 
 TIMEOUT = 5  # seconds until an unreachable hub is reported

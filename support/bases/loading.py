@@ -10,13 +10,30 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from support.bases.tokens import TOKENIZER
 from support.errors import UserError, first_line
+from support.files import read_json
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
 MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
+
+
+def check_folder(folder: Path, weights: bool) -> Path:
+    """Return a folder that has all that a base needs."""
+    read_json(folder / "config.json")
+    names = {path.name for path in folder.iterdir()}
+    for file in ("vocab.json", "merges.txt"):
+        if not {file, TOKENIZER, "tokenizer.model"} & names:
+            raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
+    if weights and not {"model.safetensors", "model.safetensors.index.json"} & names:
+        raise UserError(
+            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
+            "model with save_pretrained(..., safe_serialization=True)"
+        )
+    return folder
 
 
 def load_backbone(folder: Path, attention: Callable) -> nn.Module:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from support.bases import Base, save_tokenizer
 from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
-from support.checkpoints.compact import expand
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
 from support.runs import check_finished
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
+SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if it has some
 SHOWN = 4  # checkpoints below a folder that is none
 
 
@@ -47,6 +47,34 @@ def read_student(folder: Path) -> tuple[dict[str, Tensor], str, int]:
         raise UserError(f"{path}: not the weights of a student; train it again with --overwrite")
     alike = (t.shape == (gates, width) for n, t in tensors.items() if "weight_hh_l" in n)
     return tensors, cell, sum(alike)
+
+
+def expand(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in fp32, with no scales; what was stored without one stays as it is.
+
+    A matrix with a scale is in one byte a number (int8), or in half a byte (uint8): 1 to 15 for -7
+    to 7. A group of neighbours in a row shares a scale: number = scale * integer. Raises ValueError
+    where the two do not fit.
+    """
+    expanded = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
+    if lost := {name.removesuffix(SCALE) for name in tensors} - expanded.keys():
+        raise ValueError(f"{lost.pop()}: a scale and no matrix")
+    for name, whole in expanded.items():
+        scale = tensors.get(name + SCALE)
+        if (scale is not None) != (whole.dtype in (torch.int8, torch.uint8)):
+            raise ValueError(f"{name}: {whole.dtype} with{'out' * (scale is None)} a scale")
+        if scale is None:
+            continue
+        if whole.ndim != 2 or scale.ndim != 2 or len(whole) != len(scale) or not scale.numel():
+            raise ValueError(f"{name}: {tuple(whole.shape)} with scales of {tuple(scale.shape)}")
+        if whole.dtype == torch.uint8:
+            whole = torch.stack([whole & 15, whole >> 4], dim=2).flatten(1).to(torch.int8) - 8
+        numbers = whole.float()
+        if numbers.shape[1] % scale.shape[1]:
+            raise ValueError(f"{name}: {scale.shape[1]} scales for {numbers.shape[1]} numbers")
+        numbers.unflatten(1, (scale.shape[1], -1)).mul_(scale.float().unsqueeze(2))
+        expanded[name] = numbers
+    return expanded
 
 
 def read_max_length(folder: Path) -> int:

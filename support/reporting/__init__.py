@@ -8,7 +8,6 @@ from support.reporting.metrics import (
     confusion,
     describe,
     describe_epoch,
-    matthews_corrcoef,
     measure,
     one_class_note,
     read_metrics,
@@ -17,6 +16,6 @@ from support.reporting.metrics import (
 )
 
 __all__ = [
-    "confusion", "describe", "describe_epoch", "matthews_corrcoef", "measure", "one_class_note",
+    "confusion", "describe", "describe_epoch", "measure", "one_class_note",
     "read_metrics", "show_run", "summary",
 ]  # fmt: skip

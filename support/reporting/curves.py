@@ -12,20 +12,11 @@ from pandas import DataFrame
 from support.corpus import DEV
 from support.files import write_bytes
 from support.reporting import metrics
+from support.reporting.finished import read_history
 
 rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
 rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 ORANGE, BLUE = "#E69F00", "#0072B2"
-COLUMNS = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
-
-
-def read_history(folder: Path, best_epoch: int) -> DataFrame:
-    """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
-    table = metrics.read_table(path := folder / "history.csv", COLUMNS, [])
-    n = len(table)
-    if table["epoch"].tolist() != [*range(1, n + 1)] or not 1 <= best_epoch <= n:
-        raise metrics.broken(path, "epochs are missing")
-    return table
 
 
 def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:

@@ -1,17 +1,21 @@
 """Which runs are finished, and what did each leave?"""
 
+from io import BytesIO
 from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from support.errors import UserError
-from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
+from support.errors import UserError, first_line
+from support.files import read_bytes
+from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics
 from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED, differences, short
 
 MODES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
+HISTORY = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
 
 
 class Predictions(NamedTuple):
@@ -109,6 +113,29 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         margins = rows["logit_1"] - rows["logit_0"]
         predictions[split] = Predictions(rows["label"].to_numpy(int), margins.to_numpy())
     return predictions
+
+
+def read_history(folder: Path, best_epoch: int) -> pd.DataFrame:
+    """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
+    table = read_table(path := folder / "history.csv", HISTORY, [])
+    n = len(table)
+    if table["epoch"].tolist() != [*range(1, n + 1)] or not 1 <= best_epoch <= n:
+        raise broken(path, "epochs are missing")
+    return table
+
+
+def read_table(path: Path, numbers: list[str], texts: list[str]) -> pd.DataFrame:
+    """Read columns of a CSV file, finite numbers and texts."""
+    columns = [*numbers, *texts]
+    try:
+        content = BytesIO(read_bytes(path))
+        table = pd.read_csv(content, usecols=columns, dtype=str, keep_default_na=False)
+        table[numbers] = table[numbers].astype(float)  # every digit counts
+        if not np.isfinite(table[numbers].to_numpy()).all():
+            raise ValueError("a number is missing or not finite")
+    except ValueError as error:  # as are all of pandas' own
+        raise broken(path, first_line(error)) from None
+    return table
 
 
 def load_series(folders: list[Path]) -> Series:

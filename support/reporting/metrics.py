@@ -1,36 +1,31 @@
 """How good is a model, in numbers and in words, and what do a run's own files say of it?"""
 
 import math
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS
-from support.errors import UserError, first_line
-from support.files import read_bytes, read_json
-
-if TYPE_CHECKING:  # imported where a table is read: a run that is only shown needs none
-    from pandas import DataFrame
+from support.errors import UserError
+from support.files import read_json
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
 COUNTS = ("sentences", "acceptable", "predicted_acceptable", "correct")
 
 
-def matthews_corrcoef(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return the Matthews correlation of two 0/1 arrays (Matthews 1975), CoLA's official metric.
+def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Return the Matthews correlation of 0/1 arrays (..., sentences) along their last axis.
 
-    0 where either side has one class only, as scikit-learn has it.
+    CoLA's official metric (Matthews 1975). 0 where either side has one class only, as scikit-learn
+    has it.
     """
-    tp = int(((predictions == 1) & (labels == 1)).sum())
-    tn = int(((predictions == 0) & (labels == 0)).sum())
-    fp = int(((predictions == 1) & (labels == 0)).sum())
-    fn = int(((predictions == 0) & (labels == 1)).sum())
-    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+    n, true, given = labels.shape[-1], labels.sum(axis=-1), answers.sum(axis=-1)
+    squared = 1.0 * true * (n - true) * given * (n - given)  # in integers it could overflow
+    covariance = n * (labels * answers).sum(axis=-1) - true * given
+    return covariance / np.sqrt(np.where(squared, squared, np.inf))
 
 
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
@@ -44,7 +39,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
         "correct": correct,
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "accuracy": correct / len(labels),
-        "mcc": matthews_corrcoef(labels.numpy(), predictions.numpy()),
+        "mcc": float(matthews_corrcoef(labels.numpy(), predictions.numpy())),
     }
 
 
@@ -147,22 +142,6 @@ def read_metrics(folder: Path) -> dict:
             if not (RULES[kind](value) or (value is None and name.endswith("?"))):
                 raise broken(path, f"{name.rstrip('?')} is not {kind}: {value!r:.40}")
     return metrics
-
-
-def read_table(path: Path, numbers: list[str], texts: list[str]) -> "DataFrame":
-    """Read columns of a CSV file, finite numbers and texts."""
-    import pandas as pd
-
-    columns = [*numbers, *texts]
-    try:
-        content = BytesIO(read_bytes(path))
-        table = pd.read_csv(content, usecols=columns, dtype=str, keep_default_na=False)
-        table[numbers] = table[numbers].astype(float)  # every digit counts
-        if not np.isfinite(table[numbers].to_numpy()).all():
-            raise ValueError("a number is missing or not finite")
-    except ValueError as error:  # as are all of pandas' own
-        raise broken(path, first_line(error)) from None
-    return table
 
 
 def broken(path: Path, fault: str) -> UserError:

@@ -1,7 +1,6 @@
 """What does a reader see in a browser? One HTML file, complete in itself, with every judgement."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from math import ceil
 from operator import itemgetter
 from pathlib import Path
@@ -15,9 +14,8 @@ from support.corpus import DEV
 from support.errors import UserError
 from support.files import write_bytes
 from support.reporting import tables
-from support.reporting.curves import read_history
-from support.reporting.finished import DEV_SETS, Series
-from support.reporting.statistics import mcc_of_each
+from support.reporting.finished import DEV_SETS, Series, read_history
+from support.reporting.metrics import matthews_corrcoef
 
 WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this one
 CURVES = {  # the columns of history.csv in each picture, with their looks
@@ -38,14 +36,14 @@ def write_page(
     room = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     room.loader = FileSystemLoader(Path(__file__).parent)
     room.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    corpora = tables.by_corpus(shown)
+    corpora, variants = (tables.grouped(shown, by) for by in ("corpus", "variant"))
     page = room.get_template("page.html").render(
         title=title,
         lead=lead,
         limits=limits,
-        results=[table for group in corpora for table in compared(group)],
-        runs=[(variant, cells(tables.run_table(alike))) for variant, alike in by_variant(shown)],
-        corpora=[judgements(group) for group in corpora],
+        results=[table for group in corpora.values() for table in compared(group)],
+        runs=[(name, cells(tables.run_table(alike))) for name, alike in variants.items()],
+        corpora=[judgements(group) for group in corpora.values()],
         dev_sets=DEV_SETS,
         heads=HEADS,
     )
@@ -60,14 +58,9 @@ def compared(group: list[Series]) -> Iterator[tuple[str, list[list[str]]]]:
         caption += f" Then the published; comparable with them: {', '.join(alike) or 'none'}."
         result = concat([result, tables.PUBLISHED])
     yield caption, cells(result)
-    for variant, alike in by_variant(group):
+    for variant, alike in tables.grouped(group, "variant").items():
         caption = f"{variant}: pairs; of a single run McNemar's p."
         yield caption, cells(tables.paired_table(alike))
-
-
-def by_variant(shown: list[Series]) -> list[tuple[str, list[Series]]]:
-    """Return the series of each variant, which stand side by side."""
-    return [(name, list(alike)) for name, alike in groupby(shown, lambda series: series.variant)]
 
 
 def cells(frame: DataFrame) -> list[list[str]]:
@@ -86,7 +79,8 @@ def judgements(group: list[Series]) -> dict[str, Any]:
     The dev sets stand one behind the other, in the order of `DEV_SETS`.
     """
     first, margins = group[0], [hundredths(series) for series in group]
-    alike, sizes = len(by_variant(group)) == 1, [len(first.labels(split)) for split in DEV_SETS]
+    alike = len(tables.grouped(group, "variant")) == 1
+    sizes = [len(first.labels(split)) for split in DEV_SETS]
     widest = max(np.abs(runs).max() for runs in margins)
     step = 5 * ceil((widest + 1) / 500)
     ends = ceil((widest + 1) / step)  # beyond every margin
@@ -138,7 +132,7 @@ def swept(labels: np.ndarray, margins: np.ndarray, thresholds: np.ndarray) -> di
     """
     answers = [(margins > threshold).astype(int) for threshold in thresholds]
     accuracy = [(given == labels).mean() for given in answers]
-    mcc = [mcc_of_each(labels, given).mean() for given in answers]
+    mcc = [matthews_corrcoef(labels, given).mean() for given in answers]
     lines = [("accuracy", points(thresholds / 100, accuracy))]
     lines += [("mcc", points(thresholds / 100, mcc))]
     best = [max(line, key=itemgetter(1)) for _, line in lines]

@@ -44,24 +44,19 @@ class Score(NamedTuple):
 
 def score(labels: np.ndarray, answers: np.ndarray) -> Score:
     """Judge answers (runs, sentences) of 0 and 1 by the labels (sentences,)."""
-    n, right, mccs = len(labels), answers == labels, mcc_of_each(labels, answers)
+    n, right, mccs = len(labels), answers == labels, matthews_corrcoef(labels, answers)
     if len(answers) > 1:
         accuracy = crossed(right)
         mcc = crossed(mcc_pseudo_values(labels, answers), mccs.mean())
     else:
         accuracy = Estimate(right.mean(), *wilson_interval(int(right.sum()), n))
         draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-        resampled = [matthews_corrcoef(labels[draw], answers[0, draw]) for draw in draws]
+        resampled = matthews_corrcoef(labels[draws], answers[0, draws])
         mcc = Estimate(mccs[0], *np.quantile(resampled, (0.025, 0.975)))
     remark = one_class_remark([len(set(row.tolist())) == 1 for row in answers])
     majority = max(labels.mean(), 1 - labels.mean())
     accuracy, mcc = accuracy.clipped(0), mcc.clipped(-1)
     return Score(majority, accuracy, mcc, right.mean(axis=1), mccs, remark)
-
-
-def mcc_of_each(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Return the MCC (runs,) of answers (runs, sentences)."""
-    return np.array([matthews_corrcoef(labels, row) for row in answers])
 
 
 def difference(
@@ -73,7 +68,7 @@ def difference(
     """
     accuracy = (first == labels).astype(float) - (second == labels)
     pseudo = mcc_pseudo_values(labels, first) - mcc_pseudo_values(labels, second)
-    mcc = mcc_of_each(labels, first).mean() - mcc_of_each(labels, second).mean()
+    mcc = (matthews_corrcoef(labels, first) - matthews_corrcoef(labels, second)).mean()
     return crossed(accuracy), crossed(pseudo, mcc)
 
 
@@ -85,7 +80,7 @@ def crossed(values: np.ndarray, value: float | None = None) -> Estimate:
     analysis of variance, its degrees of freedom after Satterthwaite (1946). ``value`` replaces the
     mean in the middle of the interval.
     """
-    from scipy.stats import t
+    from scipy.stats import t  # takes a second to import
 
     values = np.asarray(values, dtype=float)
     (runs, sentences), mean = values.shape, values.mean()
@@ -126,7 +121,7 @@ def mcc_pseudo_values(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95% interval of an accuracy."""
-    from scipy.stats import binomtest  # takes a second to import
+    from scipy.stats import binomtest
 
     low, high = binomtest(correct, total).proportion_ci(method="wilson")
     return float(low), float(high)

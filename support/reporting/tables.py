@@ -13,15 +13,8 @@ from support.corpus import DEV, SPLITS, TRAIN, Row, read_rows
 from support.errors import UserError
 from support.options import published
 from support.reporting.finished import DEV_SETS, Predictions, Run, Series
-from support.reporting.metrics import summary
-from support.reporting.statistics import (
-    Estimate,
-    agreement,
-    calibration_error,
-    difference,
-    mcc_of_each,
-    mcnemar,
-)
+from support.reporting.metrics import matthews_corrcoef, summary
+from support.reporting.statistics import Estimate, agreement, calibration_error, difference, mcnemar
 
 RESULT = ["run", "dev set", "accuracy", "95% interval", "majority", "MCC", "95% of MCC"]
 PUBLISHED = DataFrame([  # "best" is the best by anyone for the same recipe
@@ -127,12 +120,12 @@ def settings_table(shown: list[Series]) -> DataFrame:
 # Results
 
 
-def by_corpus(shown: list[Series]) -> list[list[Series]]:
-    """Return the runs of each corpus, whose results may stand in one table."""
+def grouped(shown: list[Series], by: str) -> dict[str, list[Series]]:
+    """Return the runs of each "corpus", whose results may stand in one table, or "variant"."""
     groups: dict[str, list[Series]] = {}
     for series in shown:
-        groups.setdefault(series.corpus, []).append(series)
-    return list(groups.values())
+        groups.setdefault(getattr(series, by), []).append(series)
+    return groups
 
 
 def corpus_facts(series: Series) -> str:
@@ -155,13 +148,8 @@ def result_table(shown: list[Series]) -> DataFrame:
 
 def comparison_table(shown: list[Series]) -> str:
     """Return the results as plain text, a block a corpus."""
-    blocks = []
-    for table in map(result_table, by_corpus(shown)):
-        lines = [RESULT, *table.to_numpy().tolist()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        form = "  ".join(f"{{:{'<>'[place > 1]}{width}}}" for place, width in enumerate(widths))
-        blocks.append("\n".join(form.format(*line).rstrip() for line in lines))
-    return "\n\n".join(blocks)
+    found = map(result_table, grouped(shown, "corpus").values())
+    return "\n\n".join(table.to_string(index=False) for table in found)
 
 
 def spread(values: np.ndarray, form: str, unit: str = "") -> str:
@@ -246,7 +234,7 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     right, other = first == labels, second == labels
     only = int((right & ~other).sum()), int((other & ~right).sum())
     accuracy = f"{100 * (right.mean() - other.mean()):+.2f}"
-    mcc = mcc_of_each(labels, first) - mcc_of_each(labels, second)
+    mcc = matthews_corrcoef(labels, first) - matthews_corrcoef(labels, second)
     alone = "{} against {} alone".format(*only)
     return [accuracy, alone, f"{mcnemar(*only):.2g}", f"{mcc.item():+.3f}", "–", "–"]
 
@@ -328,7 +316,7 @@ def source_table(group: list[Series]) -> DataFrame:
             }
             for series in group:
                 answers = series.answers(split)[:, inside]
-                mcc = mcc_of_each(labels, answers).mean()
+                mcc = matthews_corrcoef(labels, answers).mean()
                 row[f"{series.mode}, MCC"] = f"{(answers == labels).mean():.1%}, {mcc:.2f}"
             rows.append(row)
     return DataFrame(rows)

@@ -27,17 +27,10 @@ from support.processes import any_process, is_main, together
 from support.runs.locks import locked
 
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
-RESULTS = (
-    METRICS,
-    "predictions.csv",
-    "history.csv",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)  # fmt: skip  what a finished run leaves, and another must not find
+RESULTS = (  # what a finished run leaves, and another must not find
+    METRICS, "predictions.csv", "history.csv", "adapter_model.safetensors", "adapter_config.json",
+    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
 
 
 class State(Enum):
@@ -61,12 +54,8 @@ class Claim(NamedTuple):
     ) -> None:
         """Write what was measured, and with it that the run is finished.
 
-        Args:
-            parameters: how many there are, and how many train.
-            training: how the training went.
-            results: by dev set.
-            predictions: the rows of predictions.csv.
-            more: further entries of metrics.json.
+        ``results`` are by dev set, ``predictions`` the rows of predictions.csv, ``more`` further
+        entries of metrics.json.
         """
         write_csv(self.folder / "predictions.csv", predictions)
         measured = {"parameters": parameters, "training": training, **more, **results}
@@ -78,11 +67,8 @@ class Claim(NamedTuple):
 
 def run_folder(options: Namespace, mode: str) -> Path:
     """Return where a run lives: ``<out_dir>/checkpoints/<mode>_<variant>_<sr_no>``."""
-    return (
-        options.out_dir
-        / "checkpoints"
-        / f"{mode}_{variant_name(options.gpt_variant)}_{options.sr_no}"
-    )
+    name = f"{mode}_{variant_name(options.gpt_variant)}_{options.sr_no}"
+    return options.out_dir / "checkpoints" / name
 
 
 def describe_run(
