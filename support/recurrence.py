@@ -5,7 +5,6 @@ the weights' gradient as often; here each is done once, in one product. W are a 
 its input, U those of its state, b and c their biases, in PyTorch's order of gates.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from support.fast_layers import product_dtype
+
+# g y (1 - y) and g (1 - y^2), of y = sigmoid or tanh
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
 
 def recurrent_states(rnn: nn.RNNBase, x: Tensor, sizes: Tensor) -> Tensor:
@@ -106,50 +108,41 @@ class Gated(torch.autograd.Function):
         """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
         dtype, tokens = product_dtype(x), len(x)
         x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
+        states, ctx.steps = b.new_empty(tokens, U.shape[1]), []
         h = memory = b.new_zeros(sizes[0], U.shape[1])
-
-        def nothing(start: Tensor, gates: slice) -> Tensor:
-            return start.expand(sizes[0], -1).clone()  # before the first token the state is zero
-
-        def product(start: Tensor, gates: slice) -> Tensor:
-            return add_product(start, h, U[gates].T)
-
-        states, ctx.steps, add_U = [], [], nothing
-        for p in add_product(cell.start(b, c), x, W.T)[:tokens].split(sizes):
+        q = c.repeat(sizes[0], 1)  # before the first token the state is zero
+        rows = zip((x @ W.T)[:tokens].split(sizes), states.split(sizes), strict=True)
+        for n, (p, now) in enumerate(rows):
             h, memory = h[: len(p)], memory[: len(p)]
-            now, later, saved = cell.step(p, h, memory, c, add_U)
+            if n:
+                q = add_product(c, h, U.T)
+            state, later, saved = cell.step(p.to(b.dtype).add_(b), q, h, memory)
             ctx.steps.append((h, memory, *saved))
-            states.append(now)
-            h, memory, add_U = now, later, product
+            h, memory = now.copy_(state), later
         ctx.save_for_backward(x, W, U)
         ctx.cell, ctx.sizes = cell, sizes
-        return torch.cat(states)
+        return states
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         """g (tokens, width)."""
-        x, W, U = ctx.saved_tensors
-        grads, dmemory = list(g.clone().split(ctx.sizes)), None
-        dps, dqs = [], []
-        for now, before, step in zip(
-            grads[::-1], [*grads[-2::-1], None], ctx.steps[::-1], strict=True
-        ):
-            dp, dq, dh, dmemory = ctx.cell.back(now, dmemory, *step)
-            dps.append(dp)
-            dqs.append(dq)
-            if before is not None:
-                some = before[: len(now)]
-                some += (whole_rows(dq, U.dtype) @ U)[: len(now)]
+        (x, W, U), tokens, dmemory = ctx.saved_tensors, len(g), None
+        dp, dq = (x.new_empty(len(x), len(U)) for _ in range(2))
+        dp[tokens:] = dq[tokens:] = 0
+        db, dc = (g.new_zeros(len(U)) for _ in range(2))
+        grads, dps, dqs = (rows[:tokens].split(ctx.sizes) for rows in (g.clone(), dp, dq))
+        for n in reversed(range(len(grads))):
+            of_p, of_q, dh, dmemory = ctx.cell.back(grads[n], dmemory, *ctx.steps[n])
+            for whole, rows, part in ((db, dps[n], of_p), (dc, dqs[n], of_q)):
+                whole += part.sum(dim=0)
+                rows.copy_(part)
+            if n:
+                some = grads[n - 1][: len(of_q)]
+                some += (whole_rows(dqs[n], U.dtype) @ U)[: len(some)].to(g.dtype)
                 if dh is not None:
                     some += dh
-        dp, dq = torch.cat(dps[::-1]), torch.cat(dqs[::-1])
-        h = torch.cat([h for h, *_ in ctx.steps[1:]]) if ctx.steps[1:] else g[:0]
-        rows, later, h = (whole_rows(r, U.dtype) for r in (dp, dq[ctx.sizes[0] :], h))
-        dx = (rows @ W)[: len(dp)]
-        return None, dx, rows.T @ x, later.T @ h, dp.sum(dim=0), dq.sum(dim=0), None
-
-
-AddU = Callable[[Tensor, slice], Tensor]  # start + U h for some gates' rows of U
+        h = whole_rows(torch.cat([h for h, *_ in ctx.steps]), U.dtype)
+        return None, (dp @ W)[:tokens], dp.T @ x, dq.T @ h, db, dc, None
 
 
 class GRU:
@@ -159,29 +152,23 @@ class GRU:
     """
 
     @staticmethod
-    def start(b: Tensor, c: Tensor) -> Tensor:
-        """Return the bias of p; c_n is not in it, since r multiplies it."""
-        width = len(c) // 3
-        return torch.cat([b[: 2 * width] + c[: 2 * width], b[2 * width :]])
-
-    @staticmethod
-    def step(p: Tensor, h: Tensor, memory: Tensor, c: Tensor, add_U: AddU) -> tuple:
-        """Return the state, no memory, and what `back` wants."""
+    def step(p: Tensor, q: Tensor, h: Tensor, memory: Tensor) -> tuple:
+        """Return the state, no memory, and what `back` wants; q (sentences, 3 width) is spent."""
         width = h.shape[1]
-        rz = add_U(p[:, : 2 * width], slice(2 * width)).sigmoid_()
-        r, z = rz.chunk(2, dim=1)
-        q = add_U(c[2 * width :], slice(2 * width, None))
-        n = torch.addcmul(p[:, 2 * width :], r, q).tanh_()
-        return torch.lerp(n, h, z), memory, (r, z, q, n)
+        r, z = q[:, : 2 * width].add_(p[:, : 2 * width]).sigmoid_().chunk(2, dim=1)
+        q_n = q[:, 2 * width :]
+        n = torch.addcmul(p[:, 2 * width :], r, q_n).tanh_()
+        return torch.lerp(n, h, z), memory, (r, z, q_n, n)
 
     @staticmethod
     def back(g: Tensor, _: None, h: Tensor, memory: Tensor, *saved: Tensor) -> tuple:
         """Return dp and dq (sentences, 3 width), what else goes to dh, and no dmemory."""
-        r, z, q, n = saved
-        dn = (g - g * z) * (1 - n * n)
-        dr = dn * q * (r - r * r)
-        dz = g * (h - n) * (z - z * z)
-        return torch.cat([dr, dz, dn], 1), torch.cat([dr, dz, dn * r], 1), g * z, None
+        r, z, q_n, n = saved
+        dh = g * z
+        dn = tanh_backward(g - dh, n)
+        dr = sigmoid_backward(dn * q_n, r)
+        dz = sigmoid_backward(g * (h - n), z)
+        return torch.cat([dr, dz, dn], 1), torch.cat([dr, dz, dn * r], 1), dh, None
 
 
 class LSTM:
@@ -192,14 +179,9 @@ class LSTM:
     """
 
     @staticmethod
-    def start(b: Tensor, c: Tensor) -> Tensor:
-        """Return the bias of p."""
-        return b + c
-
-    @staticmethod
-    def step(p: Tensor, h: Tensor, memory: Tensor, c: Tensor, add_U: AddU) -> tuple:
-        """Return the state, the memory, and what `back` wants."""
-        i, f, g, o = add_U(p, slice(None)).chunk(4, dim=1)
+    def step(p: Tensor, q: Tensor, h: Tensor, memory: Tensor) -> tuple:
+        """Return the state, the memory, and what `back` wants; q (sentences, 4 width) is spent."""
+        i, f, g, o = q.add_(p).chunk(4, dim=1)
         for gate in (i, f, o):
             gate.sigmoid_()
         later = torch.addcmul(i * g.tanh_(), f, memory)
@@ -210,18 +192,12 @@ class LSTM:
     def back(g: Tensor, dmemory: Tensor | None, h: Tensor, memory: Tensor, *saved: Tensor) -> tuple:
         """Return dp and dq (sentences, 4 width), which are one, nothing for dh, and dmemory."""
         i, f, new, o, tanh = saved
-        d = g * o * (1 - tanh * tanh)
+        d = tanh_backward(g * o, tanh)
         if dmemory is not None:
             d[: len(dmemory)] += dmemory
-        dp = torch.cat(
-            [
-                d * new * (i - i * i),
-                d * memory * (f - f * f),
-                d * i * (1 - new * new),
-                g * tanh * (o - o * o),
-            ],
-            dim=1,
-        )
+        di, df = sigmoid_backward(d * new, i), sigmoid_backward(d * memory, f)
+        dnew, do = tanh_backward(d * i, new), sigmoid_backward(g * tanh, o)
+        dp = torch.cat([di, df, dnew, do], dim=1)
         return dp, dp, None, d * f
 
 
