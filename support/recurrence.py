@@ -108,20 +108,20 @@ class Gated(torch.autograd.Function):
         """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
         dtype, tokens = product_dtype(x), len(x)
         x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
-        states, ctx.steps = b.new_empty(tokens, U.shape[1]), []
         h = memory = b.new_zeros(sizes[0], U.shape[1])
         q = c.repeat(sizes[0], 1)  # before the first token the state is zero
-        rows = zip((x @ W.T)[:tokens].split(sizes), states.split(sizes), strict=True)
-        for n, (p, now) in enumerate(rows):
+        states, ctx.steps = [], []
+        for n, p in enumerate((x @ W.T)[:tokens].split(sizes)):
             h, memory = h[: len(p)], memory[: len(p)]
             if n:
                 q = add_product(c, h, U.T)
             state, later, saved = cell.step(p.to(b.dtype).add_(b), q, h, memory)
             ctx.steps.append((h, memory, *saved))
-            h, memory = now.copy_(state), later
+            states.append(state)
+            h, memory = state, later
         ctx.save_for_backward(x, W, U)
         ctx.cell, ctx.sizes = cell, sizes
-        return states
+        return torch.cat(states)  # another tensor than those in ctx, or they would form a circle
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,8 +1,10 @@
 """The two models against Hugging Face's and PyTorch's own, and the device that they compute on."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -207,6 +209,21 @@ def test_states_and_their_gradients_are_pytorchs(sizes, cell, layers):
     wanted = [x, *rnn.parameters()]
     gradients = (torch.autograd.grad(y, wanted, g) for y in (found, expected))
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_step_frees_its_states_at_once(cell):
+    """Without waiting for the collector of circles, while a run's memory grows by gigabytes."""
+    gc.disable()
+    try:
+        states = recurrent_states(cell(5, 7), torch.randn(9, 5), torch.tensor([4, 4, 1]))
+        states.sum().backward()
+        node = weakref.ref(states.grad_fn)
+        assert node() is not None
+        del states
+        assert node() is None
+    finally:
+        gc.enable()
 
 
 def test_a_students_dropout_is_for_training_alone(nano_corpus):
