@@ -219,17 +219,18 @@ def students(found: list[Series]) -> str:
 
 
 def gains(found: list[Series]) -> str:
-    """Return by how much the taught are better than others, on the same seeds and sentences."""
+    """Return by how much the taught are better than others, on the seeds and sentences of both."""
     heads = ("more than", "threshold", "dev set", "accuracy by", "95%", "p", "MCC by", "95%", "p")
-    rows = [heads]
+    rows, sr_nos = [heads], [n for n in found[0].sr_nos if n in found[1].sr_nos]
     for rule, split in product(RULES, DEV_SETS):
         taught, untaught = (by_rule(series, rule) for series in found)
-        others = {f"rnn{untaught.scores[split].remark}": untaught.answers(split)}
+        ours, theirs = taught.answers(split, sr_nos), untaught.answers(split, sr_nos)
+        others = {f"rnn{untaught.scores[split].remark}": (ours, theirs)}
         if rule == "accuracy":
-            others['always "acceptable"'] = np.ones_like(taught.answers(split))
-        for name, theirs in others.items():
-            cells = difference_cells(taught.labels(split), taught.answers(split), theirs)
-            rows.append((name, rule, split, *cells))
+            all_ours = taught.answers(split)
+            others['always "acceptable"'] = all_ours, np.ones_like(all_ours)
+        for name, pair in others.items():
+            rows.append((name, rule, split, *difference_cells(taught.labels(split), *pair)))
     return markdown(rows)
 
 
