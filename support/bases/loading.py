@@ -1,4 +1,4 @@
-"""Load a base, and refuse by its name what packed attention cannot serve.
+"""Load a base from a whole folder, and refuse by its name what packed attention cannot serve.
 
 Importing transformers takes seconds, which a student need not wait for: it is imported in use.
 """
