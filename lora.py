@@ -1,4 +1,4 @@
-"""LoRA, written out: the layer, the verbs for any model, and the LoRA run.
+"""LoRA, written out: the layer, and the verbs for any model.
 
 LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) freezes a pretrained weight W0 and learns
 a low-rank correction beside it (section 4.1):
@@ -10,28 +10,16 @@ pretrained model exactly. Names are those of Hugging Face's PEFT library, in who
 are stored, so that PEFT loads ours and we load PEFT's.
 """
 
-from argparse import Namespace
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import regex
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from data_utils import Split
-from model import Classifier, load_classifier
-from support.bases import Base, base_fingerprint
-from support.bases.layers import linear_layers, published_set
-from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
-from support.devices import choose_device, keep_freed_memory
+from support.bases.layers import linear_layers
 from support.errors import UserError
 from support.fast_layers import product_dtype
-from support.files import copy_tensors
-from support.reporting import read_metrics, show_run
-from support.runs import claim, describe_run, run_folder
-from train_utils import Training, count_parameters, cross_entropy, evaluate, train
 
 
 @dataclass
@@ -206,73 +194,3 @@ def merge_lora(model: nn.Module) -> None:
 def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trained parameters, which are what an adapter keeps."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-# ---------------------------------------------------------------------------------------------
-# The run, and its model again
-
-
-def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
-    """Fine-tune a base with LoRA, unless that is done; return the run's folder."""
-    device, folder = choose_device(options.device, options.precision), run_folder(options, "LoRA")
-    fingerprint = base_fingerprint(base.folder)
-    sources = {"base": {"name": options.gpt_variant, "fingerprint": fingerprint.now}}
-    description = describe_run(options, "LoRA", device, corpus, sources)
-    same = {fingerprint.before: fingerprint.now}
-    with claim(folder, description, options.overwrite, same) as claimed:
-        if not claimed.finished:
-            torch.manual_seed(options.sr_no)
-            model = load_classifier(base.folder)
-            config = LoraConfig(
-                options.lora_rank, options.lora_alpha, options.lora_dropout, **published_set(model)
-            )
-            add_lora(model, config)
-            print_counts(count := count_parameters(model))
-
-            keep_freed_memory()
-            training = Training(device.place(model), corpus, cross_entropy, options, device)
-            progress = train(training, folder)
-
-            tensors, base_name = lora_tensors(model), options.gpt_variant
-            write_adapter(folder, asdict(config), tensors, base_name, fingerprint.now)
-            adapter = adapter_fingerprint(tensors, fingerprint.now, asdict(config))
-            results, predictions = evaluate(training)
-            claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
-        else:
-            print_counts(read_metrics(folder)["parameters"])
-    show_run(folder)
-    return folder
-
-
-def print_counts(count: dict[str, int]) -> None:
-    """Print how many parameters there are, and how many of them train."""
-    print(f"Number of parameters: {count['total'] / 1e6:.2f}M")
-    print(f"Number of trainable parameters: {count['trainable'] / 1e6:.2f}M")
-    print(f"Reduction: {1 - count['trainable'] / count['total']:.2%}")
-
-
-class Teacher(NamedTuple):
-    """A saved LoRA classifier in memory."""
-
-    model: Classifier
-    config: LoraConfig
-    base: Base
-    base_fingerprint: str
-    fingerprint: str  # of base and adapter together
-
-
-def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) -> Teacher:
-    """Load a saved LoRA classifier, ours or PEFT's, merged and frozen; else its layers train.
-
-    ``variant`` names the base; None takes the one that the adapter names.
-    """
-    saved = read_adapter(folder)
-    base, trained_on = find_own_base(saved, folder, variant)
-    config, model = LoraConfig(**saved.settings), load_classifier(base.folder)
-    add_lora(model, config)
-    copy_tensors(folder / "adapter_model.safetensors", saved.tensors, lora_tensors(model))
-    if merged:
-        merge_lora(model)
-        model.requires_grad_(False).eval()
-    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
-    return Teacher(model, config, base, trained_on, whole)

@@ -102,7 +102,7 @@ def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int
     """
     if kind_of(folder) == "student":
         return load_student(folder), load_tokenizer(folder), read_max_length(folder)
-    from lora import load_teacher  # transformers takes seconds, which a student does not need
+    from finetune import load_teacher  # transformers takes seconds, which a student does not need
 
     teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
     return teacher.model, teacher.base.tokenizer, teacher.base.max_length
@@ -137,7 +137,7 @@ def run_export(args: Namespace) -> None:
     (folder,) = chosen_checkpoints(args).values()
     target = args.out_dir / "exports" / folder.resolve().name
     if kind_of(folder) == "adapter":
-        from lora import load_teacher
+        from finetune import load_teacher
 
         teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
         save_merged(teacher.model, teacher.base, target)

@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
             hold_out(corpus, options.held_out)  # refused before an hour has gone by
     for mode, options in runs:
         if mode == "LoRA":
-            from lora import run_lora as run
+            from finetune import run_lora as run
         elif mode == "distil":
             from distil import run_distil as run
         else:

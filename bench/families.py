@@ -22,10 +22,11 @@ from transformers.utils import logging
 
 from bench.outside import padded_logits, reference
 from data_utils import load_corpus, shuffled
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
+from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import load_classifier
 from support import PROJECT
 from support.bases import base_fingerprint, find_base
+from support.bases.layers import published_set
 from support.checkpoints import write_adapter
 from support.checkpoints.export import save_merged
 from support.corpus import DEV, TRAIN

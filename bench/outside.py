@@ -25,7 +25,8 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.inference_speed import onnx_session
 from data_utils import Split, load_corpus
-from lora import load_teacher, lora_tensors
+from finetune import load_teacher
+from lora import lora_tensors
 from model import DistilRNN
 from support.bases import Base, find_base
 from support.checkpoints import read_adapter, write_adapter

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from data_utils import Split, load_corpus, shuffled
-from lora import LoraConfig, add_lora, published_set
+from lora import LoraConfig, add_lora
 from model import load_classifier
 from support.bases import find_base
+from support.bases.layers import published_set
 from support.checkpoints.adapters import PREFIX
 from support.corpus import TRAIN
 from support.devices import CPU

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from bench.results import RESULTS, markdown
 from data_utils import Split, load_corpus
-from lora import LoraConfig, load_teacher
+from finetune import load_teacher
+from lora import LoraConfig
 from model import load_student
 from support import PROJECT
 from support.bases import find_base, save_tokenizer

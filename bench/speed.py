@@ -212,8 +212,9 @@ def lora_sides(base: Path, data_dir: Path, device=None, compiled=False) -> dict[
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     from data_utils import load_corpus, shuffled
-    from lora import LoraConfig, add_lora, published_set
+    from lora import LoraConfig, add_lora
     from support.bases import load_tokenizer
+    from support.bases.layers import published_set
     from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
@@ -369,7 +370,8 @@ def spread(side: Side, size: int) -> list[int]:
 
 def block_weights(base: Path) -> list[tuple[int, int]]:
     """The shapes of the blocks' weights: those of the layers that LoRA wraps."""
-    from lora import LoraConfig, LoRALinear, add_lora, published_set
+    from lora import LoraConfig, LoRALinear, add_lora
+    from support.bases.layers import published_set
 
     model = classifier(base)
     add_lora(model, LoraConfig(**published_set(model)))

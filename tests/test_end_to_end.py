@@ -24,7 +24,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 from transformers import GPT2ForSequenceClassification
 
 import distil
-import lora
+import finetune
 import run as front_door
 from bench.kills import TRAINS, compare_killed
 from support import PROJECT
@@ -532,8 +532,8 @@ def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
             raise KeyboardInterrupt
         return cross_entropy(*examples)
 
-    cross_entropy = lora.cross_entropy
-    monkeypatch.setattr(lora, "cross_entropy", interrupted)
+    cross_entropy = finetune.cross_entropy
+    monkeypatch.setattr(finetune, "cross_entropy", interrupted)
     again = ("--mode", "LoRA", *demo.options, "--lr", "3e-3")
     result = call(*again, "--overwrite")
     assert result.returncode == 130

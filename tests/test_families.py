@@ -15,11 +15,12 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.families import FAMILIES, REFUSED, make_base
 from data_utils import tokenize
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora, published_set
+from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import load_classifier
 from support.bases import find_base, load_language_model
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
+from support.bases.layers import published_set
 from support.checkpoints import write_adapter
 from support.corpus import read_split
 from support.devices import CPU

@@ -22,7 +22,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_utils import Split, tokenize
 from distil import with_answers
-from lora import LoraConfig, add_lora, load_teacher, lora_tensors, merge_lora
+from finetune import load_teacher
+from lora import LoraConfig, add_lora, lora_tensors, merge_lora
 from model import DistilRNN, load_student
 from predict import load_model, read_sentences
 from support import archive as cola

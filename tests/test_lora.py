@@ -21,7 +21,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from data_utils import Split, load_corpus, pack, tokenize
-from lora import LoraConfig, LoRALinear, add_lora, load_teacher, lora_tensors, merge_lora
+from finetune import load_teacher
+from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora
 from model import Classifier
 from support.bases import base_fingerprint, load_tokenizer
 from support.checkpoints import read_adapter, write_adapter

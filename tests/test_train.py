@@ -24,7 +24,7 @@ import data_utils
 import run
 from data_utils import Split
 from distil import distillation
-from lora import load_teacher
+from finetune import load_teacher
 from model import DistilRNN
 from predict import load_model
 from support import devices, processes
