@@ -78,9 +78,14 @@ def test_the_page_has_the_rows_that_the_benchmark_writes():
     assert {row.count("|") for row in rows} == {columns}
 
 
-def test_the_rehearsal_on_a_gpu_runs_on_a_processor_in_small():
+def test_the_rehearsal_on_a_gpu_runs_on_a_processor_in_small(tmp_path):
+    """On a small corpus, since nano's takes minutes where bf16 is emulated."""
+    (tmp_path / "raw").mkdir()
+    for file in (NANO / "corpus" / "raw").iterdir():
+        lines = file.read_text().splitlines(keepends=True)
+        (tmp_path / "raw" / file.name).write_text("".join(lines[: len(lines) // 20]))
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--base", "nano", "--tiny"]
-    command += ["--data_dir", str(NANO / "corpus")]
+    command += ["--data_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     works = [line.split("|")[1].strip() for line in done.stdout.splitlines() if "| " in line]

@@ -48,12 +48,12 @@ print(json.dumps(calls))
 
 
 def test_packed_logits_equal_hugging_faces_on_the_padded_batch(cola, tokenizer, random_base):
-    """GPT-2 base's own size and 64 real sentences."""
+    """GPT-2 base's own size and 24 real sentences."""
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
-    batch = pack(split, np.arange(64))
+    batch = pack(split, np.arange(24))
     with torch.no_grad():
         logits = packed_copy(random_base)(batch)
-    expected = padded_logits(random_base, tokenizer, split.sentences[:64])[batch.indices]
+    expected = padded_logits(random_base, tokenizer, split.sentences[:24])[batch.indices]
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -63,7 +63,7 @@ def test_packed_logits_equal_hugging_faces_on_nano(nano_corpus):
     reference.config.pad_token_id = 0
     ours = classifier()
     ours.score.load_state_dict(reference.score.state_dict())
-    split = nano_corpus["out_of_domain_dev"]
+    split = nano_corpus["out_of_domain_dev"].chosen(np.arange(300))  # more than one batch
     expected = padded_logits(reference, load_tokenizer(NANO), split.sentences)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-5)
 
