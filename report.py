@@ -24,12 +24,14 @@ def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> 
     yield from map(text, lead(missing))
     for group in tables.grouped(shown, "corpus").values():
         frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
-        if not tables.is_cola(group[0]):
-            yield from table(caption, frame, left=2)
-            continue
-        yield from table(f"{caption} Then the published.", concat([frame, tables.PUBLISHED]), 2)
-        alike = [s.name for s in group if not tables.differences_from_published(s)]
-        yield text(COMPARABLE.format(", ".join(alike) or "none"))
+        if tables.is_cola(group[0]):
+            frame = concat([frame, tables.PUBLISHED])
+            caption = f"{caption} {tables.PUBLISHED_CAPTION}"
+        yield from table(caption, frame, left=2)
+        yield from map(text, tables.without_training(group))
+        if tables.is_cola(group[0]):
+            alike = [s.name for s in group if not tables.differences_from_published(s)]
+            yield text(COMPARABLE.format(", ".join(alike) or "none"))
     for variant, group in tables.grouped(shown, "variant").items():
         yield from one_variant(variant, group, serial, plots)
     yield from heading("What these numbers cannot say")

@@ -1,4 +1,4 @@
-"""Which mistakes does a model hear? Twenty minimal pairs, judged by any saved models.
+"""Which mistakes does a model recognise? Twenty minimal pairs, judged by any saved models.
 
     python -m bench.minimal_pairs CHECKPOINT CHECKPOINT ...
 

@@ -712,25 +712,23 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Judging the training sentences with the student, here and in onnxruntime, and the teacher."""
+    """Judging training sentences with the student, here and in onnxruntime, and the teacher."""
     from bench.inference_speed import exported
     from model import DistilRNN
     from support.bases import load_tokenizer
     from support.corpus import TRAIN
     from train_utils import predict_logits
 
-    split = corpus_of(args)[TRAIN]
-    some = first(split, 512)
+    split = first(corpus_of(args)[TRAIN], 512 if args.quick else 2048)
     teacher, student = classifier(args.gpt2), DistilRNN(split.input_ids.unique())
     in_onnxruntime = exported(student, load_tokenizer(args.gpt2), args.gpt2, split)
     sides = {
         "student": lambda _: predict_logits(student, split, cpu()),
         "the same in onnxruntime": lambda _: in_onnxruntime(),
-        "our teacher": lambda _: predict_logits(teacher, some, cpu()),
+        "our teacher": lambda _: predict_logits(teacher, split, cpu()),
     }
     seconds = {side: statistics.median(s[1:]) for side, s in in_turn(sides, 4).items()}
     rate = {side: len(split) / value for side, value in seconds.items()}
-    rate["our teacher"] = len(some) / seconds["our teacher"]
     for peer in ("our teacher", "the same in onnxruntime"):
         yield Row(
             "predict, sentences/s: the student",
@@ -738,6 +736,35 @@ def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
             f"{peer} {rate[peer]:,.0f}",
             rate["student"] / rate[peer],
         )
+
+
+def shipped_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """The student and the teacher that ship, judging the same training sentences; with smollm2."""
+    from data_utils import load_corpus
+    from finetune import load_teacher
+    from model import load_student
+    from support.bases import load_tokenizer
+    from support.checkpoints.shipped import MODELS
+    from support.corpus import TRAIN
+    from train_utils import predict_logits
+
+    if not args.smollm2:
+        return
+    split = load_corpus(args.data_dir, load_tokenizer(args.smollm2), 1024)[TRAIN]
+    split = first(split, 512 if args.quick else 2048)
+    student = load_student(MODELS / "distil_smollm2_22919")
+    teacher = load_teacher(MODELS / "LoRA_smollm2_22915").model
+    sides = {
+        "student": lambda _: predict_logits(student, split, cpu()),
+        "teacher": lambda _: predict_logits(teacher, split, cpu()),
+    }
+    seconds = {side: statistics.median(s[1:]) for side, s in in_turn(sides, 4).items()}
+    yield Row(
+        f"predict, {len(split):,} sentences, sentences/s: the student that ships",
+        f"{len(split) / seconds['student']:,.0f}",
+        f"its teacher {len(split) / seconds['teacher']:,.0f}",
+        seconds["teacher"] / seconds["student"],
+    )
 
 
 def generation_rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -915,7 +942,7 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
 
 ROWS = (
     lora_rows, memory_rows, teacher_rows, hint_rows, writing_rows, distil_rows, rnn_rows,
-    predict_rows, generation_rows, start_rows, growth_rows,
+    predict_rows, shipped_rows, generation_rows, start_rows, growth_rows,
 )  # fmt: skip
 
 if __name__ == "__main__":

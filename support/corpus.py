@@ -39,12 +39,18 @@ def find_corpus(data_dir: Path) -> Path:
             from support.archive import fetch_cola
 
             fetch_cola(COLA_DIR, COLA_SHA256)
-        for split, path in paths.items():
-            if hashlib.sha256(read_bytes(path)).hexdigest() != COLA_SHA256[split]:
-                raise UserError(f"{path}: not the published file; delete it and run again")
+        for split, found in file_fingerprints(data_dir).items():
+            if found != COLA_SHA256[split]:
+                raise UserError(f"{paths[split]}: not the published file; delete it and run again")
     elif not raw.is_dir():
         raise UserError(f"--data_dir {data_dir}: {missing(data_dir)}")
     return raw
+
+
+def file_fingerprints(data_dir: Path) -> dict[str, str]:
+    """Return the SHA-256 of each of a corpus' files, by split."""
+    paths = {split: data_dir / "raw" / f"{split}.tsv" for split in SPLITS}
+    return {split: hashlib.sha256(read_bytes(path)).hexdigest() for split, path in paths.items()}
 
 
 def missing(folder: Path) -> str:

@@ -27,22 +27,29 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=20_0
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NANO = PROJECT / "nano"
-SHARED = PROJECT.parent / "shared"
+BESIDE = PROJECT.parent / "shared"  # a folder of data beside the project, where there is one
+
+
+def first_folder(variable: str, wanted: str, *others: Path) -> Path | None:
+    """The folder that an environment variable names, or the first of others with a wanted file."""
+    if named := os.environ.get(variable):
+        assert Path(named, wanted).exists(), f"{variable}={named}: it has no {wanted}"
+        return Path(named)
+    return next((folder for folder in others if (folder / wanted).exists()), None)
 
 
 @pytest.fixture(scope="session")
 def cola() -> Path:
     """The real corpus' folder; the tests that want it are skipped where there is none."""
-    for folder in (COLA_DIR, SHARED / "cola_public"):
-        if (folder / "raw" / "in_domain_train.tsv").exists():
-            return folder
-    pytest.skip("the real corpus is neither in cola_public/ nor in ../shared/cola_public")
+    train = "raw/in_domain_train.tsv"
+    folder = first_folder("LORA_TEST_COLA", train, COLA_DIR, BESIDE / "cola_public")
+    return folder or pytest.skip("CoLA is not in cola_public/, and LORA_TEST_COLA names no folder")
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """GPT-2's own tokenizer where its files are at hand, nano's otherwise."""
-    return load_tokenizer(SHARED / "gpt2" if (SHARED / "gpt2").is_dir() else NANO)
+    """GPT-2's own tokenizer where its files are at hand (LORA_TEST_GPT2), nano's otherwise."""
+    return load_tokenizer(first_folder("LORA_TEST_GPT2", "vocab.json", BESIDE / "gpt2") or NANO)
 
 
 @pytest.fixture(scope="session")

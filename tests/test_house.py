@@ -1,4 +1,4 @@
-"""The house itself: how imports run, how long functions are, whose figures a page shows."""
+"""The house itself: how imports run, and whose figures a page shows."""
 
 import ast
 import re
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.results import PAGES, with_tables
+from bench.results import IN_TRAINING, PAGES, with_tables
 from support import PROJECT
+from support.corpus import SPLITS, read_rows
 
 STORY = sorted(PROJECT.glob("*.py"))
 ROOMS = sorted((PROJECT / "support").rglob("*.py"))
@@ -56,9 +57,8 @@ def imports(path: Path) -> dict[str, set[str]]:
 
 
 def test_no_room_imports_the_story_but_for_the_types_of_data():
-    assert len(STORY) >= 8
-    assert len(ROOMS) > 20
     story = {name_of(path) for path in STORY}
+    assert any(imports(path).keys() & TYPES.keys() for path in ROOMS)  # imports are seen
     for path in ROOMS:
         for module, names in imports(path).items():
             assert module not in story or names <= TYPES.get(module, set()), (path, module, names)
@@ -67,7 +67,6 @@ def test_no_room_imports_the_story_but_for_the_types_of_data():
 def test_there_is_no_circle_of_imports():
     graph = {name: imports(path).keys() - {name} for name, path in MODULES.items()}
     assert "support.corpus" in graph["data_utils"]
-    assert sum(map(len, graph.values())) > 100
     TopologicalSorter(graph).prepare()  # a circle is a CycleError
 
 
@@ -78,7 +77,7 @@ def test_what_runs_imports_no_benchmark():
 
 def test_the_rooms_import_nothing_heavy_by_themselves():
     rooms = [name_of(path) for path in ROOMS if path.name == "__init__.py"]
-    assert len(rooms) >= 6
+    assert "support.reporting" in rooms
     code = f"import sys, {', '.join(rooms)}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
@@ -86,28 +85,28 @@ def test_the_rooms_import_nothing_heavy_by_themselves():
     assert not HEAVY & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("path", STORY, ids=lambda path: path.stem)
-def test_every_function_of_the_story_fits_on_a_screen(path):
-    functions = [
-        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
-    ]
-    assert functions
-    for node in functions:
-        assert node.end_lineno - node.lineno < 50, node.name
-
-
-def test_a_docstring_begins_with_what_is_done():
-    for path in (*STORY, *ROOMS, *OTHERS):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                words = ast.get_docstring(node) or ""
-                assert not words.startswith(("Of ", "The same ", "Those ")), (path, words)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_the_tables_of_a_page_are_those_of_the_files_in_results(page):
     text = page.read_text()
-    assert text.count("<!-- end -->") == {PAGES[0]: 1, PAGES[1]: 8}[page]
+    marks = re.findall(r"^<!-- \w+: \w+ -->$", text, re.M)
+    assert len(marks) == text.count("<!-- end -->") > 0
     assert with_tables(text) == text, "run: python -m bench.results --tables"
     figure = re.search(r"\d\d\.\d\d ± \d\.\d\d%", text)[0]
     assert with_tables(text.replace(figure, "99.99 ± 9.99%")) == text  # a wrong one would be seen
+
+
+def test_the_lines_that_the_tables_leave_out_are_those_that_training_has(cola):
+    train, *dev = (read_rows(cola / "raw" / f"{split}.tsv") for split in SPLITS)
+    known = {row.sentence for row in train}
+    found = [[n for n, row in enumerate(rows, 1) if row.sentence in known] for rows in dev]
+    assert [*IN_TRAINING.values()] == found
+    # Of both copies the label may differ, and case, spacing and the final mark hide one more.
+    labels = {row.sentence: row.label for row in train}
+    assert sum(row.label != labels.get(row.sentence, row.label) for row in dev[0]) == 2
+    alike = {loosely(row.sentence) for row in train}
+    assert [sum(loosely(row.sentence) in alike for row in rows) for rows in dev] == [7, 12]
+
+
+def loosely(sentence: str) -> str:
+    """Return a sentence without case, doubled spaces and its final mark."""
+    return " ".join(sentence.casefold().split()).rstrip(".?! ")

@@ -19,7 +19,7 @@ from test_report import SIZES, add_corpus, change_metrics, make_run, make_runs
 import report
 from support import PROJECT
 from support.corpus import DEV
-from support.reporting import page
+from support.reporting import page, tables
 from support.reporting.finished import DEV_SETS, Predictions, find_runs
 
 SR_NOS = [22915, 22916, 22917]
@@ -428,8 +428,10 @@ def test_another_corpus_with_other_labels_is_not_shown(tmp_path):
 def test_beside_the_published_the_page_says_what_is_comparable_with_them(tmp_path):
     make_run(tmp_path, "LoRA")
     change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01)
-    (caption, rows), *_ = page.compared(find_runs(tmp_path, [7]))
-    assert caption.endswith(" Then the published; comparable with them: LoRA gpt2.")
+    (caption, rows, notes), *_ = page.compared(find_runs(tmp_path, [7]))
+    assert "Then the published" in caption
+    assert caption.endswith(" Comparable with them: LoRA gpt2.")
+    assert notes == tables.without_training(find_runs(tmp_path, [7]))
     assert rows[-1][0] == "published rnn"
 
 

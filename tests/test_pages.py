@@ -102,6 +102,8 @@ def test_the_readmes_commands_run_in_their_order(clone):
         if "--mode predict" in run:
             assert printed.partition("\n")[0].endswith("  sentence")
             assert printed.count("\n") == 1 + command.count('"') // 2
+            for line in printed.splitlines():  # whatever the models say, the page shows it
+                assert line in README.read_text()
     assert ran >= 2
     (library,) = fenced(README, "python")
     shell(f"python - <<'END'\n{library}END", clone)

@@ -1,6 +1,9 @@
-"""The whole training run against PEFT's, step by step."""
+"""The whole training run against PEFT's, step by step: on nano's corpus always, on CoLA if here."""
+
+from pathlib import Path
 
 import pytest
+from conftest import NANO
 
 from bench import parity
 
@@ -11,13 +14,18 @@ def batches_of_32(monkeypatch):
     monkeypatch.setattr(parity, "BATCH_SIZE", 32)
 
 
-def test_thirty_steps_agree_with_peft_on_the_real_corpus(cola):
-    losses, tensors = parity.compare_trajectories("nano", cola, steps=30)
+@pytest.fixture(params=["nano", "CoLA"])
+def corpus(request) -> Path:
+    return NANO / "corpus" if request.param == "nano" else request.getfixturevalue("cola")
+
+
+def test_thirty_steps_agree_with_peft(corpus):
+    losses, tensors = parity.compare_trajectories("nano", corpus, steps=30)
     assert len(losses) == 30
     assert max(losses) < 1e-5
     assert max(tensors.values()) < 1e-3
 
 
-def test_the_comparison_can_fail(cola):
-    losses, _ = parity.compare_trajectories("nano", cola, steps=3, lr_factor=1.01)
+def test_the_comparison_can_fail():
+    losses, _ = parity.compare_trajectories("nano", NANO / "corpus", steps=3, lr_factor=1.01)
     assert max(losses) > 1e-5

@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 import report
 from support import PROJECT
 from support.command_line import parse
-from support.corpus import DEV
+from support.corpus import COLA_SHA256, DEV, file_fingerprints
 from support.errors import UserError
 from support.options import options_of, published
 from support.reporting import pdf, tables
@@ -42,6 +42,7 @@ from support.reporting.statistics import (
     difference,
     mcc_pseudo_values,
     mcnemar,
+    p_value,
     score,
     wilson_interval,
 )
@@ -219,6 +220,30 @@ def test_pseudo_values_of_mcc_are_those_of_leaving_out_each_sentence():
         whole = matthews_corrcoef(labels, given)
         rest = [matthews_corrcoef(np.delete(labels, i), np.delete(given, i)) for i in range(40)]
         assert row == pytest.approx([40 * whole - 39 * value for value in rest])
+
+
+@pytest.mark.parametrize(
+    ("p", "printed"),
+    [(4e-16, "< 0.001"), (0.00099, "< 0.001"), (0, "< 0.001"), (0.001, "0.001"), (0.0061, "0.0061"),
+     (0.6249, "0.62"), (1.0, "1")],
+)  # fmt: skip
+def test_a_p_below_one_in_a_thousand_is_printed_as_such(p, printed):
+    assert p_value(p) == printed
+
+
+@pytest.mark.parametrize("sr_nos", [(7,), (7, 8, 9)])
+def test_no_report_prints_a_p_in_powers_of_ten(tmp_path, sr_nos, capsys):
+    make_runs(tmp_path, sr_nos)
+    for mode, sr_no in itertools.product(("LoRA", "rnn"), sr_nos):  # they differ in all sentences
+        shutil.rmtree(tmp_path / "checkpoints" / f"{mode}_gpt2_{sr_no}")
+        make_run(tmp_path, mode, bias=3 if mode == "rnn" else 0, sr_no=sr_no)
+    text = report_text(tmp_path, serial := ",".join(map(str, sr_nos)))
+    page = (tmp_path / f"Report_{serial}.html").read_text()
+    shown = text.partition("All settings")[0], page.partition('<script type="app')[0]
+    assert "< 0.001" in shown[0]
+    assert "&lt; 0.001" in shown[1]
+    for words in shown:
+        assert re.findall(r"\de-\d", words) == []
 
 
 def test_calibration_error_is_the_weighed_gap_of_each_bin():
@@ -475,7 +500,7 @@ def test_differences_are_paired_by_sr_no(tmp_path):
         for a, b in zip(lora.runs, distil.runs, strict=True)
     ]
     assert tuple(row.iloc[:3]) == ("LoRA against distil", DEV, f"{np.mean(gaps):+.2f}")
-    assert row["p"] == f"{expected.p:.2g}"
+    assert row["p"] == p_value(expected.p)
 
 
 def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
@@ -486,7 +511,7 @@ def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
     row = tables.paired_table(same).iloc[0]
     assert row["accuracy by"] == f"{100 * (only[0] - only[1]) / 527:+.2f}"
     assert row["right alone"] == f"{only[0]} against {only[1]} alone"
-    assert row["p"] == f"{mcnemar(*only):.2g}"
+    assert row["p"] == p_value(mcnemar(*only))
 
 
 def test_a_report_over_several_sr_no_takes_runs_of_the_same_settings(tmp_path):
@@ -730,6 +755,160 @@ def test_without_its_corpus_a_report_says_why_it_has_no_sources(tmp_path):
     assert "not the corpus of" in tables.source_table(same)["source"][0]
     path.write_text(whole.replace("big\t1", "big\t0", 1))
     assert "not the corpus of" in tables.source_table(same)["source"][0]
+
+
+def add_distinct_corpus(folder: Path, dev: dict[int, int], out: dict[int, int]) -> None:
+    """A corpus of distinct sentences; some lines of the dev sets are lines of training too."""
+    raw = folder / "corpus" / "raw"
+    raw.mkdir(parents=True)
+    for split, repeated in zip(SIZES, ({}, dev, out), strict=True):
+        sentences, acceptable = SIZES[split]
+        lines = [
+            f"s\t{int(line <= acceptable)}\t\t"
+            + (f"in_domain_train {repeated[line]}." if line in repeated else f"{split} {line}.")
+            for line in range(1, sentences + 1)
+        ]
+        (raw / f"{split}.tsv").write_text("\n".join(lines))
+    change_metrics(folder, "data", folder=str(folder / "corpus"))
+
+
+def test_a_report_tells_the_scores_without_the_sentences_that_training_has(tmp_path):
+    """Also of sentences with the other label: line 7000 of training is unacceptable."""
+    folder = make_run(tmp_path, "LoRA")
+    dev, out = {1: 5, 100: 7000, 527: 8551}, {}
+    add_distinct_corpus(folder, dev, out)
+    (series,) = find_runs(tmp_path, [7])
+    assert tables.lines_in_training(series) == {DEV: [*dev], "out_of_domain_dev": []}
+    kept = ~np.isin(np.arange(1, 528), [*dev])
+    labels, answers = series.labels(DEV)[kept], series.answers(DEV)[0, kept]
+    expected = [
+        f"Without the 3 of 527 sentences of {DEV} that the training split has too: LoRA gpt2 "
+        f"{accuracy_score(labels, answers):.2%}, MCC {matthews_corrcoef(labels, answers):.3f}; "
+        f"majority baseline {labels.mean():.2%}.",
+        "No sentence of out_of_domain_dev stands in the training split too.",
+    ]
+    assert tables.without_training([series]) == expected
+    text = report_text(tmp_path)
+    page = (tmp_path / "Report_7.html").read_text()
+    for line in expected:
+        assert line in text
+        assert f"<p>{line}</p>" in page
+
+
+def test_of_several_seeds_the_scores_without_some_sentences_are_means(tmp_path):
+    make_runs(tmp_path, modes=["LoRA"])
+    (series,) = find_runs(tmp_path, [7, 8])
+    lines = {DEV: [2, 500], "out_of_domain_dev": [*range(1, 517)]}
+    told, every = tables.scores_without(lines, {"the teacher": series})
+    kept = np.delete(np.arange(527), [1, 499])
+    right = 100 * (series.answers(DEV) == series.labels(DEV))[:, kept].mean(axis=1)
+    assert f"the teacher {right.mean():.2f} ± {right.std(ddof=1):.2f}%, MCC " in told
+    assert every == "Every sentence of out_of_domain_dev stands in the training split too."
+
+
+def test_without_its_corpus_a_report_says_that_repeated_sentences_are_not_known(tmp_path):
+    folder = make_run(tmp_path, "LoRA")
+    unknown = "Whether the training split has sentences of the dev sets is not known: "
+    assert f"{unknown}gone/raw/in_domain_dev.tsv: no such file." in report_text(tmp_path)
+    add_distinct_corpus(folder, {1: 5}, {})
+    train = folder / "corpus" / "raw" / "in_domain_train.tsv"
+    train.write_text(train.read_text() + "\ns\t1\t\tOne more.")
+    (line,) = tables.without_training(find_runs(tmp_path, [7]))
+    assert line.startswith(f"{unknown}{train}: not the corpus of ")
+
+
+# ---------------------------------------------------------------------------------------------
+# Whose corpus
+
+
+OF_OURS = ("nano is a demonstration", "was redesigned", "results/README.md", "nano/README.md")
+OF_COLA = ("published LoRA gpt2", "Comparable", "the best that anyone has reported")
+
+
+def words_and_page(out_dir: Path) -> list[str]:
+    """The text of the report, and its page, with single spaces."""
+    texts = report_text(out_dir), (out_dir / "Report_7.html").read_text()
+    return [" ".join(text.split()) for text in texts]
+
+
+def test_the_report_of_ones_own_corpus_on_nano_says_nothing_of_ours(tmp_path, run):
+    raw = tmp_path / "mine" / "raw"
+    raw.mkdir(parents=True)
+    for split, size in (("in_domain_train", 40), (DEV, 12), ("out_of_domain_dev", 10)):
+        lines = [f"me\t{n % 2}\t\tThe dog saw {n} cats." for n in range(size)]
+        (raw / f"{split}.tsv").write_text("\n".join(lines))
+    options = ("--gpt_variant", "nano", "--data_dir", "mine", "--sr_no", 7, "--max_steps", 3)
+    done = run("--mode", "all", *options, "--transfer_size", 10, "--batch_size", 8)
+    assert done.returncode == 0, done.stderr
+    for name in ("LoRA", "distil", "rnn"):  # "mine" is relative to where the command ran
+        change_metrics(tmp_path / "checkpoints" / f"{name}_nano_7", "data", folder=str(raw.parent))
+    for series in find_runs(tmp_path, [7]):
+        assert series.metrics["data"]["files"] == file_fingerprints(raw.parent)
+    for words in words_and_page(tmp_path):
+        assert "mine: 40 training sentences, dev sets of 12 and 10." in words
+        assert "Every sentence of in_domain_dev stands in the training split too." in words
+        for sentence in (*OF_OURS, *OF_COLA):
+            assert sentence not in words
+
+
+def copied_corpus(place: Path) -> dict[str, str]:
+    """The fingerprints of nano's corpus, copied to another place."""
+    shutil.copytree(PROJECT / "nano" / "corpus", place)
+    return file_fingerprints(place)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_is_said_of_nanos_corpus_and_of_cola_goes_by_their_files(tmp_path, recorded):
+    """A copy is the same corpus; a run of an earlier version is known by its name or its sizes."""
+    make_run(tmp_path, "rnn", "smollm2")
+    nano = make_run(tmp_path, "LoRA", "smollm2")
+    changes = {"name": "nano/corpus", "sha256": "cd", "in_domain_train": {"sentences": 4000}}
+    if recorded:
+        changes |= {"name": "copy", "files": copied_corpus(tmp_path / "copy")}
+    change_metrics(nano, "data", **changes)
+    for words in words_and_page(tmp_path):
+        for sentence in (*OF_OURS, *OF_COLA):
+            assert sentence in words
+
+
+def test_a_corpus_of_colas_sizes_is_not_cola(tmp_path):
+    folder = make_run(tmp_path, "LoRA")
+    for files, expected in ((COLA_SHA256, "CoLA"), ({**COLA_SHA256, DEV: "ab"}, ""), ({}, "")):
+        change_metrics(folder, "data", files=files)
+        (series,) = find_runs(tmp_path, [7])
+        assert tables.known_corpus(series) == expected
+        assert tables.is_cola(series) == bool(expected)
+
+
+def test_what_all_seeds_share_is_said_of_the_runs_that_share_it(tmp_path):
+    make_runs(tmp_path)
+    shared = "All seeds of {} share {}."
+    assert "All seeds of" not in report_text(tmp_path, "7,8")  # each has a teacher of its own
+    more = dict(held_out=1000, transfer_size=9, transfer_source="written")
+    for sr_no in (7, 8):
+        folder = tmp_path / "checkpoints" / f"distil_gpt2_{sr_no}"
+        change_metrics(folder, "arguments", **more)
+        change_metrics(folder, "teacher", folder="out/LoRA_gpt2_7", fingerprint="ab")
+        rnn = tmp_path / "checkpoints" / f"rnn_gpt2_{sr_no}"
+        change_metrics(rnn, "arguments", held_out=1000)
+    text = report_text(tmp_path, "7,8")
+    parts = "one held-out set, one set of written sentences, one teacher"
+    assert shared.format("distil gpt2", parts) in text
+    assert shared.format("rnn gpt2", "one held-out set") in text
+    assert "All seeds of LoRA" not in text
+    assert "All seeds of" not in report_text(tmp_path, "7")  # a single run
+
+
+def test_a_students_report_names_its_teacher_and_what_it_scores(tmp_path):
+    distil = make_run(tmp_path, "distil")
+    assert facts(tmp_path)["distil"]["teacher"] == "LoRA_gpt2_7"
+    lora = make_run(tmp_path / "elsewhere", "LoRA")
+    change_metrics(distil, "teacher", folder=str(lora))
+    m = json.loads((lora / "metrics.json").read_text())[DEV]
+    expected = f"LoRA_gpt2_7: {m['accuracy']:.2%}, MCC {m['mcc']:.3f}"
+    assert facts(tmp_path)["distil"]["teacher"] == expected
+    make_run(tmp_path, "rnn")
+    assert facts(tmp_path)["rnn"]["teacher"] == "none"
 
 
 AGREEMENT = ["answers as LoRA", "kappa", "correlation of margins"]

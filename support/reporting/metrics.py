@@ -118,7 +118,7 @@ RULES = {
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
     "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
-    "an object": "arguments identity teacher? thresholds?",
+    "an object": "arguments identity teacher? thresholds? data.files?",
     "a count": "sr_no parameters.total parameters.trainable training.epochs training.best_epoch "
     "training.steps arguments.held_out? arguments.transfer_size? "
     + " ".join(f"{split}.{name}" for split in DEV_SETS for name in COUNTS[1:]),

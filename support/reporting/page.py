@@ -50,17 +50,18 @@ def write_page(
     write_bytes(path, page.encode("utf-8", "replace"))
 
 
-def compared(group: list[Series]) -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield the tables on the models of one corpus, each with its caption."""
+def compared(group: list[Series]) -> Iterator[tuple[str, list[list[str]], list[str]]]:
+    """Yield the tables on the models of one corpus, each with its caption and what stands below."""
     result, caption = tables.result_table(group), tables.corpus_facts(group[0])
     if tables.is_cola(group[0]):
         alike = [series.name for series in group if not tables.differences_from_published(series)]
-        caption += f" Then the published; comparable with them: {', '.join(alike) or 'none'}."
+        comparable = ", ".join(alike) or "none"
+        caption += f" {tables.PUBLISHED_CAPTION} Comparable with them: {comparable}."
         result = concat([result, tables.PUBLISHED])
-    yield caption, cells(result)
+    yield caption, cells(result), tables.without_training(group)
     for variant, alike in tables.grouped(group, "variant").items():
         caption = f"{variant}: pairs; of a single run McNemar's p."
-        yield caption, cells(tables.paired_table(alike))
+        yield caption, cells(tables.paired_table(alike)), []
 
 
 def cells(frame: DataFrame) -> list[list[str]]:

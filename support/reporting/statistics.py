@@ -102,6 +102,14 @@ def crossed(values: np.ndarray, value: float | None = None) -> Estimate:
     return Estimate(value, value - half, value + half, float(p))
 
 
+def p_value(p: float) -> str:
+    """Return a p in two digits; below 0.001 it is printed as such, since its digits mean nothing.
+
+    They would rest on the far tails of the assumed distribution, which few sentences cannot test.
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def mcc_pseudo_values(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Return what each sentence adds to each run's MCC, (runs, sentences); the mean is nearly MCC.
 

@@ -9,21 +9,32 @@ import numpy as np
 from pandas import DataFrame
 from pandas import Series as Column
 
-from support.corpus import DEV, SPLITS, TRAIN, Row, read_rows
+from support import PROJECT
+from support.corpus import COLA_SHA256, DEV, SPLITS, TRAIN, Row, file_fingerprints, read_rows
 from support.errors import UserError
 from support.options import published
 from support.reporting.finished import DEV_SETS, Predictions, Run, Series
-from support.reporting.metrics import matthews_corrcoef, summary
-from support.reporting.statistics import Estimate, agreement, calibration_error, difference, mcnemar
+from support.reporting.metrics import matthews_corrcoef, read_metrics, summary
+from support.reporting.statistics import (
+    Estimate,
+    agreement,
+    calibration_error,
+    difference,
+    mcnemar,
+    p_value,
+    score,
+)
 
 RESULT = ["run", "dev set", "accuracy", "95% interval", "majority", "MCC", "95% of MCC"]
-PUBLISHED = DataFrame([  # "best" is the best by anyone for the same recipe
+PUBLISHED = DataFrame([
     ("published LoRA gpt2", DEV, "79.70%", "76.1 to 82.9", "69.26%", "–", ""),
     ("published LoRA gpt2-medium", DEV, "82.92%", "79.5 to 85.9", "69.26%", "–", ""),
     ("best LoRA gpt2-medium", DEV, "84.06%", "", "69.26%", "–", ""),
     ("published distil", DEV, "72.45%", "", "69.26%", "–", ""),
     ("published rnn", DEV, "69.45%", "65.4 to 73.2", "69.26%", "–", ""),
 ], columns=RESULT)  # fmt: skip
+PUBLISHED_CAPTION = """Then the published; "best" is the best that anyone has reported for the same
+recipe."""
 SOURCES = {"edits": "edited", "written": "written by the base", "both": "half written, half edited"}
 PARTS = ("arguments", "training", "base", "teacher", "hardware", "versions", "data", "command")
 SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
@@ -50,6 +61,7 @@ def facts_table(group: list[Series]) -> DataFrame:
             "of them trained": f"{m['parameters']['trainable'] / 1e6:.2f}M",
             "labelled sentences": f"{training - held_out:,} of {training:,}",
             "labelled by the teacher alone": f"{more:,} {source}" if more else "none",
+            "teacher": teacher_words(series),
             "sentences an epoch": f"{sentences_an_epoch(series):,}",
             "epochs": span(series, "epochs"),
             "optimiser steps": span(series, "steps"),
@@ -60,6 +72,17 @@ def facts_table(group: list[Series]) -> DataFrame:
             "not as published": ", ".join(differences_from_published(series)) or "nothing",
         }
     return DataFrame(table).rename_axis(" ").reset_index()
+
+
+def teacher_words(series: Series) -> str:
+    """Return the teachers' folders; of a single one whose run is on disk also what it scores."""
+    told = (run.metrics.get("teacher") for run in series.runs)
+    folders = sorted({Path(str(teacher.get("folder"))) for teacher in told if teacher})
+    words = ", ".join(folder.name for folder in folders) or "none"
+    try:
+        return f"{words}: {summary(read_metrics(*folders)[DEV])}" if len(folders) == 1 else words
+    except UserError:
+        return words
 
 
 def sentences_an_epoch(series: Series) -> int:
@@ -96,8 +119,23 @@ def differences_from_published(series: Series) -> list[str]:
 
 
 def is_cola(series: Series) -> bool:
-    """Return whether a corpus has the size of CoLA's."""
-    return [series.metrics["data"][split]["sentences"] for split in SPLITS] == [8551, 527, 516]
+    """Return whether a corpus is CoLA."""
+    return known_corpus(series) == "CoLA"
+
+
+def known_corpus(series: Series) -> str:
+    """Return "CoLA" or "nano" where a corpus is CoLA or nano's own; else nothing.
+
+    It is known by its files. A run of an earlier version does not record them: there CoLA is known
+    by its sizes, and nano's corpus by its place in this project.
+    """
+    data = series.metrics["data"]
+    if "files" in data:
+        known = {"CoLA": COLA_SHA256, "nano": file_fingerprints(PROJECT / "nano" / "corpus")}
+        return next((name for name, files in known.items() if files == data["files"]), "")
+    if [data[split]["sentences"] for split in SPLITS] == [8551, 527, 516]:
+        return "CoLA"
+    return "nano" if data["name"] == "nano/corpus" else ""
 
 
 def settings_table(shown: list[Series]) -> DataFrame:
@@ -225,8 +263,8 @@ def paired_table(group: list[Series]) -> DataFrame:
 def difference_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[str]:
     """Return the `difference` of answers (runs, sentences), with intervals and p."""
     accuracy, mcc = difference(labels, first, second)
-    cells = [f"{100 * accuracy.value:+.2f}", interval(accuracy, "+.1f", 100), f"{accuracy.p:.2g}"]
-    return [*cells, f"{mcc.value:+.3f}", interval(mcc, "+.2f"), f"{mcc.p:.2g}"]
+    cells = [f"{100 * accuracy.value:+.2f}", interval(accuracy, "+.1f", 100), p_value(accuracy.p)]
+    return [*cells, f"{mcc.value:+.3f}", interval(mcc, "+.2f"), p_value(mcc.p)]
 
 
 def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[str]:
@@ -236,7 +274,7 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     accuracy = f"{100 * (right.mean() - other.mean()):+.2f}"
     mcc = matthews_corrcoef(labels, first) - matthews_corrcoef(labels, second)
     alone = "{} against {} alone".format(*only)
-    return [accuracy, alone, f"{mcnemar(*only):.2g}", f"{mcc.item():+.3f}", "–", "–"]
+    return [accuracy, alone, p_value(mcnemar(*only)), f"{mcc.item():+.3f}", "–", "–"]
 
 
 def confidence_table(group: list[Series]) -> DataFrame:
@@ -292,6 +330,55 @@ def dev_rows(series: Series) -> dict[str, list[Row]]:
         if [row.label for row in read] != series.labels(split).tolist():
             raise UserError(f"{folder / split}.tsv: not the corpus of {series.runs[0].folder}")
     return sentences
+
+
+def lines_in_training(series: Series) -> dict[str, list[int]]:
+    """Return the lines of each dev set whose sentence stands in the training split too.
+
+    The text is the same, character by character; the label may be another.
+    """
+    data, dev = series.metrics["data"], dev_rows(series)
+    read = read_rows(path := Path(data["folder"], "raw", f"{TRAIN}.tsv"))
+    counts = len(read), sum(row.label for row in read)
+    if counts != (data[TRAIN]["sentences"], data[TRAIN].get("acceptable")):
+        raise UserError(f"{path}: not the corpus of {series.runs[0].folder}")
+    known = {row.sentence for row in read}
+    return {
+        split: [line for line, row in enumerate(rows, start=1) if row.sentence in known]
+        for split, rows in dev.items()
+    }
+
+
+def scores_without(lines: dict[str, list[int]], named: dict[str, Series]) -> list[str]:
+    """Tell for each dev set the scores without some of its lines, those that training had too."""
+    sentences = []
+    for split, numbers in lines.items():
+        labels = next(iter(named.values())).labels(split)
+        kept = np.delete(np.arange(len(labels)), np.array(numbers, int) - 1)
+        if not numbers or not len(kept):
+            how_many = "Every" if numbers else "No"
+            sentences.append(f"{how_many} sentence of {split} stands in the training split too.")
+            continue
+        found = {n: score(labels[kept], s.answers(split)[:, kept]) for n, s in named.items()}
+        cells = "; ".join(
+            f"{name} {spread(100 * s.accuracies, '.2f', '%')}, "
+            f"MCC {spread(s.mccs, '.3f')}{s.remark}"
+            for name, s in found.items()
+        )
+        sentences.append(
+            f"Without the {len(numbers)} of {len(labels)} sentences of {split} that the training "
+            f"split has too: {cells}; majority baseline {next(iter(found.values())).majority:.2%}."
+        )
+    return sentences
+
+
+def without_training(group: list[Series]) -> list[str]:
+    """Tell the scores of one corpus without the dev sentences that the training split has too."""
+    try:
+        lines = lines_in_training(group[0])
+    except UserError as error:
+        return [f"Whether the training split has sentences of the dev sets is not known: {error}."]
+    return scores_without(lines, {series.name: series for series in group})
 
 
 def source_table(group: list[Series]) -> DataFrame:

@@ -18,6 +18,7 @@ import torch
 from data_utils import Split
 from support import PROJECT
 from support.bases import variant_name
+from support.corpus import file_fingerprints
 from support.devices import Device
 from support.errors import UserError
 from support.files import no_folder, read_json, write_csv, write_json
@@ -110,7 +111,13 @@ def describe_run(
             **{key: source["fingerprint"] for key, source in sources.items()},
             **arguments,
         },
-        "data": {"name": name, "folder": str(options.data_dir), "sha256": data, **counts},
+        "data": {
+            "name": name,
+            "folder": str(options.data_dir),
+            "sha256": data,
+            "files": file_fingerprints(options.data_dir),
+            **counts,
+        },
         "teacher": None,
         **sources,
         "hardware": device.description(),
