@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # any sentence can be printed, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     args = parse(argv)
+    # OpenMP's threads spin while they wait, and beside another busy program one of them may spin for
+    # the processor that the other one wants. It reads this when PyTorch is loaded, in `dispatch`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         dispatch(args)
         sys.stdout.flush()
