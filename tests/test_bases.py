@@ -1,5 +1,6 @@
 """Where bases come from, what is refused, and how one is told from another."""
 
+import ast
 import http.server
 import json
 import os
@@ -7,11 +8,13 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import NANO, refusal
+from conftest import NANO, refusal, write_gguf
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import support.bases.loading
@@ -20,12 +23,14 @@ from support import PROJECT
 from support.bases import (
     base_fingerprint,
     find_base,
+    load_auto_tokenizer,
     load_language_model,
     load_tokenizer,
     token_ids,
 )
 from support.bases.finding import base_folder
 from support.bases.fingerprint import fingerprint_of
+from support.checkpoints import write_adapter
 from support.command_line import parse
 from support.errors import UserError
 
@@ -140,6 +145,151 @@ def test_the_tokenizer_is_hugging_faces(nano_corpus):
 
 
 # ---------------------------------------------------------------------------------------------
+# Code that lies in a base's folder
+
+CODE = """
+from pathlib import Path
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+Path({marker!r}).touch()
+
+class Config(GPT2Config):
+    model_type = "unheard_of"
+
+class Model(GPT2LMHeadModel):
+    config_class = Config
+
+def generate(*_, **__):
+    raise SystemExit("run")
+"""
+AUTO_MAP = {"AutoConfig": "code.Config", "AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]} | {
+    f"AutoModel{kind}": "code.Model" for kind in ("", "ForCausalLM", "ForSequenceClassification")
+}
+ADAPTER = {
+    "r": 1, "lora_alpha": 1, "lora_dropout": 0.0, "use_rslora": False, "target_modules": ["c_fc"],
+    "bias": "none", "modules_to_save": ["score"], "fan_in_fan_out": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def marker(folder, tmp_path):
+    """A file that the code in ``folder`` makes when it is run, for models, tokenizer and gen."""
+    marker = tmp_path / "was run"
+    change_config(folder, auto_map=AUTO_MAP)
+    (folder / "custom_generate").mkdir()
+    for path in ("code.py", "custom_generate/generate.py"):
+        (folder / path).write_text(CODE.format(marker=str(marker)))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": AUTO_MAP, "add_bos_token": True}  # which transformers looks into
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return marker
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "gen --gpt_variant",
+        "LoRA --gpt_variant",
+        "rnn --gpt_variant",
+        "distil --teacher adapter --gpt_variant",
+        "all --gpt_variant",
+        "predict --checkpoint adapter a",  # which names the base
+        "predict --checkpoint adapter a --gpt_variant",
+        "export --checkpoint adapter",
+        "export --checkpoint adapter --gpt_variant",
+    ],
+)
+def test_a_base_that_needs_its_own_code_is_refused_unasked(run, folder, marker, tmp_path, options):
+    change_config(folder, model_type="unheard_of")
+    tensors = {"score.weight": torch.zeros(2, 128)}
+    write_adapter(tmp_path / "adapter", ADAPTER, tensors, str(folder), "0" * 64)
+    more = [folder] * options.endswith("gpt_variant")
+    (tmp_path / "stdin").write_text("yes\n" * 99)
+    with open(tmp_path / "stdin") as stdin:
+        result = run("--mode", *options.split(), *more, stdin=stdin)
+        assert os.lseek(stdin.fileno(), 0, os.SEEK_CUR) == 0  # nothing was read
+    assert "unheard_of cannot be used here: it needs code of its own" in refusal(result)
+    assert result.stdout == ""
+    assert not marker.exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_nobody_is_asked_where_there_is_no_input(run, folder, marker):
+    change_config(folder, model_type="unheard_of")
+    result = run("--mode", "gen", "--gpt_variant", folder, stdin=subprocess.DEVNULL)
+    assert "needs code of its own" in refusal(result)
+
+
+def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, run, tmp_path):
+    """The library's own classes are loaded, as if nothing else were there."""
+    gen = ("--mode", "gen", "--max_new_tokens", 5, "--gpt_variant")
+    result = run(*gen, folder, input="yes\n" * 99)
+    assert (result.returncode, result.stderr) == (0, "")
+    change_config(folder, auto_map={})
+    assert (
+        load_language_model(folder).state_dict().keys()
+        == GPT2LMHeadModel.from_pretrained(NANO).state_dict().keys()
+    )
+    tensors = {"score.weight": torch.zeros(2, 128)}
+    write_adapter(tmp_path / "adapter", ADAPTER, tensors, str(folder), "0" * 64)
+    change_config(folder, auto_map=AUTO_MAP)
+    load_classifier(base_folder(str(folder)))
+    load_auto_tokenizer(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attn_implementation": "somebody/kernel"}, None),  # of the hub; ours is taken
+        ({"_attn_implementation": "flash_attention_2"}, None),
+        ({"quantization_config": {"quant_method": "fp8"}}, "its weights are quantised"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "its weights are quantised"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_classifier, load_language_model])
+def test_a_configuration_brings_no_other_package(folder, changes, words, load):
+    change_config(folder, **changes)
+    if words is None:
+        load(folder)
+    else:
+        with pytest.raises(UserError, match=words):
+            load(folder)
+
+
+def test_an_adapter_beside_its_base_is_refused(folder):
+    """Where PEFT is installed, transformers would add it to the base."""
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json: an adapter beside its base"):
+        base_folder(str(folder))
+
+
+def test_an_index_names_safetensors_alone(folder):
+    """What it names otherwise would be unpickled."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    torch.save(weights, folder / "part.bin")
+    for suffix in ("safetensors", "bin"):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, f"part.{suffix}")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with (
+            nullcontext()
+            if suffix == "safetensors"
+            else pytest.raises(UserError, match="only safe")
+        ):
+            load_language_model(base_folder(str(folder)))
+
+
+def test_one_function_alone_has_transformers_read_a_folder():
+    """So no call can forget to refuse code."""
+    for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                trusted = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                if node.func.attr in ("from_pretrained", "from_config", "pipeline"):
+                    assert trusted.get("trust_remote_code") is False, (path, node.lineno)
+
+
+# ---------------------------------------------------------------------------------------------
 # Fingerprints
 
 # What the first version computed for `llama()`.
@@ -245,15 +395,15 @@ def test_a_setting_that_changes_the_numbers_changes_the_fingerprint(key, value):
 # The first fetch, or the conversion, by several processes
 
 CONVERT = """
-import os, sys, time
+import os, shutil, sys, time
 from pathlib import Path
 sys.path.insert(0, {project!r})
 import support.bases.gguf as gguf
 
 def convert(path, folder):
     time.sleep(0.5)
-    folder.mkdir()
-    (folder / str(os.getpid())).touch()
+    shutil.copytree("{nano}", folder)
+    (folder / ("made by " + str(os.getpid()))).touch()
 
 gguf.convert = convert
 print(gguf.converted(Path(sys.argv[1])))
@@ -265,7 +415,12 @@ def started(code: str, *arguments, **environment) -> list[subprocess.Popen]:
     size = len(next(iter(environment.values())))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code.format(project=str(PROJECT)), *map(str, arguments)],
+            [
+                sys.executable,
+                "-c",
+                code.format(project=str(PROJECT), nano=NANO),
+                *map(str, arguments),
+            ],
             env={**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(size), "RANK": str(rank)}
             | {name: values[rank] for name, values in environment.items()},
             stdout=subprocess.PIPE,
@@ -285,7 +440,44 @@ def test_a_gguf_file_is_converted_once_on_every_machine(tmp_path, machines):
     assert len(set(outputs)) == machines
     for folder, cache in zip(outputs, caches, strict=True):
         assert folder.startswith(cache)
-        assert len(os.listdir(folder)) == 1  # whoever converted it
+        assert len(list(Path(folder).glob("made by *"))) == 1  # whoever converted it
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "half"])
+def test_a_converted_folder_that_is_not_whole_is_made_again(tmp_path, cache, lost):
+    path = write_gguf(tmp_path / "small.gguf")
+    folder = base_folder(str(path))
+    content = (folder / "model.safetensors").read_bytes()
+    if lost == "half":
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    else:
+        (folder / lost).unlink()
+    assert base_folder(str(path)) == folder
+    assert (folder / "model.safetensors").read_bytes() == content
+    assert find_base(str(path)).tokenizer.get_vocab() == load_tokenizer(NANO).get_vocab()
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+
+
+def test_a_conversion_that_wrote_no_weights_is_put_nowhere(tmp_path, cache, monkeypatch):
+    path = write_gguf(tmp_path / "small.gguf")
+    monkeypatch.setattr("support.bases.gguf.save_file", lambda *_: None)
+    with pytest.raises(UserError, match=r"small\.gguf: .*what was written of it is not whole"):
+        base_folder(str(path))
+    assert not [path for path in cache.rglob("*") if path.suffix not in (".lock", "")]
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, cache):
+    """As in a folder of downloads: an adapter, and settings that name code."""
+    path = write_gguf(tmp_path / "small.gguf")
+    expected = load_language_model(base_folder(str(path))).state_dict()
+    other = tmp_path / "downloads"
+    other.mkdir()
+    moved = path.rename(other / "moved.gguf")
+    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gpt2"}))
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (other / name).write_text(json.dumps({"auto_map": AUTO_MAP, "tokenizer_class": "Other"}))
+    found = load_language_model(base_folder(str(moved))).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 # ---------------------------------------------------------------------------------------------
