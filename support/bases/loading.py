@@ -18,6 +18,7 @@ from support.files import read_json
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
 MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
@@ -25,7 +26,7 @@ MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuratio
 
 def check_folder(folder: Path, weights: bool) -> Path:
     """Return a folder that has all that a base needs, and nothing that would be run."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     check_needs_no_code(config, folder)
     names = {path.name for path in folder.iterdir()}
     for file in ("vocab.json", "merges.txt"):
@@ -42,7 +43,7 @@ def check_weights(folder: Path, names: set[str]) -> None:
     if not shards and INDEX in names:
         index = read_json(folder / INDEX).get("weight_map")
         shards = [str(name) for name in index.values()] if isinstance(index, dict) else []
-    if not shards or not all(name.endswith(".safetensors") for name in shards):
+    if not shards or not all(n in names and n.endswith(".safetensors") for n in shards):
         raise UserError(
             f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
             "model with save_pretrained(..., safe_serialization=True)"
