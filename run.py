@@ -49,6 +49,8 @@ def train(args: argparse.Namespace) -> None:
     with together():
         base = find_base(args.gpt_variant, weights=args.mode != "rnn")
         corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
+    if base.kind == "folder":  # which stands before the hub's base of its name
+        print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
     runs = [
         (mode, options_of(args, mode, sr_no, len(corpus[TRAIN])))

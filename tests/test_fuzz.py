@@ -328,8 +328,7 @@ def adapter(base, tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("adapter"), classifier(base)
     config = LoraConfig(r=1)
     add_lora(model, config)
-    now = base_fingerprint(base).now
-    write_adapter(folder, asdict(config), lora_tensors(model), str(base), now)
+    write_adapter(folder, asdict(config), lora_tensors(model), str(base), base_fingerprint(base))
     return folder
 
 
@@ -364,7 +363,7 @@ def student(base, tmp_path_factory):
     """The folder of a student."""
     folder = tmp_path_factory.mktemp("student")
     model = DistilRNN(torch.tensor([1, 4]), width=2)
-    save_student(model, Base("base", base, load_tokenizer(base), 8), folder)
+    save_student(model, Base("base", base, load_tokenizer(base), 8, "folder"), folder)
     return folder
 
 
