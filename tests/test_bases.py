@@ -30,7 +30,7 @@ from support.bases import (
     load_tokenizer,
     token_ids,
 )
-from support.bases.finding import base_folder
+from support.bases.finding import base_folder, kind_of
 from support.bases.fingerprint import facts_of, fingerprint_of
 from support.checkpoints import adapter_fingerprint, read_adapter, write_adapter
 from support.checkpoints.shipped import MODELS, SHIPPED
@@ -78,6 +78,26 @@ def test_an_unknown_variant_names_the_known_ones():
         match=r"gpt3: neither one of gpt2, .*nano, nor OWNER/NAME on the hub, nor a folder",
     ):
         base_folder("gpt3")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nano", "package"),
+        ("smollm2", "package"),
+        ("some.gguf", "file"),
+        ("gpt2", "folder"),  # which is there
+        ("openai-community/gpt2", "hub"),
+        ("gpt2-medium", "hub"),
+        ("OWNER/NAME", "hub"),
+    ],
+)
+def test_a_base_is_of_one_kind(folder, tmp_path, monkeypatch, name, kind):
+    folder.rename(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    assert kind_of(name) == kind
+    if kind == "folder":
+        assert find_base(name).kind == kind
 
 
 NEGATIVE_RANGE = json.dumps(
@@ -374,7 +394,7 @@ def test_an_index_of_other_files_is_another_base(folder, cache):
 def test_where_the_system_keeps_no_time_of_change_the_content_is_read(folder, monkeypatch):
     path = folder / "model.safetensors"
     by_time = facts_of(path)
-    monkeypatch.setattr("support.bases.fingerprint.os.name", "nt")
+    monkeypatch.setattr("support.bases.fingerprint.HAS_CTIME", False)
     by_content = facts_of(path)
     os.utime(path)
     assert facts_of(path) == by_content

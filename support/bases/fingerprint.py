@@ -27,6 +27,7 @@ NUMERIC = (
     "sliding_window", "topk_group", "topk_method", "use_bidirectional_attention",
     "use_parallel_residual", "v_head_dim",
 )  # fmt: skip
+HAS_CTIME = os.name == "posix"  # on Windows st_ctime is the time of a file's creation
 
 
 def base_fingerprint(folder: Path) -> str:
@@ -51,10 +52,10 @@ def base_fingerprint(folder: Path) -> str:
 def facts_of(path: Path) -> str:
     """Return what tells a file's content from any that it had before, without reading it.
 
-    Size and time of modification can be set; the time of any change, ctime, is the system's own. On
-    Windows, which has none, it is the content itself.
+    Size and time of modification can be set. The time of any change, ctime, is the system's own;
+    where there is none, the content is read.
     """
-    if os.name != "posix":
+    if not HAS_CTIME:
         return fingerprint(read_bytes(path))
     stat = path.stat()
     return repr((path.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns))
