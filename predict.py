@@ -33,7 +33,7 @@ def run_gen(args: Namespace) -> None:
 
     An empty prompt starts from the end-of-text token, which opens a document in GPT-2's training.
     """
-    from transformers import TextStreamer
+    from transformers import GenerationConfig, TextStreamer
 
     device = choose_device(args.device, args.precision)
     base = find_base(args.gpt_variant)
@@ -52,6 +52,8 @@ def run_gen(args: Namespace) -> None:
             f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
         )
     model = device.place(load_language_model(base.folder))
+    # The options say how; a base's own settings may ask for beams, or for code from the hub.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     sampling = {}
     if sampled := args.temperature > 1e-6:  # the softmax of less has one token, or overflows
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import support.bases.loading
 from model import load_classifier
+from predict import run_gen
 from support import PROJECT
 from support.bases import (
     base_fingerprint,
@@ -260,6 +261,19 @@ def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, 
     load_classifier(base_folder(str(folder)))
     load_auto_tokenizer(folder)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"penalty_alpha": 0.6, "top_k": 4}])
+def test_the_options_say_how_a_base_writes(folder, settings, capsys):
+    """A base may ask for beams, or for a method whose code is on the hub."""
+    written = []
+    for more in ({}, settings):
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+        options = ["--mode", "gen", "--max_new_tokens", "5", "--temperature", "0", "--gpt_variant"]
+        run_gen(parse([*options, str(folder)]))
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] != ""
 
 
 @pytest.mark.parametrize(
