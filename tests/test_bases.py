@@ -579,9 +579,26 @@ def test_a_converted_folder_that_is_not_whole_is_made_again(tmp_path, cache, los
 def test_a_conversion_that_wrote_no_weights_is_put_nowhere(tmp_path, cache, monkeypatch):
     path = write_gguf(tmp_path / "small.gguf")
     monkeypatch.setattr("support.bases.gguf.save_file", lambda *_: None)
-    with pytest.raises(UserError, match=r"small\.gguf: .*what was written of it is not whole"):
+    with pytest.raises(UserError, match="what was written there is not whole"):
         base_folder(str(path))
     assert not [path for path in cache.rglob("*") if path.suffix not in (".lock", "")]
+
+
+def test_a_conversion_on_a_full_disk_is_one_line(tmp_path):
+    """A file of more than 16 KiB cannot be written."""
+    path = write_gguf(tmp_path / "small.gguf")
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))"
+    code += f"; import sys; sys.path.insert(0, {str(PROJECT)!r}); import run; sys.exit(run.main())"
+    command = [sys.executable, "-c", code, "--mode", "gen", "--gpt_variant", str(path)]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(
+        command, env={**os.environ, **cache}, capture_output=True, encoding="utf-8", check=False
+    )
+    converting, line = result.stderr.splitlines()
+    assert converting.startswith("small.gguf: converting it")
+    assert re.match(r"run\.py: error: .*small-.*: cannot be written \(.*File too large", line)
+    assert result.returncode == 2
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, cache):

@@ -57,8 +57,9 @@ def converted(path: Path) -> Path:
             if not is_whole(folder):
                 print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
                 convert(path, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder}: cannot be written ({reason})") from None
     return folder
 
 
@@ -100,7 +101,7 @@ def convert(path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
         shutil.rmtree(source)
         if not is_whole(partial):
-            raise ValueError("what was written of it is not whole")
+            raise UserError(f"{folder}: what was written there is not whole; run the command again")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except ImportError as error:
