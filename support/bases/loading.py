@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"  # of weights in several files
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or several
 CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
 MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
 
@@ -39,15 +39,17 @@ def check_folder(folder: Path, weights: bool) -> Path:
 
 def check_weights(folder: Path, names: set[str]) -> None:
     """Refuse a folder whose weights are no safetensors, or are not all that would be loaded."""
-    shards = ["model.safetensors"] * ("model.safetensors" in names)
-    if not shards and INDEX in names:
+    shards = [WEIGHTS]
+    if WEIGHTS not in names and INDEX in names:
         index = read_json(folder / INDEX).get("weight_map")
-        shards = [str(name) for name in index.values()] if isinstance(index, dict) else []
-    if not shards or not all(n in names and n.endswith(".safetensors") for n in shards):
-        raise UserError(
-            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
-            "model with save_pretrained(..., safe_serialization=True)"
-        )
+        shards = [str(name) for name in index.values()] if isinstance(index, dict) else shards
+    for name in shards:
+        if name not in names or not name.endswith(".safetensors"):
+            what = "not safetensors" if name in names else "no such file"
+            raise UserError(
+                f"{folder / name}: {what}; only safetensors are read: save the model with "
+                "save_pretrained(..., safe_serialization=True), or copy the whole folder again"
+            )
     if "adapter_config.json" in names:  # transformers adds it to the base where PEFT is installed
         raise UserError(
             f"{folder / 'adapter_config.json'}: an adapter beside its base; move it to a folder of "
