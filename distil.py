@@ -20,6 +20,7 @@ every token (support/teaching/answers.py). A linear projection P of the student'
 P serves this alone; the saved student does not have it.
 """
 
+import hashlib
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +228,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     teacher_folder = options.teacher or run_folder(options, "LoRA")
     key = teacher_fingerprint(teacher_folder, options)
     sources = {
-        "base": {"name": options.gpt_variant, "fingerprint": None},
+        "base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
     }
     rules = identity_rules(options, "distil")
@@ -262,7 +263,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
 def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student without a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
-    sources = {"base": {"name": options.gpt_variant, "fingerprint": None}}
+    sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None}}
     rules = identity_rules(options, "rnn")
     description = describe_run(options, "rnn", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
@@ -291,5 +292,6 @@ def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
     if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
         return rules
     if options.transfer_file:
-        return rules | {"transfer_file": fingerprint(read_bytes(options.transfer_file))}
+        content = read_bytes(options.transfer_file)
+        return rules | {"transfer_file": hashlib.sha256(content).hexdigest()}
     return rules | ({"prompts": PROMPT_RULE} if options.held_out else {})

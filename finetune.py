@@ -26,10 +26,9 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Fine-tune a base with LoRA, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "LoRA")
     fingerprint = base_fingerprint(base.folder)
-    sources = {"base": {"name": options.gpt_variant, "fingerprint": fingerprint.now}}
+    sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": fingerprint}}
     description = describe_run(options, "LoRA", device, corpus, sources)
-    same = {fingerprint.before: fingerprint.now}
-    with claim(folder, description, options.overwrite, same) as claimed:
+    with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             torch.manual_seed(options.sr_no)
             model = load_classifier(base.folder)
@@ -46,8 +45,8 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             progress = train(training, folder)
 
             tensors, base_name = lora_tensors(model), options.gpt_variant
-            write_adapter(folder, peft_settings(model), tensors, base_name, fingerprint.now)
-            adapter = adapter_fingerprint(tensors, fingerprint.now, asdict(config))
+            write_adapter(folder, peft_settings(model), tensors, base_name, fingerprint)
+            adapter = adapter_fingerprint(tensors, fingerprint, asdict(config))
             results, predictions = evaluate(training)
             claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
         else:

@@ -10,7 +10,13 @@ from torch import nn
 
 from data_utils import UNLABELLED, tokenize
 from model import load_student
-from support.bases import find_base, load_language_model, load_tokenizer, words_unknown_to_nano
+from support.bases import (
+    find_base,
+    load_auto_tokenizer,
+    load_language_model,
+    load_tokenizer,
+    words_unknown_to_nano,
+)
 from support.checkpoints import kind_of, read_max_length
 from support.checkpoints.shipped import chosen_checkpoints
 from support.corpus import parse_sentences
@@ -27,11 +33,11 @@ def run_gen(args: Namespace) -> None:
 
     An empty prompt starts from the end-of-text token, which opens a document in GPT-2's training.
     """
-    from transformers import AutoTokenizer, TextStreamer
+    from transformers import GenerationConfig, TextStreamer
 
     device = choose_device(args.device, args.precision)
     base = find_base(args.gpt_variant)
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = load_auto_tokenizer(base.folder)
     text = args.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     ids = tokenizer(text, verbose=False)["input_ids"]
     opening = tokenizer.bos_token_id
@@ -46,6 +52,8 @@ def run_gen(args: Namespace) -> None:
             f"the model has room for {max(room, 0)}; ask for fewer or shorten the prompt"
         )
     model = device.place(load_language_model(base.folder))
+    # The options say how; a base's own settings may ask for beams, or for code from the hub.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     sampling = {}
     if sampled := args.temperature > 1e-6:  # the softmax of less has one token, or overflows
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}

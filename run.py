@@ -49,6 +49,8 @@ def train(args: argparse.Namespace) -> None:
     with together():
         base = find_base(args.gpt_variant, weights=args.mode != "rnn")
         corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
+    if base.kind == "folder":  # which stands before the hub's base of its name
+        print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
     runs = [
         (mode, options_of(args, mode, sr_no, len(corpus[TRAIN])))
@@ -79,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # any sentence can be printed, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     args = parse(argv)
-    # OpenMP's threads spin while they wait, and beside another busy program one of them may spin for
-    # the processor that the other one wants. It reads this when PyTorch is loaded, in `dispatch`.
+    # OpenMP's threads spin while they wait; beside another busy program one of them may spin on the
+    # processor that the other one wants. This is read when PyTorch is loaded, in `dispatch`.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         dispatch(args)

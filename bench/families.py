@@ -119,7 +119,7 @@ def compare(name: str, variant: str, corpus_folder: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
         write_adapter(
-            adapter, asdict(config), lora_tensors(model), variant, base_fingerprint(base.folder).now
+            adapter, asdict(config), lora_tensors(model), variant, base_fingerprint(base.folder)
         )
         theirs = peft.PeftModel.from_pretrained(reference(base.folder), adapter, is_trainable=True)
         trained, _ = theirs.get_nb_trainable_parameters()

@@ -7,20 +7,26 @@ from torch import Tensor
 
 
 def fingerprint(*parts: Tensor | str | bytes) -> str:
-    """Return SHA-256 over tensors (shape, type and bytes) and strings."""
+    """Return SHA-256 over tensors, strings and bytes, each behind what says where it ends.
+
+    So no other parts have the same fingerprint: ("ab", "c") is not ("a", "bc").
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
             # Viewed as bytes, since NumPy has no bfloat16.
             part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(part.encode() if isinstance(part, str) else part)
+        else:
+            kind, part = ("str", part.encode()) if isinstance(part, str) else ("bytes", part)
+            digest.update(f"{kind} {len(part)}:".encode())
+        digest.update(part)
     return digest.hexdigest()
 
 
-def tensors_fingerprint(tensors: dict[str, Tensor], settings: str) -> str:
+def tensors_fingerprint(tensors: dict[str, Tensor], *settings: str) -> str:
     """Return the fingerprint of named tensors in any order, and of the other settings."""
-    return fingerprint(settings, *(part for item in sorted(tensors.items()) for part in item))
+    return fingerprint(*settings, *(part for item in sorted(tensors.items()) for part in item))
 
 
 def corpus_fingerprint(corpus: dict) -> str:

@@ -1,6 +1,7 @@
 """What the tests share: where the real corpus is, models made on the spot, and `run.py`."""
 
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gguf
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification, GPT2Model
@@ -98,6 +101,41 @@ def padded_logits(reference: GPT2ForSequenceClassification, tokenizer, sentences
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     with torch.no_grad():
         return reference(input_ids=input_ids, attention_mask=mask).logits
+
+
+def write_gguf(path: Path) -> Path:
+    """Write a GGUF file of a small Llama, its weights random, its tokenizer nano's."""
+    model = json.loads((NANO / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(8)
+    writer.add_feed_forward_length(8)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1e4)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    rows = dict.fromkeys(("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), (8, 8))
+    rows |= {"attn_k": (4, 8), "attn_v": (4, 8), "attn_norm": (8,), "ffn_norm": (8,)}
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in rows.items()}
+    shapes |= {"token_embd.weight": (len(tokens), 8), "output_norm.weight": (8,)}
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, random.standard_normal(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.fixture

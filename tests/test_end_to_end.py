@@ -164,6 +164,18 @@ def test_a_finished_run_is_shown_without_loading_its_base_or_its_teacher(
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("mode", ["LoRA", "rnn"])
+def test_a_folder_that_bears_a_hubs_name_is_told(call, tmp_path, data, mode):
+    shutil.copytree(NANO, tmp_path / "gpt2", ignore=shutil.ignore_patterns("corpus"))
+    few = ("--max_steps", 1, "--data_dir", data)
+    result = call("--mode", mode, "--gpt_variant", "gpt2", *few)
+    assert result.returncode == 0, result.stderr
+    assert f"note: base gpt2: a folder, {tmp_path / 'gpt2'}\n" in result.stderr
+    metrics = json.loads((tmp_path / f"checkpoints/{mode}_gpt2_22915/metrics.json").read_text())
+    assert (metrics["base"]["name"], metrics["base"]["kind"]) == ("gpt2", "folder")
+    assert metrics["identity"]["base"] == metrics["base"]["fingerprint"]
+
+
 def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call, tmp_path):
     options = (*QUICK, "--data_dir", demo.options[demo.options.index("--data_dir") + 1])
     several = ("--mode", "rnn", *options, "--sr_no", "6-7", "--out_dir", tmp_path)

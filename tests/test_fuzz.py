@@ -17,6 +17,7 @@ import torch
 from conftest import classifier
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -214,7 +215,8 @@ def judge_by_base(folder):
     return judge(classifier(found.folder), found.tokenizer, found.max_length)
 
 
-KEYS = st.sampled_from(sorted(GPT2Config().to_dict()))
+OTHERS = ["auto_map", "quantization_config", "attn_implementation"]  # which name code of others
+KEYS = st.sampled_from(sorted([*GPT2Config().to_dict(), *OTHERS]))
 
 
 @given(
@@ -238,8 +240,38 @@ def test_any_base_weights_are_a_model_or_refused(base, changes):
     assert changes or logits is not None
 
 
+FILES = st.sampled_from(
+    ["part.safetensors", "model.safetensors", "part.bin", "../part.safetensors"]
+)
+
+
+@pytest.fixture(scope="module")
+def sharded(base, tmp_path_factory):
+    """The base again, its weights in a file that an index names."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("sharded") / "base")
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    weights = load_file(folder / "part.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@given(
+    st.just({}) | st.dictionaries(st.sampled_from(["weight_map", "metadata"]), JSON, max_size=1),
+    st.dictionaries(st.sampled_from(["wte.weight", "h.0.ln_1.bias"]), FILES | JSON, max_size=2),
+)
+def test_any_index_of_weights_is_a_model_or_refused(sharded, changes, places):
+    path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= {f"transformer.{name}": place for name, place in places.items()}
+    content = json.dumps(index | changes).encode()
+    logits = tried_with(path, content, judge_by_base, sharded)
+    assert changes or places or logits is not None
+
+
 PARTS = ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"]
 TOKENS = st.dictionaries(st.sampled_from(["a", "b", "ab", "<|endoftext|>"]), COUNTS)
+SETTINGS = st.sampled_from(["eos_token", "model_max_length", "auto_map", "add_bos_token"])
 BPE = st.fixed_dictionaries({"vocab": TOKENS, "merges": st.sampled_from([[], [["a", "b"]]])})
 
 
@@ -250,7 +282,7 @@ def model(base):
 
 @given(
     st.dictionaries(st.sampled_from(PARTS), BPE | JSON, max_size=1),
-    st.dictionaries(st.sampled_from(["eos_token", "model_max_length"]) | st.text(max_size=4), JSON),
+    st.dictionaries(SETTINGS | st.text(max_size=4), JSON),
 )
 def test_any_tokenizer_makes_tokens_of_the_model_or_is_refused(base, model, changes, settings):
     def judge_by_tokenizer():
@@ -329,8 +361,8 @@ def adapter(base, tmp_path_factory):
     """The folder of an adapter on the base."""
     folder, model = tmp_path_factory.mktemp("adapter"), classifier(base)
     add_lora(model, published_config(model, r=1))
-    now = base_fingerprint(base).now
-    write_adapter(folder, peft_settings(model), lora_tensors(model), str(base), now)
+    fingerprint, settings = base_fingerprint(base), peft_settings(model)
+    write_adapter(folder, settings, lora_tensors(model), str(base), fingerprint)
     return folder
 
 
@@ -365,7 +397,7 @@ def student(base, tmp_path_factory):
     """The folder of a student."""
     folder = tmp_path_factory.mktemp("student")
     model = DistilRNN(torch.tensor([1, 4]), width=2)
-    save_student(model, Base("base", base, load_tokenizer(base), 8), folder)
+    save_student(model, Base("base", base, load_tokenizer(base), 8, "folder"), folder)
     return folder
 
 

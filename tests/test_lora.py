@@ -88,7 +88,7 @@ def assert_same_bits(one: dict, other: dict) -> None:
 
 
 def nano_print() -> str:
-    return base_fingerprint(NANO).now
+    return base_fingerprint(NANO)
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +438,10 @@ def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split)
 def test_a_loaded_adapter_is_what_was_saved(saved):
     found, expected = load_adapter(saved), trained(nano_lora())
     assert_same_bits(found.model.state_dict(), expected.state_dict())
-    assert (found.config, read_adapter(saved).base_name) == (published_config(classifier()), str(NANO))
+    assert (found.config, read_adapter(saved).base_name) == (
+        published_config(classifier()),
+        str(NANO),
+    )
     assert (found.base.folder, found.base_fingerprint) == (NANO, nano_print())
 
 

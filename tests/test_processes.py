@@ -14,9 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import NANO, serve_bytes
+from conftest import NANO, serve_bytes, write_gguf
 
 from support import PROJECT
+from support.bases import base_fingerprint
 from support.corpus import SPLITS
 
 SIZES = {"in_domain_train": 300, "in_domain_dev": 100, "out_of_domain_dev": 100}
@@ -88,6 +89,18 @@ def test_every_process_waits_for_the_one_of_its_machine_that_fetches(url, tmp_pa
             assert (machine / "raw" / f"{split}.tsv").read_bytes() == content
     assert len(asked) == len(set(machines))  # each machine asked once
     assert (tmp_path / "out" / "checkpoints" / "rnn_nano_22915" / "metrics.json").exists()
+
+
+def test_every_machine_of_a_group_converts_a_gguf_file_for_itself(url, tmp_path):
+    machines = [tmp_path / "one", tmp_path / "two"]
+    path = write_gguf(tmp_path / "small.gguf")
+    options = (tmp_path / "out", "--gpt_variant", path)
+    for status, _, error in train(machines, [0, 0], [url[0]] * 2, *options):
+        assert status == 0, error
+    one, two = (next(machine.glob("cache/*/small-*/model.safetensors")) for machine in machines)
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(os.listdir(one.parent)) == sorted(os.listdir(two.parent))
+    assert base_fingerprint(one.parent) == base_fingerprint(two.parent)  # both can be loaded
 
 
 @pytest.mark.parametrize("failing", [0, 1])

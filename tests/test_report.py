@@ -78,7 +78,7 @@ def make_run(
     metrics = {
         "mode": mode, "variant": variant, "sr_no": sr_no, "command": f"python run.py --mode {mode}",
         "arguments": published(mode), "versions": {"torch": "2.13.0"},
-        "hardware": {"device": "cpu"}, "base": {"name": variant},
+        "hardware": {"device": "cpu"}, "base": {"name": variant, "kind": "hub"},
         "identity": {"mode": mode, "sr_no": sr_no, "teacher": f"fingerprint {sr_no}", "lr": 1e-3},
         "training": {"best_epoch": 2, "epochs": 2, "steps": 134, "seconds": 90.0},
         "data": {"name": "cola_public", "folder": "gone", "sha256": "ab", **counts},
@@ -395,7 +395,11 @@ def changed(series: Series, part: str, **changes) -> Series:
         ("distil", "arguments", dict(sr_no=1, patience=3), []),
         ("rnn", "arguments", dict(patience=9), ["patience 9"]),
         ("LoRA", "arguments", dict(lora_rank=64, lr=0.01), ["lr 0.01", "lora_rank 64"]),
-        ("LoRA", "base", dict(name="models/gpt2"), ["base models/gpt2"]),
+        ("LoRA", "base", dict(name="openai-community/gpt2"), []),
+        ("LoRA", "base", dict(name="somebody/gpt2"), ["base somebody/gpt2"]),
+        ("LoRA", "base", dict(kind="folder"), ["base gpt2 (a folder)"]),
+        ("LoRA", "base", dict(kind=None), ["base gpt2"]),
+        ("LoRA", "identity", dict(precision="bf16"), ["precision bf16"]),
         ("rnn", "data", dict(in_domain_train={"sentences": 8550}), ["corpus cola_public"]),
         ("distil", "arguments", dict(max_steps=9), ["max_steps 9"]),
         ("distil", "arguments", dict(kd_alpha=0.9, epochs=6), ["epochs 6", "kd_alpha 0.9"]),
@@ -449,6 +453,11 @@ def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_pa
     text = report_text(tmp_path)
     assert "Comparable here: LoRA gpt2." in text
     assert "not as published nothing batch_size 8, lr 0.01" in text
+    change_metrics(tmp_path / "checkpoints" / "LoRA_gpt2_7", "base", kind="folder")
+    text = report_text(tmp_path)
+    assert "Comparable here: none." in text
+    assert "starts from gpt2 (a folder) random weights" in text
+    assert "not as published base gpt2 (a folder) batch_size 8, lr 0.01" in text
 
 
 def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):

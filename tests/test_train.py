@@ -448,7 +448,7 @@ def test_a_folders_state_has_a_name(tmp_path):
     identity = {"lr": 0.1, "base": "a" * 64}
 
     def state(**changes) -> State:
-        return state_of(tmp_path, identity | changes, {})[0]
+        return state_of(tmp_path, identity | changes)[0]
 
     assert state() is State.ABSENT
     asked(0.1, tmp_path, finish=False)
@@ -460,26 +460,28 @@ def test_a_folders_state_has_a_name(tmp_path):
     assert (state(), state(lr=0.2)) == (State.FINISHED, State.FOREIGN)
 
 
-def test_a_fingerprint_of_an_earlier_version_is_known(tmp_path):
-    asked(0.1, tmp_path)
-    identity = {"lr": 0.1, "base": "b" * 64}
-    assert state_of(tmp_path, identity, {})[0] is State.FOREIGN
-    assert state_of(tmp_path, identity, {"a" * 64: "b" * 64})[0] is State.FINISHED
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_run_of_an_earlier_version_is_refused_and_says_so(tmp_path, finish):
+    asked(0.1, tmp_path, finish=finish)
+    state, reason = state_of(tmp_path, {"version": 2, "lr": 0.1, "base": "b" * 64})
+    assert state is State.FOREIGN
+    assert reason.startswith(": an earlier version of this project wrote this run")
+    assert "--overwrite" in reason
 
 
 def test_an_option_that_came_later_has_its_published_value(tmp_path):
     earlier = {"mode": "rnn", "sr_no": 1, "lr": 0.001}
     (tmp_path / METRICS).write_text(json.dumps({"identity": earlier}))
     now = earlier | {"lr_schedule": "constant", "student_width": 768, "held_out": 0}
-    assert state_of(tmp_path, now, {})[0] is State.FINISHED
-    state, reason = state_of(tmp_path, now | {"student_width": 256}, {})
+    assert state_of(tmp_path, now)[0] is State.FINISHED
+    state, reason = state_of(tmp_path, now | {"student_width": 256})
     assert state is State.FOREIGN
     assert "student_width is 768 there, 256 here" in reason
 
 
 def test_more_epochs_for_a_finished_run_are_refused_with_the_ways_out(tmp_path):
     (tmp_path / METRICS).write_text(json.dumps({"identity": {"mode": "rnn", "epochs": 2}}))
-    _, reason = state_of(tmp_path, {"mode": "rnn", "epochs": 3}, {})
+    _, reason = state_of(tmp_path, {"mode": "rnn", "epochs": 3})
     assert "epochs is 2 there, 3 here" in reason
     assert "A finished run is not extended" in reason
     assert "--overwrite" in reason

@@ -13,6 +13,7 @@ from support.files import read_json
 
 HUB_VARIANTS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 VARIANTS = (*HUB_VARIANTS, "smollm2", "nano")
+OWNER = "openai-community/"  # of GPT-2 on the hub
 
 
 class Base(NamedTuple):
@@ -22,6 +23,7 @@ class Base(NamedTuple):
     folder: Path  # in Hugging Face format
     tokenizer: Tokenizer
     max_length: int  # of a sentence, in tokens
+    kind: str  # where it is from: "package", "file", "folder" or "hub"
 
 
 def find_base(name: str, weights: bool = True) -> Base:
@@ -29,7 +31,7 @@ def find_base(name: str, weights: bool = True) -> Base:
     folder = base_folder(name, weights)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, folder)
-    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"))
+    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"), kind_of(name))
 
 
 def longest_sentence(path: Path) -> int:
@@ -52,16 +54,25 @@ def variant_name(name: str) -> str:
     return name if name in VARIANTS else Path(name).resolve().name
 
 
+def kind_of(name: str) -> str:
+    """Return where a base of this name is from; a folder stands before the hub's of its name."""
+    if name in ("nano", "smollm2"):
+        return "package"
+    if Path(name).suffix == ".gguf":
+        return "file"
+    return "folder" if Path(name).is_dir() else "hub"
+
+
 def base_folder(name: str, weights: bool = True) -> Path:
     """Return a base's folder in Hugging Face format; fetched or converted on first use."""
-    name = name.removeprefix("openai-community/")  # where the hub keeps GPT-2
-    path = NANO if name == "nano" else Path(name)
-    if name == "smollm2" or path.suffix == ".gguf":
+    kind = kind_of(name)
+    if name == "smollm2" or kind == "file":
         from support.bases.gguf import converted, find_smollm2
 
-        return converted(find_smollm2() if name == "smollm2" else path)
-    if path.is_dir():
-        return check_folder(path, weights)
+        return converted(find_smollm2() if name == "smollm2" else Path(name))
+    if name == "nano" or kind == "folder":
+        return check_folder(NANO if name == "nano" else Path(name), weights)
+    name = name.removeprefix(OWNER)
     if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from support.bases.hub import from_hub
 

@@ -4,11 +4,11 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import nn
 
 from support.bases import loading
+from support.bases.loading import CONFIG, INDEX
 from support.errors import UserError
 from support.files import read_bytes, read_json, replace_file
 from support.fingerprints import fingerprint, tensors_fingerprint
@@ -22,66 +22,52 @@ NUMERIC = (
     "moe_topk", "n_group", "no_rope_layers", "norm_eps", "norm_epsilon", "norm_topk_prob",
     "num_attention_heads", "num_experts_per_tok", "num_key_value_heads", "qk_nope_head_dim",
     "qk_rope_head_dim", "query_pre_attn_scalar", "residual_multiplier", "rms_norm_eps",
-    "rope_interleave", "rope_parameters", "routed_scaling_factor", "scale_attn_weights",
-    "scale_depth", "scale_emb", "sliding_window", "topk_group", "topk_method",
-    "use_bidirectional_attention", "use_parallel_residual", "v_head_dim",
+    "rope_interleave", "rope_parameters", "routed_scaling_factor",
+    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "scale_depth", "scale_emb",
+    "sliding_window", "topk_group", "topk_method", "use_bidirectional_attention",
+    "use_parallel_residual", "v_head_dim",
 )  # fmt: skip
-# What the first version left out, and took all the rest of.
-LEFT_OUT_BEFORE = {
-    "_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "id2label",
-    "label2id", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "problem_type",
-    "output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward",
-    "tie_word_embeddings", "is_encoder_decoder",
-}  # fmt: skip
+HAS_CTIME = os.name == "posix"  # on Windows st_ctime is the time of a file's creation
 
 
-class BaseFingerprint(NamedTuple):
-    """A base's fingerprint as it is computed now, and as the first version computed it."""
-
-    now: str
-    before: str
-
-
-def base_fingerprint(folder: Path) -> BaseFingerprint:
+def base_fingerprint(folder: Path) -> str:
     """Return the fingerprint of a base's weights, and of the settings that change its numbers.
 
-    The user's cache remembers it, so that a base is loaded once to be known.
+    The user's cache remembers it by facts of the files that no copy can keep, so that a base is
+    loaded once to be known.
     """
-    weights = [(str(p.resolve()), p.stat()) for p in sorted(folder.glob("*.safetensors"))]
-    facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in weights]
-    key = fingerprint(read_bytes(folder / "config.json"), repr(facts))
+    texts = [read_bytes(path) for name in (CONFIG, INDEX) if (path := folder / name).exists()]
+    key = fingerprint(*texts, *(facts_of(path) for path in sorted(folder.glob("*.safetensors"))))
     path = cache_folder() / "fingerprints" / f"{key}.json"
-    with suppress(UserError, TypeError):  # it is not there, or broken
-        return BaseFingerprint(**read_json(path))
+    with suppress(UserError, KeyError):  # it is not there, or broken
+        return str(read_json(path)["fingerprint"])
     from transformers import AutoModel
 
     computed = fingerprint_of(loading.load_pretrained(AutoModel, folder))
     with suppress(UserError):  # the cache cannot be written
-        replace_file(path, json.dumps(computed._asdict()).encode())
+        replace_file(path, json.dumps({"fingerprint": computed}).encode())
     return computed
 
 
-def fingerprint_of(backbone: nn.Module) -> BaseFingerprint:
+def facts_of(path: Path) -> str:
+    """Return what tells a file's content from any that it had before, without reading it.
+
+    Size and time of modification can be set. The time of any change, ctime, is the system's own;
+    where there is none, the content is read.
+    """
+    if not HAS_CTIME:
+        return fingerprint(read_bytes(path))
+    stat = path.stat()
+    return repr((path.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns))
+
+
+def fingerprint_of(backbone: nn.Module) -> str:
     """Return the fingerprint of a loaded base."""
-    config, weights = backbone.config, backbone.state_dict()
-    if config.model_type == "gpt2":
-        settings = (
-            config.n_head,
-            config.activation_function,
-            config.layer_norm_epsilon,
-            config.scale_attn_weights,
-            config.scale_attn_by_inverse_layer_idx,
-        )
-        now = tensors_fingerprint(weights, repr(settings))
-        return BaseFingerprint(now, now)
+    config = backbone.config
     plain = (None, False, ["full_attention"] * config.num_hidden_layers)  # as if it were not there
     settings = {key: getattr(config, key, None) for key in NUMERIC}
     settings = {key: value for key, value in settings.items() if value not in plain}
-    before = sorted((k, v) for k, v in config.to_dict().items() if k not in LEFT_OUT_BEFORE)
-    return BaseFingerprint(
-        now=tensors_fingerprint(weights, json.dumps(settings, sort_keys=True)),
-        before=tensors_fingerprint(weights, repr(before)),
-    )
+    return tensors_fingerprint(backbone.state_dict(), json.dumps(settings, sort_keys=True))
 
 
 def cache_folder() -> Path:

@@ -14,8 +14,13 @@ from pathlib import Path
 
 import filelock
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
 
 from support.bases.fingerprint import cache_folder
+from support.bases.loading import WEIGHTS, check_folder
+from support.bases.pretrained import read_pretrained
 from support.errors import UserError, first_line
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,22 +42,34 @@ def find_smollm2() -> Path:
 def converted(path: Path) -> Path:
     """Return the folder with a GGUF file's model in Hugging Face format.
 
-    Every process may ask: the first of a machine converts, the others wait for it.
+    Every process may ask: the first of a machine converts, the others wait for it. A folder that is
+    not whole is made again.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     folder = cache_folder() / f"{path.stem}-{sha256(path)[:16]}"
-    if folder.exists():
+    if is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
-            if not folder.exists():
+            if not is_whole(folder):
                 print(f"{path.name}: converting it, once, into {folder}", file=sys.stderr)
                 convert(path, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder}: cannot be written ({reason})") from None
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder has a configuration, a tokenizer, and weights that are not cut."""
+    try:
+        check_folder(folder, weights=True)
+        with safe_open(folder / WEIGHTS, framework="pt"):
+            return True
+    except (UserError, OSError, SafetensorError):
+        return False
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -63,21 +80,28 @@ def convert(path: Path, folder: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     partial = folder.with_name(f"{folder.name}.partial")
+    source = partial / "source"  # where the file is alone: what lies beside it is none of its own
     shutil.rmtree(partial, ignore_errors=True)  # of a crash
-    partial.mkdir()
+    source.mkdir(parents=True)
+    (source / path.name).symlink_to(path.resolve())
     try:
         import accelerate  # noqa: F401  transformers reads with both
         import gguf  # noqa: F401
 
         with quiet:  # its progress bar does not ask whether anybody looks
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            model = read_pretrained(
+                AutoModelForCausalLM, source, gguf_file=path.name, dtype=torch.float32
+            )
+        tokenizer = read_pretrained(AutoTokenizer, source, gguf_file=path.name)
         # What it was, and no longer is; older releases of transformers do not say so.
         vars(model.config).pop("quantization_config", None)
-        model.hf_quantizer, model.is_quantized = None, False
-        model.save_pretrained(partial)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+        save(model, partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(source)
+        if not is_whole(partial):
+            raise UserError(f"{folder}: what was written there is not whole; run the command again")
+        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except ImportError as error:
         message = f"{path}: needs {error.name}; pip install -r requirements.txt"
@@ -87,6 +111,15 @@ def convert(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: {why}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write a model from any process; ``save_pretrained`` does on the first of a group alone."""
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tied = model.all_tied_weights_keys
+    tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name not in tied}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def sha256(path: Path) -> str:

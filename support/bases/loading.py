@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from support.bases.pretrained import check_needs_no_code, read_pretrained
 from support.bases.tokens import TOKENIZER
 from support.errors import UserError, first_line
 from support.files import read_json
@@ -17,23 +18,43 @@ from support.files import read_json
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or several
 CAPS = ("attn_logit_softcapping", "attention_logit_cap", "logits_soft_cap")
 MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuration's layer_types
 
 
 def check_folder(folder: Path, weights: bool) -> Path:
-    """Return a folder that has all that a base needs."""
-    read_json(folder / "config.json")
+    """Return a folder that has all that a base needs, and nothing that would be run."""
+    config = read_json(folder / CONFIG)
+    check_needs_no_code(config, folder)
     names = {path.name for path in folder.iterdir()}
     for file in ("vocab.json", "merges.txt"):
         if not {file, TOKENIZER, "tokenizer.model"} & names:
             raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    if weights and not {"model.safetensors", "model.safetensors.index.json"} & names:
-        raise UserError(
-            f"{folder / 'model.safetensors'}: no such file; only safetensors are read: save the "
-            "model with save_pretrained(..., safe_serialization=True)"
-        )
+    if weights:
+        check_weights(folder, names)
     return folder
+
+
+def check_weights(folder: Path, names: set[str]) -> None:
+    """Refuse a folder whose weights are no safetensors, or are not all that would be loaded."""
+    shards = [WEIGHTS]
+    if WEIGHTS not in names and INDEX in names:
+        index = read_json(folder / INDEX).get("weight_map")
+        shards = [str(name) for name in index.values()] if isinstance(index, dict) else shards
+    for name in shards:
+        if name not in names or not name.endswith(".safetensors"):
+            what = "not safetensors" if name in names else "no such file"
+            raise UserError(
+                f"{folder / name}: {what}; only safetensors are read: save the model with "
+                "save_pretrained(..., safe_serialization=True), or copy the whole folder again"
+            )
+    if "adapter_config.json" in names:  # transformers adds it to the base where PEFT is installed
+        raise UserError(
+            f"{folder / 'adapter_config.json'}: an adapter beside its base; move it to a folder of "
+            "its own"
+        )
 
 
 def load_backbone(folder: Path, attention: Callable) -> nn.Module:
@@ -70,7 +91,10 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = read_pretrained(AutoConfig, folder)
+        if any(getattr(c, "quantization_config", None) for c in (config, config.get_text_config())):
+            # Packages of others would read them, or kernels from the hub.
+            raise UserError(f"{folder}: its weights are quantised; only plain ones are read")
         if architecture is AutoModel:  # the blocks alone, for a classifier
             check_configuration(config, folder)
         for key, value in config.to_dict().items():
@@ -79,12 +103,13 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
         # Packed attention has no attentions to show, and nobody reads the blocks' states.
         config.output_attentions = config.output_hidden_states = False
         config.return_dict = True
-        model, info = architecture.from_pretrained(
+        config._attn_implementation = None  # which may name other packages, or code on the hub
+        model, info = read_pretrained(
+            architecture,
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
-            local_files_only=True,
             output_loading_info=True,
         )
         if min(config.num_hidden_layers, config.num_attention_heads) < 1:
@@ -96,7 +121,7 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
     except (
         # What transformers raises for files that are broken or contradict each other.
         OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
-        AttributeError, SafetensorError, StrictDataclassError,
+        AttributeError, ImportError, SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
         reason = f"cannot be loaded ({first_line(error)}); copy or download the folder again"
         raise UserError(f"{folder}: {reason}") from None

@@ -6,13 +6,18 @@ student needs no more. A base without that file has it made by transformers.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from support import PROJECT
+from support.bases.pretrained import read_pretrained
 from support.corpus import SPLITS, read_split
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 NANO = PROJECT / "nano"
@@ -27,18 +32,30 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if (folder / TOKENIZER).exists() and not adds_more:
             tokenizer = Tokenizer.from_str(read_bytes(folder / TOKENIZER).decode())
         else:
-            from transformers.models.auto.tokenization_auto import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            tokenizer = tokenizer.backend_tokenizer
+            tokenizer = load_auto_tokenizer(folder).backend_tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode("a")  # some of its settings are looked at in use only
     except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:  # the library raises bare Exceptions, and its panics are none
-        raise UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)})") from None
+        raise unreadable(folder, error) from None
     return tokenizer
+
+
+def load_auto_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load a folder's tokenizer as transformers has it, which knows its special tokens' meaning."""
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    try:
+        return read_pretrained(AutoTokenizer, folder)
+    except Exception as error:
+        raise unreadable(folder, error) from None
+
+
+def unreadable(folder: Path, error: BaseException) -> UserError:
+    """Return the error for a tokenizer that a library cannot read."""
+    return UserError(f"{folder}: the tokenizer cannot be read ({first_line(error)})")
 
 
 def check_vocabulary(tokenizer: Tokenizer, folder: Path) -> None:

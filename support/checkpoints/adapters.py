@@ -14,6 +14,7 @@ from support.runs import check_finished
 
 PREFIX = "base_model.model."  # before every tensor's name
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE, EARLIER = "base_sha256", "base_fingerprint"  # in the metadata; the second by another rule
 
 
 class SavedAdapter(NamedTuple):
@@ -33,7 +34,7 @@ def write_adapter(
     origin = {"base_model_name_or_path": base_name, "inference_mode": True}
     write_json(folder / CONFIG, {**kind, **origin, **settings})
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    write_tensors(folder / WEIGHTS, named, {"base_fingerprint": fingerprint})
+    write_tensors(folder / WEIGHTS, named, {BASE: fingerprint})
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
@@ -44,13 +45,18 @@ def read_adapter(folder: Path) -> SavedAdapter:
     settings, base_name = read_settings(folder / CONFIG)
     path = folder / WEIGHTS
     named, metadata = read_tensors(path)
+    if EARLIER in metadata:
+        raise UserError(
+            f"{path}: an earlier version of this project wrote it, and told its base by another "
+            "rule; train it again, or use it with that version"
+        )
     if PREFIX + "score.weight" not in named:
         raise UserError(
             f"{path}: no score.weight, the classifier's head; train it with "
             'modules_to_save=["score"]'
         )
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
-    return SavedAdapter(settings, base_name, tensors, metadata.get("base_fingerprint"))
+    return SavedAdapter(settings, base_name, tensors, metadata.get(BASE))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -62,7 +68,7 @@ def adapter_fingerprint(tensors: dict[str, Tensor], base_fingerprint: str, setti
     r, alpha = settings["r"], settings["lora_alpha"]
     scaling = alpha / (r**0.5 if settings["use_rslora"] else r)
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    return tensors_fingerprint(named, base_fingerprint + repr(scaling))
+    return tensors_fingerprint(named, base_fingerprint, repr(scaling))
 
 
 def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tuple[Base, str]:
@@ -76,13 +82,11 @@ def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tup
     here, trained_on = base_fingerprint(base.folder), saved.base_fingerprint
     if trained_on is None:  # then its name is all that PEFT's own files tell of it
         named = saved.base_name or base.name
-        trained_on = base_fingerprint(
-            base.folder if named == base.name else find_base(named).folder
-        ).now
-    if trained_on not in here:
+        trained_on = here if named == base.name else base_fingerprint(find_base(named).folder)
+    if trained_on != here:
         raise UserError(
             f"{folder} was trained on another base ({saved.base_name}, {trained_on[:12]}) than "
-            f"{base.name} ({here.now[:12]}); give its own with --gpt_variant"
+            f"{base.name} ({here[:12]}); give its own with --gpt_variant"
         )
     return base, trained_on
 

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from support import VERSION
-from support.bases import Base, save_tokenizer
+from support.bases import Base, load_auto_tokenizer, save_tokenizer
+from support.bases.pretrained import read_pretrained
 from support.checkpoints.students import STUDENT
 from support.errors import UserError
 from support.files import cannot_write, write_bytes
@@ -30,18 +31,19 @@ def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
     ``AutoModelForSequenceClassification`` and ``pipeline`` load it, in batches too: both pad with
     the end-of-text token, after the sentence, and read the last token before it.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = load_auto_tokenizer(base.folder)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
-    config = AutoConfig.from_pretrained(
+    config = read_pretrained(
+        AutoConfig,
         base.folder,
         num_labels=2,
         id2label=LABELS,
         label2id={name: label for label, name in LABELS.items()},
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     model.load_state_dict(classifier.state_dict())
     write_files(target, model.save_pretrained)
     write_files(target, tokenizer.save_pretrained)

@@ -143,7 +143,7 @@ def load_series(folders: list[Path]) -> Series:
     runs = [load_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
-        differing = differences(run.metrics["identity"], first.metrics["identity"], {})
+        differing = differences(run.metrics["identity"], first.metrics["identity"])
         for key in sorted(differing.keys() - {"sr_no", "teacher", "precision"}):
             here, there = map(short, differing[key])
             raise UserError(

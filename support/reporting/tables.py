@@ -52,7 +52,7 @@ def facts_table(group: list[Series]) -> DataFrame:
         options, training = published(series.mode) | m["arguments"], m["data"][TRAIN]["sentences"]
         held_out, more = options.get("held_out") or 0, options.get("transfer_size") or 0
         source, watched = SOURCES.get(str(options.get("transfer_source"))), options["monitor"]
-        start = m["base"]["name"] if series.mode == "LoRA" else "random weights"
+        start = base_words(m["base"]) if series.mode == "LoRA" else "random weights"
         teachers = options.get("embedding_start") == "teacher"
         minutes = np.mean([run.metrics["training"]["seconds"] for run in series.runs]) / 60
         table[series.mode] = {
@@ -110,12 +110,25 @@ def span(series: Series, key: str, sr_nos: list[int] | None = None) -> str:
 
 def differences_from_published(series: Series) -> list[str]:
     """Return why runs may not be read against the published: their base, corpus or settings."""
-    base, corpus = (series.metrics[key]["name"] for key in ("base", "data"))
+    bases = [run.metrics["base"] for run in series.runs]
+    precisions = {str(run.metrics["identity"].get("precision", "fp32")) for run in series.runs}
     options = published(series.mode)
     given = options | series.metrics["arguments"]  # what an older run lacks came later
-    differing = [] if base in ("gpt2", "gpt2-medium") else [f"base {base}"]
-    differing += [] if is_cola(series) else [f"corpus {corpus}"]
+    differing = list(dict.fromkeys(f"base {base_words(b)}" for b in bases if not is_published(b)))
+    differing += [] if is_cola(series) else [f"corpus {series.metrics['data']['name']}"]
+    differing += [f"precision {precision}" for precision in sorted(precisions - {"fp32"})]
     return differing + [f"{name} {given[name]}" for name in options if given[name] != options[name]]
+
+
+def is_published(base: dict) -> bool:
+    """Return whether a base is one of the published runs': the hub's, since a folder can be any."""
+    name = base["name"].removeprefix("openai-community/")
+    return name in ("gpt2", "gpt2-medium") and base.get("kind") == "hub"
+
+
+def base_words(base: dict) -> str:
+    """Return a base's name as the user gave it, and whether it was a folder."""
+    return base["name"] + " (a folder)" * (base.get("kind") == "folder")
 
 
 def is_cola(series: Series) -> bool:

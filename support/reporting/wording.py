@@ -11,8 +11,9 @@ DistilRNN, a small recurrent network, is trained with that model as its teacher 
 without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
 sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline).
 sr_no is the seed."""
-COMPARABLE = """To be read against the published rows, a run must start from gpt2 or gpt2-medium,
-with the published settings. Comparable here: {}. The published are single figures without MCC."""
+COMPARABLE = """To be read against the published rows, a run must start from the hub's gpt2 or
+gpt2-medium (of a folder nobody knows whether it holds their weights), in fp32, with the published
+settings. Comparable here: {}. The published are single figures without MCC."""
 COVERED = """On {} sentences an accuracy of 80% means anything from {:.1%} to {:.1%}. Intervals and
 p of a single run cover the choice of dev sentences, not that of weights and batch order: another
 seed can move a result as much. Those of several runs cover the choice of seeds too, both taken as

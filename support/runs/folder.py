@@ -27,6 +27,7 @@ from support.options import published
 from support.processes import any_process, is_main, together
 from support.runs.locks import locked
 
+VERSION = 2  # of the rule by which an identity tells bases and teachers
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 RESULTS = (  # what a finished run leaves, and another must not find
     METRICS, "predictions.csv", "history.csv", "adapter_model.safetensors", "adapter_config.json",
@@ -104,6 +105,7 @@ def describe_run(
         "command": options.command,
         "arguments": arguments,
         "identity": {
+            "version": VERSION,
             "mode": mode,
             "data": data,
             "precision": device.precision,
@@ -130,30 +132,27 @@ def describe_run(
 
 
 @contextmanager
-def claim(
-    folder: Path, description: dict, overwrite: bool, same: dict[str, str] | None = None
-) -> Iterator[Claim]:
+def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
     """Hold a run's folder, and tell whether its run is finished.
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
     it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
-    ``same`` maps fingerprints that earlier versions wrote to those of today.
     """
     with locked(folder / ".lock"):
         finished = False
         with together():
             if is_main():
                 try:
-                    finished = prepare(folder, description, overwrite, same or {})
+                    finished = prepare(folder, description, overwrite)
                 except OSError as error:
                     raise no_folder(folder, error) from None
         yield Claim(folder, description, any_process(finished))
 
 
-def prepare(folder: Path, description: dict, overwrite: bool, same: dict[str, str]) -> bool:
+def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
     """Make a claimed folder ready for a run; return whether it is finished already."""
     identity = description["identity"]
-    state, reason = state_of(folder, identity, same)
+    state, reason = state_of(folder, identity)
     if state is State.FOREIGN and not overwrite:
         raise UserError(f"{folder}{reason}")
     if state is State.FINISHED and not overwrite:
@@ -168,7 +167,7 @@ def prepare(folder: Path, description: dict, overwrite: bool, same: dict[str, st
     return False
 
 
-def state_of(folder: Path, identity: dict, same: dict[str, str]) -> tuple[State, str]:
+def state_of(folder: Path, identity: dict) -> tuple[State, str]:
     """Return the state of a folder for the run of this identity, and why it is a foreign one."""
     unfinished = (folder / UNFINISHED).exists()
     used = any((folder / name).exists() for name in (*RESULTS, STATE))
@@ -181,20 +180,19 @@ def state_of(folder: Path, identity: dict, same: dict[str, str]) -> tuple[State,
     except UserError:
         reason = ": not a run of this project; add --overwrite to replace it"
         return (State.FOREIGN if used or not unfinished else State.ABSENT), reason
-    if differing := differences(recorded, identity, same):
+    if differing := differences(recorded, identity):
         # A run that has saved nothing makes way: nothing would be lost.
         return (State.FOREIGN if used else State.ABSENT), another_run(differing, unfinished)
     return (State.UNFINISHED if unfinished else State.FINISHED), ""
 
 
-def differences(recorded: dict, identity: dict, same: dict[str, str]) -> dict[str, tuple]:
+def differences(recorded: dict, identity: dict) -> dict[str, tuple]:
     """Return the entries in which two identities differ, as they are there and here.
 
     An option that an identity does not name has its published value: it came later.
     """
     values = published(str(identity.get("mode")))
-    there = {k: same.get(v, v) if isinstance(v, str) else v for k, v in recorded.items()}
-    there, here = values | there, values | identity
+    there, here = values | recorded, values | identity
     return {
         key: (there.get(key), here.get(key))
         for key in sorted(there.keys() | here.keys())
@@ -204,6 +202,11 @@ def differences(recorded: dict, identity: dict, same: dict[str, str]) -> dict[st
 
 def another_run(differing: dict[str, tuple], unfinished: bool) -> str:
     """Return what to say of a folder whose run differs in some entries."""
+    if "version" in differing:
+        return (
+            ": an earlier version of this project wrote this run, and told bases and teachers by "
+            "another rule; add --overwrite to replace it, or choose another --sr_no or --out_dir"
+        )
     parts = [f"{key} is {short(a)} there, {short(b)} here" for key, (a, b) in differing.items()]
     extended = set(differing) <= {"epochs", "max_steps"} and not unfinished
     words = " A finished run is not extended: train it anew." if extended else ""
