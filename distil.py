@@ -281,8 +281,9 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
     progress = train(training, claimed.folder)
     found = fit_bias(student, held_out, training.options.threshold, training.device)
     save_student(student, base, claimed.folder)
-    parameters, results = count_parameters(student), evaluate(training)
-    claimed.finish(parameters, progress.summary(), *results, **found)
+    results, predictions = evaluate(student, training.corpus, training.device)
+    counts = count_parameters(student)
+    claimed.finish(counts, progress.summary(), results, predictions, **found)
 
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str]:

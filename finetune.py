@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from data_utils import Split
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora
@@ -14,6 +15,7 @@ from support.bases import Base, base_fingerprint
 from support.bases.layers import published_set
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
+from support.errors import UserError
 from support.files import copy_tensors
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
@@ -30,7 +32,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     with claim(folder, description, options.overwrite, same) as claimed:
         if not claimed.finished:
             torch.manual_seed(options.sr_no)
-            model = load_classifier(base.folder)
+            model = load_same(base, fingerprint.now)
             config = LoraConfig(
                 options.lora_rank, options.lora_alpha, options.lora_dropout, **published_set(model)
             )
@@ -44,7 +46,10 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             tensors, base_name = lora_tensors(model), options.gpt_variant
             write_adapter(folder, asdict(config), tensors, base_name, fingerprint.now)
             adapter = adapter_fingerprint(tensors, fingerprint.now, asdict(config))
-            results, predictions = evaluate(training)
+
+            del model, training  # their memory; what is scored is merged as `load_teacher` does it
+            model = with_adapter(base, fingerprint.now, config, tensors, folder)
+            results, predictions = evaluate(device.place(model), corpus, device)
             claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
         else:
             print_counts(read_metrics(folder)["parameters"])
@@ -76,11 +81,36 @@ def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) 
     """
     saved = read_adapter(folder)
     base, trained_on = find_own_base(saved, folder, variant)
-    config, model = LoraConfig(**saved.settings), load_classifier(base.folder)
+    config = LoraConfig(**saved.settings)
+    model = with_adapter(base, trained_on, config, saved.tensors, folder, merged)
+    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
+    return Teacher(model, config, base, trained_on, whole)
+
+
+def with_adapter(
+    base: Base,
+    fingerprint: str,
+    config: LoraConfig,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    merged: bool = True,
+) -> Classifier:
+    """Load a base of this fingerprint with an adapter, merged and frozen; else its layers train.
+
+    ``folder`` is where the adapter's ``tensors`` stand, for errors.
+    """
+    model = load_same(base, fingerprint)
     add_lora(model, config)
-    copy_tensors(folder / "adapter_model.safetensors", saved.tensors, lora_tensors(model))
+    copy_tensors(folder / "adapter_model.safetensors", tensors, lora_tensors(model))
     if merged:
         merge_lora(model)
         model.requires_grad_(False).eval()
-    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
-    return Teacher(model, config, base, trained_on, whole)
+    return model
+
+
+def load_same(base: Base, fingerprint: str) -> Classifier:
+    """Load a base under a new head; refuse one that is not, or no longer, of this fingerprint."""
+    model = load_classifier(base.folder)
+    if fingerprint not in base_fingerprint(base.folder):
+        raise UserError(f"{base.name}: replaced by another base meanwhile; give the command again")
+    return model

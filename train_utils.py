@@ -221,12 +221,14 @@ def predict_logits(
     return logits.cpu()
 
 
-def evaluate(training: Training) -> tuple[dict[str, dict], list[dict]]:
+def evaluate(
+    model: nn.Module, corpus: dict[str, Split], device: Device
+) -> tuple[dict[str, dict], list[dict]]:
     """Judge both dev sets; return what `measure` says of each, and the rows of predictions.csv."""
     results, rows = {}, []
     for name in (DEV, OUT_OF_DOMAIN):
-        split = training.corpus[name]
-        logits = predict_logits(training.model, split, training.device)
+        split = corpus[name]
+        logits = predict_logits(model, split, device)
         results[name] = measure(logits, split.labels)
         answers = zip(split.labels.tolist(), logits.tolist(), strict=True)
         rows += [

@@ -262,6 +262,26 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, t
         assert found["p_acceptable"] == pytest.approx(probabilities[1].item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", ["LoRA", "rnn"])
+def test_what_is_scored_is_the_model_as_predict_loads_it(demo, call, mode, precision, tmp_path):
+    """To the last bit of every logit."""
+    device = ("--precision", precision)
+    assert call("--mode", mode, *demo.options, *device, "--lr", 0.01).returncode == 0
+    folder = checkpoint(tmp_path, mode)
+    predictions = pd.read_csv(folder / "predictions.csv")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in SPLITS[1:]:
+        path = demo.options[-1] / "raw" / f"{split}.tsv"
+        options = ("--mode", "predict", "--json", "--checkpoint", folder, *device)
+        said = [json.loads(row) for row in call(*options, "--input", path).stdout.splitlines()]
+        rows = predictions[predictions["split"] == split]
+        assert [row["logits"] for row in said] == rows[["logit_0", "logit_1"]].to_numpy().tolist()
+        answers = [row["label"] for row in said]
+        assert metrics[split]["predicted_acceptable"] == sum(answers)
+        assert metrics[split]["correct"] == (rows["label"] == answers).sum()
+
+
 def test_a_student_judges_in_a_process_without_the_libraries_that_take_seconds(demo, call):
     code = (
         "import sys, run\n"
