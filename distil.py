@@ -62,6 +62,7 @@ from train_utils import (
 )
 
 BIAS_RULE = "halfway"  # `thresholds`, balanced
+COPY_RULE = "left out"  # training sentences that equal one held out
 PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
 
 
@@ -288,7 +289,7 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
     """Return what changes a student's result beside its options: another rule is another run."""
-    rules = {"bias": BIAS_RULE} if options.held_out else {}
+    rules = {"bias": BIAS_RULE, "copies": COPY_RULE} if options.held_out else {}
     if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
         return rules
     if options.transfer_file:
