@@ -119,26 +119,37 @@ def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> H
 
 def sentences_by_base(
     options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
-) -> list[str]:
-    """Return what the base writes, or a file in its place; ``base_key`` is its fingerprint."""
+) -> dict[str, int]:
+    """Return what the base writes, or a file in its place, and the line of each sentence.
+
+    ``base_key`` is the base's fingerprint.
+    """
     shares = {"edits": 0, "written": options.transfer_size, "both": options.transfer_size // 2}
     if not (size := shares[options.transfer_source]):
-        return []
+        return {}
     if options.transfer_file:
         return sentences_of_file(options.transfer_file, corpus, size)
-    return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
+    place = options.out_dir / "transfer"
+    written = written_sentences(base, base_key, corpus, size, device, place)
+    return {sentence: line for line, sentence in enumerate(written, start=1)}
 
 
 def with_transfer_set(
-    options: Namespace, base: Base, corpus: dict[str, Split], written: list[str]
+    options: Namespace, base: Base, corpus: dict[str, Split], written: dict[str, int]
 ) -> dict[str, Split]:
-    """Return the corpus with the transfer set behind its training sentences, unlabelled."""
+    """Return the corpus with the transfer set behind its training sentences, unlabelled.
+
+    It is the ``written`` sentences, by their lines, and edits of them and of the training ones.
+    """
     size, longest, train = options.transfer_size, base.max_length, corpus[TRAIN]
     if not size:
         return corpus
-    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, written)
+    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, list(written))
     sentences, labels = train.sentences + made, train.labels.tolist() + [UNLABELLED] * size
-    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, "transfer set")}
+    # Only what was written may be too long: the rest was looked at.
+    source = str(options.transfer_file or "a sentence that the base wrote")
+    lines = [written.get(sentence, 0) for sentence in sentences]
+    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, source, lines)}
 
 
 def with_answers(

@@ -413,7 +413,7 @@ def test_sentences_of_a_file_take_the_place_of_written_ones(tmp_path, name):
     corpus, path = corpus_of("The cat sat."), tmp_path / name
     content = b"A dog ran.\n\nthe cat sat\nA dog ran.\nBirds sing.\nFish swim.\n"
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert sentences_of_file(path, corpus, 2) == ["A dog ran.", "Birds sing."]
+    assert sentences_of_file(path, corpus, 2) == {"A dog ran.": 1, "Birds sing.": 5}
     with pytest.raises(UserError, match=f"{name}: 3 new sentences; --transfer_size asks for 4"):
         sentences_of_file(path, corpus, 4)
 
