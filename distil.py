@@ -34,6 +34,7 @@ from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
+from support.errors import UserError, replaced
 from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RECIPES
@@ -237,7 +238,10 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
     teacher_folder = options.teacher or run_folder(options, "LoRA")
-    key = teacher_fingerprint(teacher_folder, options)
+    try:
+        key = teacher_fingerprint(teacher_folder, options)
+    except UserError as error:
+        key = error  # a finished run is shown without its teacher
     sources = {
         "base": {"name": options.gpt_variant, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
@@ -253,9 +257,13 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             if cost := RECIPES[options.recipe]:
                 print(f"--recipe {options.recipe}: {cost}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
+            if teacher.fingerprint != key:
+                raise replaced(teacher_folder)
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
+            if identity_rules(options, "distil") != rules:
+                raise replaced(options.transfer_file)
             keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
             corpus = with_transfer_set(options, base, corpus, written)
             corpus = with_answers(options, corpus, teacher.model, key, device, folder)
@@ -298,11 +306,17 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
     claimed.finish(counts, progress.summary(), results, predictions, **found)
 
 
-def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
-    """Return what changes a student's result beside its options: another rule is another run."""
+def identity_rules(options: Namespace, mode: str) -> dict[str, str | UserError]:
+    """Return what changes a student's result beside its options: another rule is another run.
+
+    Of a file that cannot be read it is the error, as `claim` takes it.
+    """
     rules = {"bias": BIAS_RULE, "copies": COPY_RULE} if options.held_out else {}
     if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
         return rules
     if options.transfer_file:
-        return rules | {"transfer_file": fingerprint(read_bytes(options.transfer_file))}
+        try:
+            return rules | {"transfer_file": fingerprint(read_bytes(options.transfer_file))}
+        except UserError as error:
+            return rules | {"transfer_file": error}
     return rules | ({"prompts": PROMPT_RULE} if options.held_out else {})

@@ -15,7 +15,7 @@ from support.bases import Base, base_fingerprint
 from support.bases.layers import published_set
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
-from support.errors import UserError
+from support.errors import replaced
 from support.files import copy_tensors
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
@@ -112,5 +112,5 @@ def load_same(base: Base, fingerprint: str) -> Classifier:
     """Load a base under a new head; refuse one that is not, or no longer, of this fingerprint."""
     model = load_classifier(base.folder)
     if fingerprint not in base_fingerprint(base.folder):
-        raise UserError(f"{base.name}: replaced by another base meanwhile; give the command again")
+        raise replaced(base.folder)
     return model

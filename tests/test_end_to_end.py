@@ -29,6 +29,7 @@ import run as front_door
 from bench.kills import TRAINS, compare_killed
 from support import PROJECT
 from support.bases import load_tokenizer
+from support.bases.fingerprint import BaseFingerprint
 from support.corpus import SPLITS, read_split
 from support.reporting.finished import find_runs
 
@@ -217,7 +218,59 @@ def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_r
     path.write_text(path.read_text().replace("She", "He"))
     assert "transfer_file is" in refusal(call(*options))
     path.unlink()
-    assert "mine.txt: no such file" in refusal(call(*options))
+    result = call(*options)
+    assert (
+        "note: mine.txt: no such file; the run is finished, and is shown"
+        in result.stderr.replace(f"{tmp_path}/", "")
+    )
+    assert "kept epoch" in result.stdout
+    assert "mine.txt: no such file" in refusal(call(*options, "--sr_no", 8))
+
+
+def test_a_finished_student_is_shown_when_its_teacher_is_gone_and_no_other_is(demo, call, tmp_path):
+    folder = checkpoint(tmp_path, "distil")
+    shutil.copytree(checkpoint(demo.folder, "distil"), folder)
+    options = ("--mode", "distil", *demo.options, "--transfer_size", 200)
+    result = call(*options)
+    assert result.returncode == 0, result.stderr
+    assert "kept epoch" in result.stdout
+    assert "LoRA_nano_7: no teacher there" in result.stderr
+    assert "the run is finished, and is shown" in result.stderr
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for other in (("--lr", 0.01), ("--overwrite",), ("--sr_no", 8)):
+        assert "no teacher there; run: python run.py" in refusal(call(*options, *other))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not checkpoint(tmp_path, "LoRA").exists()
+    identity = json.loads((folder / "metrics.json").read_text())["identity"]
+    (folder / "unfinished.json").write_text(json.dumps({"identity": identity}))
+    assert "no teacher there" in refusal(call(*options))
+
+
+def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
+    demo, call, monkeypatch, tmp_path
+):
+    """A teacher, a file of sentences and a base; nothing is trained under the wrong name."""
+    (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
+    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
+    more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
+    distilled = ("--mode", "distil", *demo.options, *more, *teacher)
+    words = "replaced by another while this command ran; give the command again"
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
+        assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
+
+    def read(path, *rest):
+        path.write_text("The dogs chased a cat.\nHe smiled.\n")
+        return sentences_of_file(path, *rest)
+
+    sentences_of_file = distil.sentences_of_file
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "sentences_of_file", read)
+        assert f"mine.txt: {words}" in refusal(call(*distilled))
+    seen = iter([BaseFingerprint("one", "one"), BaseFingerprint("another", "another")])
+    monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
+    assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_run(
