@@ -1,21 +1,21 @@
 """The LoRA run: from a base and a corpus to a saved adapter, and that adapter in memory again."""
 
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_utils import Split
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora
+from lora import LoraConfig, add_lora, is_linear, lora_tensors, merge_lora, peft_settings
 from model import Classifier, load_classifier
 from support.bases import Base, base_fingerprint
-from support.bases.layers import published_set
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
+from support.checkpoints.peft_settings import matching
 from support.devices import choose_device, keep_freed_memory
-from support.errors import replaced
+from support.errors import UserError, replaced
 from support.files import copy_tensors
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
@@ -33,10 +33,12 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
         if not claimed.finished:
             torch.manual_seed(options.sr_no)
             model = load_same(base, fingerprint.now)
-            config = LoraConfig(
-                options.lora_rank, options.lora_alpha, options.lora_dropout, **published_set(model)
-            )
-            add_lora(model, config)
+            rank, alpha, dropout = options.lora_rank, options.lora_alpha, options.lora_dropout
+            config = published_config(model, rank, alpha, dropout)
+            try:
+                add_lora(model, config)
+            except ValueError as error:
+                raise UserError(f"LoRA: {error}") from None
             print_counts(count := count_parameters(model))
 
             keep_freed_memory()
@@ -44,7 +46,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             progress = train(training, folder)
 
             tensors, base_name = lora_tensors(model), options.gpt_variant
-            write_adapter(folder, asdict(config), tensors, base_name, fingerprint.now)
+            write_adapter(folder, peft_settings(model), tensors, base_name, fingerprint.now)
             adapter = adapter_fingerprint(tensors, fingerprint.now, asdict(config))
 
             del model, training  # their memory; what is scored is merged as `load_teacher` does it
@@ -55,6 +57,35 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             print_counts(read_metrics(folder)["parameters"])
     show_run(folder)
     return folder
+
+
+def published_config(
+    model: Classifier, r: int = 4, lora_alpha: float | None = None, lora_dropout: float = 0.0
+) -> LoraConfig:
+    """Return the published recipe's LoRA of a classifier; its alpha is the rank unless given.
+
+    What trains is every linear layer of every block with its bias, the final norm, and the head.
+    PEFT matches ``modules_to_save`` by the end of a name, and blocks have norms too: the final norm
+    is named from the top, but for GPT-2's, whose name no block has.
+    """
+    named = dict(model.named_modules())
+    depth = model.backbone.config.num_hidden_layers
+    name, blocks = next(
+        (name, module)
+        for name, module in named.items()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    )
+    layers = [name.rpartition(".")[2] for name, m in blocks.named_modules() if is_linear(m)]
+    norms = [n for n, m in named.items() if "Norm" in type(m).__name__]
+    final = [norm for norm in norms if not norm.startswith(f"{name}.")][-1:]
+    return LoraConfig(
+        target_modules=list(dict.fromkeys(layers)),
+        r=r,
+        lora_alpha=lora_alpha or r,
+        lora_dropout=lora_dropout,
+        bias="lora_only",
+        modules_to_save=["score", *(norm.removeprefix("transformer.") for norm in final)],
+    )
 
 
 def print_counts(count: dict[str, int]) -> None:
@@ -99,8 +130,13 @@ def with_adapter(
 
     ``folder`` is where the adapter's ``tensors`` stand, for errors.
     """
-    model = load_same(base, fingerprint)
-    add_lora(model, config)
+    model, targets = load_same(base, fingerprint), config.target_modules
+    if isinstance(targets, str):
+        targets = matching(targets, dict(model.named_modules())) or [targets]
+    try:
+        add_lora(model, replace(config, target_modules=targets))
+    except ValueError as error:
+        raise UserError(f"{folder / 'adapter_config.json'}: {error}") from None
     copy_tensors(folder / "adapter_model.safetensors", tensors, lora_tensors(model))
     if merged:
         merge_lora(model)

@@ -1,43 +1,54 @@
-"""LoRA, written out: the layer, and the verbs for any model.
+"""LoRA, written out: the layer, and the verbs for any model. It needs PyTorch alone.
 
 LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) freezes a pretrained weight W0 and learns
 a low-rank correction beside it (section 4.1):
 
-    y = W0 x + (alpha / r) B A x        A: (r, in), B: (out, r), r much smaller than in and out
+    y = W0 x + s B A x        A: (r, in), B: (out, r), r much smaller than in and out; s = alpha / r
 
 The course text writes the same as W0 + L R. B starts at zero, so that training starts from the
-pretrained model exactly. Names are those of Hugging Face's PEFT library, in whose format adapters
-are stored, so that PEFT loads ours and we load PEFT's.
+pretrained model exactly.
+
+    add_lora(model, config)     wraps layers in place, and sets which parameters train
+    save_lora(model, folder)    writes what was trained, in the format of Hugging Face's PEFT
+    load_lora(model, folder)    adds what was saved, by PEFT too, to a model without LoRA
+    merge_lora(model)           puts the corrections into the weights: plain layers again
+    remove_lora(model)          drops the corrections
+
+Names and defaults are PEFT's. What cannot be served is a ValueError of one line that names the
+layer; it is raised before anything in the model has changed.
 """
 
-from dataclasses import dataclass, field
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-import regex
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
 
-from support.bases.layers import linear_layers
-from support.errors import UserError
-from support.fast_layers import product_dtype
+PREFIX = "base_model.model."  # before every tensor's name in PEFT's files
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass
 class LoraConfig:
-    """The part of PEFT's ``LoraConfig`` that decides the numbers, in its names."""
+    """The part of PEFT's ``LoraConfig`` that decides the numbers."""
 
-    r: int = 4
-    lora_alpha: float = 4
-    lora_dropout: float = 0.0
+    # The names of the layers, or what their names end in after a dot; or a regular expression.
+    target_modules: list[str] | str
+    r: int = 8  # the rank
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0  # of what A reads, in training
     use_rslora: bool = False  # scaling alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
-    target_modules: list[str] | str = field(default_factory=lambda: ["c_attn", "c_proj", "c_fc"])
-    bias: str = "lora_only"  # the biases that train: the wrapped layers', or "none"
-    modules_to_save: list[str] | None = field(default_factory=lambda: ["score", "ln_f"])  # whole
-    fan_in_fan_out: bool = True  # for PEFT: the layers store (in, out); here their type says it
+    bias: str = "none"  # the biases that train: "none", "lora_only" (of the layers wrapped), "all"
+    modules_to_save: list[str] | None = None  # trained whole: what the names of modules end in
 
     @property
     def scaling(self) -> float:
-        """Return what the correction is multiplied by."""
+        """Return s, what the correction is multiplied by."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
 
@@ -45,152 +56,279 @@ class LoraConfig:
 # The layer
 
 
+def is_conv1d(layer: nn.Module) -> bool:
+    """Return whether a layer is GPT-2's ``Conv1D``: a linear layer whose weight is (in, out)."""
+    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(layer).__mro__]
+    return "transformers.pytorch_utils.Conv1D" in names
+
+
 class LoRALinear(nn.Module):
-    """A frozen ``nn.Linear`` or Hugging Face ``Conv1D`` with a low-rank correction beside it."""
+    """A frozen ``nn.Linear`` or ``Conv1D`` with a low-rank correction beside it.
 
-    def __init__(self, base_layer: nn.Linear | Conv1D, config: LoraConfig):
-        """Wrap a layer; at first its output is the wrapped layer's, bit for bit.
+    ``weight`` and ``bias`` are those of the equivalent plain layer, for modules that read them from
+    a layer in the place of calling it, as ``nn.MultiheadAttention`` does with its out_proj.
+    """
 
-        A is Kaiming-uniform and B zero, as in loralib and PEFT. A rank that does not fit the weight
-        is a ValueError.
+    def __init__(self, base_layer: nn.Module, config: LoraConfig):
+        """Wrap a layer; at first its output is the wrapped layer's.
+
+        A is Kaiming-uniform and B zero, as in loralib and PEFT. Both are where the layer's weight
+        is and of its dtype, or in fp32 where that is of half precision.
         """
         super().__init__()
-        transposed = isinstance(base_layer, Conv1D)  # Conv1D keeps its weight as (in, out)
-        size_in, size_out = base_layer.weight.shape[:: 1 if transposed else -1]
-        if not 1 <= config.r <= min(size_in, size_out):
-            raise ValueError(f"rank {config.r} does not fit a layer of {size_in} x {size_out}")
-        self.base_layer = base_layer
-        self.lora_A = nn.Linear(size_in, config.r, bias=False)
-        self.lora_B = nn.Linear(config.r, size_out, bias=False)
+        W0 = base_layer.weight
+        self.transposed = is_conv1d(base_layer)
+        self.in_features, self.out_features = W0.shape if self.transposed else reversed(W0.shape)
+        kind = {"device": W0.device, "dtype": torch.promote_types(W0.dtype, torch.float32)}
+        self.base_layer, self.config = base_layer, config
+        self.lora_A = nn.Linear(self.in_features, config.r, bias=False, **kind)
+        self.lora_B = nn.Linear(config.r, self.out_features, bias=False, **kind)
         self.lora_dropout = nn.Dropout(config.lora_dropout)
-        self.scaling = config.scaling
-        self.transposed = transposed
         nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out) of x (..., in)."""
-        if self.training and self.lora_dropout.p > 0:
-            # Scaled where the tensor is small: (..., r), not (..., out).
-            correction = self.lora_B(self.scaling * self.lora_A(self.lora_dropout(x)))
-            return self.base_layer(x) + correction
-        weight = self.base_layer.weight if self.transposed else self.base_layer.weight.T
-        parameters = (self.base_layer.bias, self.lora_A.weight, self.lora_B.weight)
-        return LowRankCorrection.apply(x, weight, *parameters, self.scaling)
+        """Return (..., out) of x (..., in).
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear | Conv1D:
-        """Return the wrapped layer, the correction added to its weight: one product for three."""
-        correction = self.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
-        self.base_layer.weight += correction.T if self.transposed else correction
+        The correction is what the product with W0 is added to: in half precision a matrix product
+        adds in fp32 and rounds once. Added last, a small correction would be lost in the rounding.
+        B is laid out with its long side in rows, which makes the thin products of the backward pass
+        twice as fast.
+        """
+        W0, bias = self.base_layer.weight, self.base_layer.bias
+        A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])  # (n, in)
+        low = self.config.scaling * F.linear(self.lora_dropout(rows), A)  # (n, r)
+        correction = F.linear(low, B.T.contiguous().T, bias)  # (n, out)
+        y = torch.addmm(correction, rows, W0 if self.transposed else W0.T)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return W0 + s B A, in the wrapped layer's shape and dtype."""
+        W0 = self.base_layer.weight
+        correction = self.config.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
+        return (W0 + (correction.T if self.transposed else correction)).to(W0.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the wrapped layer's."""
+        return self.base_layer.bias
+
+    def merged(self) -> nn.Module:
+        """Return the wrapped layer with the correction in its weight: one product for three.
+
+        The weight is a new parameter: another module that shares the old one keeps it.
+        """
+        trains = self.base_layer.weight.requires_grad
+        self.base_layer.weight = nn.Parameter(self.weight.detach(), requires_grad=trains)
         return self.base_layer
 
 
-class LowRankCorrection(torch.autograd.Function):
-    """Compute y = x W0 + bias + s (x A^T) B^T, the wide tensors read and written once.
-
-    Under autocast all of it is in autocast's dtype. With g = dL/dy, by the chain rule, W0 being
-    frozen:
-
-        dL/dx = g W0^T + s (g B) A    dL/dA = s (g B)^T x    dL/dB = s g^T (x A^T)
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, A, B, scaling):
-        """x (..., in), weight (in, out), bias (out,) or None, A (r, in), B (out, r)."""
-        dtype = product_dtype(x)
-        flat, weight, A, B = (t.to(dtype) for t in (x.flatten(0, -2), weight, A, B))  # x: (n, in)
-        low = scaling * (flat @ A.T)  # (n, r)
-        bias = None if bias is None else bias.to(dtype)
-        y = two_products(bias, (flat, weight), (low, B.T))
-        ctx.save_for_backward(flat, low, weight, A, B)
-        ctx.scaling = scaling
-        return y.view(*x.shape[:-1], -1)  # (..., out)
-
-    @staticmethod
-    def backward(ctx, g):
-        """g (..., out)."""
-        flat, low, weight, A, B = ctx.saved_tensors
-        dx, dbias = None, None
-        g_flat = g.flatten(0, -2)  # (n, out)
-        # A product with a side of r is faster where its long sides are rows.
-        g_low = ctx.scaling * (g_flat @ B.T.contiguous().T)  # (n, r)
-        if ctx.needs_input_grad[0]:
-            dx = two_products(None, (g_flat, weight.T), (g_low, A)).view(*g.shape[:-1], -1)
-        if ctx.needs_input_grad[2]:
-            dbias = g_flat.sum(dim=0)
-        return dx, None, dbias, g_low.T @ flat, (low.T @ g_flat).T, None
-
-
-def two_products(bias: Tensor | None, wide: tuple, thin: tuple) -> Tensor:
-    """Return bias + wide[0] @ wide[1] + thin[0] @ thin[1].
-
-    In half precision the thin product, LoRA's, comes first: a matrix product adds to what is there
-    in fp32. Added last, a correction smaller than the rounding of the wide one would vanish.
-    """
-    (a, b), (c, d) = (thin, wide) if wide[0].element_size() == 2 else (wide, thin)
-    return (a @ b if bias is None else torch.addmm(bias, a, b)).addmm_(c, d)
-
-
 # ---------------------------------------------------------------------------------------------
-# The verbs, for any model
+# Adding it to a model, and taking it away
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Wrap the targeted layers of any model, in place, and set which parameters train."""
-    layers = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and is_target(name, config.target_modules)
-    ]
-    if not layers:
-        names = linear_layers(model)
-        raise UserError(
-            f"LoRA: no layer of this model is one of {config.target_modules}; target_modules takes "
-            f"names of its linear layers: {', '.join(names) or 'it has none'}"
+    """Wrap the targeted layers of any model, in place, and set which parameters train.
+
+    These are A, B, the biases that ``config.bias`` names, and ``modules_to_save``. A layer that has
+    several names is one layer, and is wrapped at all of them. As in PEFT, nothing inside of
+    ``modules_to_save`` is wrapped.
+    """
+    if config.bias not in ("none", "lora_only", "all"):
+        raise ValueError(f'bias = {config.bias!r}; it is "none", "lora_only" or "all"')
+    if is_linear(model):
+        raise ValueError("the model is itself a layer; put it into nn.Sequential, where it is 0")
+    named = dict(model.named_modules(remove_duplicate=False))
+    saved = [name for name in named if ends_in(name, config.modules_to_save)]
+    targets = {}  # each layer once, with its first name
+    for name, layer in named.items():
+        if isinstance(layer, LoRALinear):
+            raise ValueError(f"{name} has LoRA already; call merge_lora or remove_lora first")
+        if name and is_target(name, config.target_modules) and not is_within(name, saved):
+            targets.setdefault(layer, name)
+    if not targets:
+        linear = [name.rpartition(".")[2] for name, layer in named.items() if is_linear(layer)]
+        raise ValueError(
+            f"no layer of this model is one of {config.target_modules}; target_modules takes names "
+            f"of its linear layers: {', '.join(dict.fromkeys(linear)) or 'it has none'}"
         )
-    for name, layer in layers:
-        try:
-            model.set_submodule(name, LoRALinear(layer, config))
-        except ValueError as error:
-            raise UserError(f"LoRA: {error} ({name}); choose a smaller rank") from None
-    mark_trainable(model, config)
+    for layer, name in targets.items():
+        if reason := why_not(layer, config):
+            raise ValueError(f"{name}: {reason}")
+    replace_modules(model, {layer: LoRALinear(layer, config) for layer in targets})
+    model.requires_grad_(False)
+    trained = trained_names(model, config)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in trained:
+            parameter.requires_grad_(True)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Return whether a layer is of a kind that LoRA is for."""
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def why_not(layer: nn.Module, config: LoraConfig) -> str:
+    """Return why a layer cannot be wrapped; nothing where it can."""
+    kind, weight = type(layer).__name__, layer._parameters.get("weight")
+    if not is_linear(layer):
+        return f"{kind} is not a linear layer; LoRA here is for nn.Linear and GPT-2's Conv1D"
+    if isinstance(weight, UninitializedParameter):
+        return f"{kind} has no weight yet; call the model once, which gives it one"
+    if weight is None:
+        return "its weight is computed, by a parametrization or by pruning; remove that first"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}; LoRA is for floating-point weights"
+    # A subclass may have another forward, and so may a layer that was patched.
+    forward = getattr(layer.forward, "__func__", None)
+    if isinstance(layer, nn.Linear) and forward is not nn.Linear.forward:
+        return f"{kind} has a forward of its own, and LoRA replaces nn.Linear's"
+    if not 1 <= config.r <= min(weight.shape):
+        size = " x ".join(map(str, weight.shape))
+        return f"rank {config.r} does not fit a weight of {size}; choose a smaller rank"
+    if isinstance(layer, NonDynamicallyQuantizableLinear) and config.lora_dropout:
+        return "nn.MultiheadAttention reads its weight and drops nothing; lora_dropout must be 0"
+    return ""
 
 
 def is_target(name: str, targets: list[str] | str) -> bool:
-    """Return whether a layer's name is, or ends in a dot and, one of the names, as in PEFT.
+    """Return whether a module's name is, or ends in a dot and, one of the names, as in PEFT.
 
-    A string is a regular expression for the whole name. It may come from a downloaded file and take
-    forever, so it is given a tenth of a second.
+    A string is a regular expression for the whole name.
     """
-    if not isinstance(targets, str):
-        return any(f".{name}".endswith(f".{target}") for target in targets)
-    try:
-        return bool(regex.fullmatch(targets, name, timeout=0.1))
-    except TimeoutError:
-        raise UserError(f"LoRA: target_modules, {targets!r}, takes too long to match") from None
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, name))
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
-def mark_trainable(model: nn.Module, config: LoraConfig) -> None:
-    """Freeze everything but A, B, the biases that ``bias`` names, and ``modules_to_save``."""
-    model.requires_grad_(False)
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            module.lora_A.requires_grad_(True)
-            module.lora_B.requires_grad_(True)
-            if config.bias == "lora_only" and module.base_layer.bias is not None:
-                module.base_layer.bias.requires_grad_(True)
-        if is_target(name, config.modules_to_save or []):
-            module.requires_grad_(True)
+def ends_in(name: str, ends: list[str] | None) -> bool:
+    """Return whether a module's name ends in one of these, after a dot or not, as in PEFT."""
+    return name.endswith(tuple(ends or ()))
+
+
+def is_within(name: str, modules: list[str]) -> bool:
+    """Return whether a name is one of these modules', or of something inside of one."""
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def trained_names(model: nn.Module, config: LoraConfig) -> set[str]:
+    """Return the names in ``model.state_dict()`` of what trains, which is what an adapter keeps."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    layers = [name for name, module in named.items() if isinstance(module, LoRALinear)]
+    saved = [n for n in named if ends_in(n, config.modules_to_save) and not is_within(n, layers)]
+    parts = ["lora_A", "lora_B"] + ["base_layer.bias"] * (config.bias == "lora_only")
+    kept = saved + [f"{layer}.{part}" for layer in layers for part in parts]
+    return {
+        name
+        for name in model.state_dict()
+        if is_within(name, kept) or (config.bias == "all" and f".{name}".endswith(".bias"))
+    }
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Put every LoRA layer's correction into its weight, and the plain layer back in its place."""
-    for name, module in list(model.named_modules()):
+    """Put every correction into its layer's weight, and the plain layers back in their places.
+
+    What was frozen stays frozen.
+    """
+    replace_modules(model, {m: m.merged() for m in model.modules() if isinstance(m, LoRALinear)})
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Drop every correction, and put the plain layers back in their places."""
+    replace_modules(model, {m: m.base_layer for m in model.modules() if isinstance(m, LoRALinear)})
+
+
+def replace_modules(model: nn.Module, others: dict[nn.Module, nn.Module]) -> None:
+    """Put each of the other modules in the place of its key, under all names that this has."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in others:
+            model.set_submodule(name, others[module])
+
+
+# ---------------------------------------------------------------------------------------------
+# PEFT's format
+
+# What an adapter_config.json may say beside the fields of `LoraConfig`: what steers training or
+# serving, and what has one meaning here. Anything else would change the numbers.
+HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "megatron_core", "peft_version", "qalora_group_size", "runtime_config", "task_type",
+}  # fmt: skip
+ALLOWED = {
+    "peft_type": ("LORA",),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base's weights too
+    "revision": (None, "main"),  # of the base
+}
+
+
+def config_of(model: nn.Module) -> LoraConfig:
+    """Return the configuration by which LoRA was added to a model."""
+    for module in model.modules():
         if isinstance(module, LoRALinear):
-            model.set_submodule(name, module.merged())
+            return module.config
+    raise ValueError("the model has no LoRA; call add_lora first")
 
 
-def lora_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trained parameters, which are what an adapter keeps."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what an adapter keeps, by its name in the model: all that trains, each tensor once."""
+    kept, first = trained_names(model, config_of(model)), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in kept:
+            first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
+
+
+def peft_settings(model: nn.Module) -> dict:
+    """Return what PEFT's adapter_config.json says of a model's LoRA."""
+    transposed = any(m.transposed for m in model.modules() if isinstance(m, LoRALinear))
+    return {"peft_type": "LORA", **asdict(config_of(model)), "fan_in_fan_out": transposed}
+
+
+def config_in(entries: dict) -> LoraConfig:
+    """Return the configuration in the entries of an adapter_config.json."""
+    known = {field.name for field in fields(LoraConfig)}
+    if entries.get("target_modules") is None:
+        raise ValueError("target_modules is missing")
+    for name, value in entries.items():
+        unset = value is None or value is False or value in ("", [], {})
+        is_served = value in ALLOWED[name] if name in ALLOWED else unset or name in known | HARMLESS
+        if not is_served:
+            raise ValueError(f"{name} = {value!r} is not supported here")
+    return LoraConfig(**{name: entries[name] for name in known & entries.keys()})
+
+
+def save_lora(model: nn.Module, folder: Path | str) -> None:
+    """Write what was trained into a folder, as PEFT does; its base is not part of it."""
+    from safetensors.torch import save_file
+
+    settings, tensors = json.dumps(peft_settings(model), indent=2), lora_tensors(model)
+    copies = {PREFIX + n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, CONFIG).write_text(settings)
+    save_file(copies, Path(folder, WEIGHTS), {"format": "pt"})
+
+
+def load_lora(model: nn.Module, folder: Path | str) -> None:
+    """Add to a model what `save_lora` or PEFT has written; what trained before trains again.
+
+    A file that does not fit the model is a ValueError, and leaves the model as it was.
+    """
+    from safetensors.torch import load_file
+
+    config = config_in(json.loads(Path(folder, CONFIG).read_text()))
+    saved = {n.removeprefix(PREFIX): t for n, t in load_file(Path(folder, WEIGHTS)).items()}
+    trained = {p: p.requires_grad for p in model.parameters()}
+    add_lora(model, config)
+    here = lora_tensors(model)
+    for name in sorted(saved.keys() | here.keys()):
+        there, place = (tuple(t[name].shape) if name in t else "missing" for t in (saved, here))
+        if there != place:
+            remove_lora(model)
+            for parameter, flag in trained.items():
+                parameter.requires_grad_(flag)
+            raise ValueError(f"{folder}: {name} is {there} there and {place} in the model")
+    with torch.no_grad():
+        for name, tensor in here.items():
+            tensor.copy_(saved[name])

@@ -22,11 +22,11 @@ from transformers.utils import logging
 
 from bench.outside import padded_logits, reference
 from data_utils import load_corpus, shuffled
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora
+from finetune import published_config
+from lora import add_lora, lora_tensors, merge_lora
 from model import load_classifier
 from support import PROJECT
 from support.bases import base_fingerprint, find_base
-from support.bases.layers import published_set
 from support.checkpoints import write_adapter
 from support.checkpoints.export import save_merged
 from support.corpus import DEV, TRAIN
@@ -104,7 +104,7 @@ def compare(name: str, variant: str, corpus_folder: Path) -> None:
     corpus = load_corpus(corpus_folder, base.tokenizer, base.max_length)
     torch.manual_seed(0)
     model = load_classifier(base.folder)
-    config = LoraConfig(**published_set(model))
+    config = published_config(model)
     add_lora(model, config)
     count = count_parameters(model)
     training = Training(model.train(), corpus, cross_entropy, Namespace(), CPU)

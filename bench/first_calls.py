@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from data_utils import load_corpus, shuffled
 from distil import distillation
-from lora import LoraConfig, add_lora
+from finetune import published_config
+from lora import add_lora
 from model import DistilRNN, load_classifier
 from support.bases import find_base
 from support.corpus import TRAIN
@@ -60,7 +61,7 @@ def differing() -> list[str]:
     torch.manual_seed(1)
     student = DistilRNN(corpus[TRAIN].input_ids.unique())
     teacher = load_classifier(base.folder)
-    add_lora(teacher, LoraConfig(lora_dropout=0.1))
+    add_lora(teacher, published_config(teacher, lora_dropout=0.1))
     lines = []
     for model, loss in ((student, distillation(2.0, 0.5)), (teacher, cross_entropy)):
         training = Training(model.train(), corpus, loss, argparse.Namespace(), CPU)

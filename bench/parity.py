@@ -20,10 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from data_utils import Split, load_corpus, shuffled
+from finetune import published_config
 from lora import LoraConfig, add_lora
 from model import load_classifier
 from support.bases import find_base
-from support.bases.layers import published_set
 from support.checkpoints.adapters import PREFIX
 from support.corpus import TRAIN
 from support.devices import CPU
@@ -66,7 +66,7 @@ def compare_trajectories(
     split = corpus[TRAIN]
     torch.manual_seed(0)
     ours = load_classifier(base.folder)
-    config = LoraConfig(**published_set(ours))
+    config = published_config(ours)
     add_lora(ours, config)
     training = Training(ours, corpus, cross_entropy, argparse.Namespace(), CPU)
     theirs = peft_model(base.folder, config)

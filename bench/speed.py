@@ -212,9 +212,9 @@ def lora_sides(base: Path, data_dir: Path, device=None, compiled=False) -> dict[
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     from data_utils import load_corpus, shuffled
-    from lora import LoraConfig, add_lora
+    from finetune import published_config
+    from lora import add_lora
     from support.bases import load_tokenizer
-    from support.bases.layers import published_set
     from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
@@ -241,14 +241,14 @@ def lora_sides(base: Path, data_dir: Path, device=None, compiled=False) -> dict[
 
     def ours(precision: str) -> Callable:
         model, place = classifier(base), device._replace(precision=precision)
-        add_lora(model, LoraConfig(**published_set(model)))
+        add_lora(model, published_config(model))
         training = training_of(place.place(model), split, device=place)
         return side(model, lambda indices: accumulate_gradients(training, indices))
 
     def theirs(attention: str = "sdpa", compiled: bool = False) -> Callable:
         from bench.parity import padded_loss, peft_model
 
-        config = LoraConfig(**published_set(classifier(base)))
+        config = published_config(classifier(base))
         model = peft_model(base, config, attention).to(device.torch)
         for name, parameter in model.named_parameters():
             if device.precision == "bf16" and name.endswith("base_layer.weight"):
@@ -370,11 +370,11 @@ def spread(side: Side, size: int) -> list[int]:
 
 def block_weights(base: Path) -> list[tuple[int, int]]:
     """The shapes of the blocks' weights: those of the layers that LoRA wraps."""
-    from lora import LoraConfig, LoRALinear, add_lora
-    from support.bases.layers import published_set
+    from finetune import published_config
+    from lora import LoRALinear, add_lora
 
     model = classifier(base)
-    add_lora(model, LoraConfig(**published_set(model)))
+    add_lora(model, published_config(model))
     layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
     return [tuple(layer.base_layer.weight.shape) for layer in layers]
 
@@ -799,19 +799,20 @@ def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
         nonlocal began
         phases[name], began = time.perf_counter() - began, time.perf_counter()
 
-    import lora  # noqa: F401
+    import finetune  # noqa: F401
 
     note("imports")
     corpus = corpus_of(args)
     note("reading and tokenising")
-    from lora import LoraConfig, add_lora
+    from finetune import published_config
+    from lora import add_lora
     from support.bases.fingerprint import fingerprint_of
 
     model = classifier(args.gpt2)
     note("weights")
     fingerprint_of(model.transformer)
     note("their fingerprint")
-    add_lora(model, LoraConfig())
+    add_lora(model, published_config(model))
     from support.fingerprints import corpus_fingerprint
 
     corpus_fingerprint(corpus)
@@ -868,7 +869,8 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
     import torch
 
     from data_utils import load_corpus, shuffled, tokenize
-    from lora import LoraConfig, add_lora
+    from finetune import published_config
+    from lora import add_lora
     from support.bases import load_tokenizer
     from support.corpus import TRAIN
     from train_utils import accumulate_gradients
@@ -879,7 +881,7 @@ def epoch_of_lora(args: argparse.Namespace, size: str) -> dict[str, float]:
     labels = once.labels.tolist() * size
     split = tokenize(tokenizer, once.sentences * size, labels, 512, "the corpus, repeated")
     model = classifier(nano)
-    add_lora(model, LoraConfig())
+    add_lora(model, published_config(model))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=LR, fused=True)
     order, training = shuffled(len(split), SR_NO, 0), training_of(model, split)
@@ -897,7 +899,8 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
     import torch
 
     from data_utils import Split
-    from lora import LoraConfig, add_lora
+    from finetune import published_config
+    from lora import add_lora
     from train_utils import accumulate_gradients
 
     lengths = np.linspace(5, int(longest), 32).astype(int)
@@ -905,7 +908,7 @@ def step_of_long(args: argparse.Namespace, longest: str) -> int:
     ids = torch.randint(50257, (int(bounds[-1]),))
     split = Split([""] * 32, ids, bounds, torch.arange(32) % 2)
     model = classifier(args.gpt2)
-    add_lora(model, LoraConfig())
+    add_lora(model, published_config(model))
     accumulate_gradients(training_of(model, split), np.arange(32))
     return peak()
 

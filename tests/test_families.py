@@ -15,12 +15,12 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.families import FAMILIES, REFUSED, make_base
 from data_utils import tokenize
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora
+from finetune import published_config
+from lora import add_lora, lora_tensors, merge_lora
 from model import load_classifier
 from support.bases import find_base, load_language_model
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
-from support.bases.layers import published_set
 from support.checkpoints import write_adapter
 from support.corpus import read_split
 from support.devices import CPU
@@ -55,7 +55,7 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     base = find_base(str(folder))
     ours = load_classifier(folder)
     assert ours.state_dict().keys() == reference(folder).state_dict().keys()
-    config = LoraConfig(**published_set(ours))
+    config = published_config(ours)
     add_lora(ours, config)
     add_noise(ours)
     write_adapter(tmp_path / "adapter", asdict(config), lora_tensors(ours), str(folder), "")

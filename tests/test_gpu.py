@@ -9,7 +9,8 @@ import torch
 from conftest import NANO, classifier
 
 from data_utils import pack
-from lora import LoraConfig, add_lora
+from finetune import published_config
+from lora import add_lora
 from model import DistilRNN
 from support.attention import dense_blocks, varlen_blocks
 from support.bases import load_language_model, load_tokenizer, token_ids
@@ -53,7 +54,7 @@ def test_a_classifiers_logits_and_gradients_are_the_processors(nano_corpus, prec
     split, found = nano_corpus[TRAIN].chosen(np.arange(64)), {}
     for device in (CPU, choose_device("cuda", precision)):
         model = classifier()
-        add_lora(model, LoraConfig())
+        add_lora(model, published_config(model))
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

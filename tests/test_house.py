@@ -16,7 +16,10 @@ STORY = sorted(PROJECT.glob("*.py"))
 ROOMS = sorted((PROJECT / "support").rglob("*.py"))
 OTHERS = sorted((PROJECT / "bench").glob("*.py"))
 # What a room may import of the story: the types of data, and what makes a batch.
-TYPES = {"data_utils": {"Split", "Batch", "UNLABELLED", "pack"}}
+TYPES = {
+    "data_utils": {"Split", "Batch", "UNLABELLED", "pack"},
+    "lora": {"LoraConfig", "config_in"},
+}
 HEAVY = {
     "transformers",
     "pandas",

@@ -2,51 +2,53 @@
 
 import math
 import re
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import regex
 
+from lora import config_in
 from support.errors import UserError
 from support.files import read_json
 
-SETTINGS = {  # of PEFT's LoraConfig, those that change the numbers
-    "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "bias", "modules_to_save",
-    "fan_in_fan_out",
-}  # fmt: skip
-ALLOWED = {
-    "peft_type": ("LORA",),
-    "task_type": ("SEQ_CLS",),
-    "bias": ("none", "lora_only"),
-    "init_lora_weights": (True, False, "gaussian"),  # others change the base weights too
-    "revision": (None, "main"),  # of the base, whose newest files are taken here
-}
-HARMLESS = {  # they steer training or serving, not what a trained adapter computes
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "layers_pattern",
-    "megatron_core", "peft_version", "qalora_group_size", "runtime_config",
+# What every version of PEFT writes, and what makes an adapter one of a classifier.
+REQUIRED = {
+    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "modules_to_save", "peft_type",
+    "task_type",
 }  # fmt: skip
 
 
 def read_settings(path: Path) -> tuple[dict, str]:
-    """Return the ``SETTINGS`` of an adapter_config.json, and the base model that it names.
+    """Return the fields of `LoraConfig` in an adapter_config.json, and the base that it names.
 
     A setting of PEFT's that is not supported here is refused by its name, since ignoring it would
     give other numbers.
     """
     entries = read_json(path)
-    for key, value in entries.items():
-        unset = value is None or value is False or value in ("", [], {})
-        known = key in SETTINGS or key in HARMLESS or unset
-        if not (value in ALLOWED[key] if key in ALLOWED else known):
-            raise UserError(f"{path}: {key} = {value!r} is not supported here")
-    # Older versions of PEFT do not write use_rslora.
-    missing = sorted((SETTINGS | {"peft_type", "task_type"}) - entries.keys() - {"use_rslora"})
-    if missing:
+    try:
+        settings = asdict(config_in(entries))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if missing := sorted(REQUIRED - entries.keys()):
         raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
-    settings = {"use_rslora": False, **{key: entries[key] for key in SETTINGS & entries.keys()}}
+    if entries["task_type"] != "SEQ_CLS":
+        raise UserError(f"{path}: task_type = {entries['task_type']!r} is not supported here")
     for key, is_valid in VALID.items():
         if not is_valid(settings[key]):
             raise UserError(f"{path}: not a LoRA configuration ({key} = {settings[key]!r})")
     return settings, str(entries.get("base_model_name_or_path") or "")
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a regular expression matches whole.
+
+    It may come from a downloaded file and take forever, so each name is given a tenth of a second.
+    """
+    try:
+        return [name for name in names if regex.fullmatch(pattern, name, timeout=0.1)]
+    except TimeoutError:
+        raise UserError(f"LoRA: target_modules, {pattern!r}, takes too long to match") from None
 
 
 def are_names(value: object) -> bool:
@@ -78,5 +80,6 @@ VALID = {
     "lora_dropout": lambda value: is_number(value, 0, 1),
     "use_rslora": lambda value: type(value) is bool,
     "target_modules": lambda value: are_names(value) or is_pattern(value),
+    "bias": lambda value: value in ("none", "lora_only", "all"),
     "modules_to_save": lambda value: value is None or are_names(value),
 }

@@ -1,0 +1,549 @@
+"""lora.py as a library: modules and uses of every ordinary kind, beside merged weights and PEFT."""
+
+import json
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
+
+import lora
+from lora import LoraConfig, LoRALinear, add_lora, load_lora, merge_lora, remove_lora, save_lora
+from support import PROJECT
+
+
+class Tied(nn.Module):
+    """A language model's ends: a head with the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x.argmax(dim=-1)))
+
+
+class TwoNames(nn.Module):
+    """One layer under two names, called by both."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+class SharedBlock(nn.Module):
+    """One block under two names, as in models that repeat a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class Attends(nn.Module):
+    """PyTorch's own attention, which reads its out_proj's weight and does not call it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+def encoder_layer(**settings) -> nn.TransformerEncoderLayer:
+    return nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True, **settings)
+
+
+MODELS = {  # what makes each, and its targets
+    "Linear": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), ["0", "2"]),
+    "without bias": (lambda: nn.Sequential(nn.Linear(6, 8, bias=False)), ["0"]),
+    "float64": (lambda: nn.Sequential(nn.Linear(6, 8)).double(), ["0"]),
+    "bfloat16": (lambda: nn.Sequential(nn.Linear(6, 8)).bfloat16(), ["0"]),
+    "Conv1D": (lambda: nn.Sequential(Conv1D(8, 6), nn.Tanh(), Conv1D(5, 8)), ["0", "2"]),
+    "inside modules": (lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 4))), ["0.0"]),
+    "a pattern": (lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), r"[01]"),
+    "MultiheadAttention": (Attends, ["out_proj"]),
+    "TransformerEncoderLayer": (encoder_layer, ["linear1", "linear2"]),
+    "the same, all of it": (encoder_layer, ["linear1", "linear2", "out_proj"]),
+    "TransformerEncoder": (
+        lambda: nn.TransformerEncoder(encoder_layer(), 2),
+        ["linear1", "linear2", "out_proj"],
+    ),
+    "a tied head": (Tied, ["head"]),
+    "two names": (TwoNames, ["first"]),
+    "its second name": (TwoNames, ["second"]),
+    "a shared block": (SharedBlock, ["first.0"]),
+}
+# PEFT wraps a layer of two names at one of them, and loses a correction to an out_proj. In eval()
+# it loses those of a TransformerEncoderLayer too: it is compared in train().
+NOT_IN_PEFT = {
+    "two names", "its second name", "MultiheadAttention", "the same, all of it",
+    "TransformerEncoder",
+}  # fmt: skip
+
+
+def example(model: nn.Module, rows: int = 3) -> Tensor:
+    """Return an input (rows, 4, 6) in the model's dtype."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(rows, 4, 6, generator=generator, dtype=torch.float64)
+    return x.to(next(model.parameters()).dtype)
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name][0]()
+
+
+def config_for(name: str, **settings) -> LoraConfig:
+    return LoraConfig(MODELS[name][1], **{"r": 2, "lora_alpha": 6, **settings})
+
+
+def trained(name: str, **settings) -> nn.Module:
+    """Return a model whose LoRA was trained for some steps."""
+    model = made(name)
+    add_lora(model, config_for(name, **settings))
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0.05)
+    for _ in range(5):
+        (model(example(model)).float() - 1).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def with_weights_by_hand(name: str, model: nn.Module) -> nn.Module:
+    """Return the plain model, with W0 + s B A for its weights, by the definition."""
+    plain, s = made(name), 6 / 2
+    weights = {}
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, LoRALinear):
+            W0 = layer.base_layer.weight.detach()
+            BA = layer.lora_B.weight.detach().double() @ layer.lora_A.weight.detach().double()
+            BA = BA.T if isinstance(layer.base_layer, Conv1D) else BA
+            weights[path] = (W0.double() + s * BA).to(W0.dtype)
+    assert weights
+    for path, weight in weights.items():
+        plain.get_submodule(path).weight = nn.Parameter(weight)
+    return plain
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    loose = {"atol": 0.06, "rtol": 0.06} if found.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, expected, **loose)
+
+
+# ---------------------------------------------------------------------------------------------
+# Modules
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mode", ["train", "eval", "no_grad"])
+def test_any_module_computes_what_the_merged_weights_do(name, mode):
+    """In eval() and without gradients PyTorch's own layers take their fast paths."""
+    model = trained(name).train(mode == "train")
+    plain = with_weights_by_hand(name, model).train(mode == "train")
+    x = example(model)
+    with torch.set_grad_enabled(mode != "no_grad"):
+        found, expected = model(x), plain(x)
+        assert found.dtype == expected.dtype
+        assert_close(found, expected)
+        assert (found - made(name).train(mode == "train")(x)).abs().max() > 0.05  # it was trained
+        merge_lora(model)
+        assert_close(model(x), expected)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - NOT_IN_PEFT))
+def test_any_adapter_is_read_by_peft_and_read_again(name, tmp_path):
+    model = trained(name)
+    x = example(model)
+    save_lora(model, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(made(name), tmp_path / "ours").train()
+    assert_close(theirs(x), model(x))
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = made(name)
+    load_lora(again, tmp_path / "theirs")
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_adapter_that_was_saved_is_loaded_with_every_bit(name, tmp_path):
+    model = trained(name, bias="lora_only").eval()
+    save_lora(model, tmp_path)
+    again = made(name)
+    load_lora(again, tmp_path)
+    one, other = model.state_dict(), again.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    trains = [[n for n, p in m.named_parameters() if p.requires_grad] for m in (model, again)]
+    assert trains[0] == trains[1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_lora_was_taken_from_is_the_model_as_it_was(name):
+    model, plain = trained(name), made(name)
+    remove_lora(model)
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+    add_lora(model, config_for(name))  # and can have it again
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv1D", "float64", "without bias"])
+def test_the_gradients_are_those_of_the_definition(name):
+    model = trained(name, bias="lora_only")
+    x = example(model).requires_grad_(True)
+    model(x).square().sum().backward()
+    found = [x.grad, *(p.grad for p in model.parameters() if p.requires_grad)]
+    # The same parameters, by merged weights.
+    layers = [m for m in model if isinstance(m, LoRALinear)]
+    h = x.detach().clone().requires_grad_(True)
+    values = [
+        [p.detach().clone().requires_grad_(True) for p in (m.lora_A.weight, m.lora_B.weight)]
+        for m in layers
+    ]
+    out = h
+    for layer, (A, B) in zip(layers, values, strict=True):
+        W0 = layer.base_layer.weight.T if layer.transposed else layer.base_layer.weight
+        out = out if layer is layers[0] else torch.tanh(out)
+        out = F.linear(out, W0.detach() + 3 * B @ A, layer.base_layer.bias)
+    out.square().sum().backward()
+    torch.testing.assert_close(found[0], h.grad)
+    for layer, (A, B) in zip(layers, values, strict=True):
+        torch.testing.assert_close(layer.lora_A.weight.grad, A.grad)
+        torch.testing.assert_close(layer.lora_B.weight.grad, B.grad)
+
+
+def test_a_head_that_is_tied_leaves_its_embedding_alone_when_it_is_merged():
+    model, before = trained("a tied head"), made("a tied head").embedding.weight
+    merge_lora(model)
+    assert torch.equal(model.embedding.weight, before)
+    assert not torch.equal(model.head.weight, before)
+
+
+def test_a_layer_of_two_names_stays_one_layer():
+    for name in ("two names", "its second name"):
+        model = trained(name)
+        assert isinstance(model.first, LoRALinear)
+        assert model.first is model.second
+        merge_lora(model)
+        assert model.first is model.second
+
+
+def test_a_and_b_are_where_the_layer_is_and_not_in_half_precision():
+    for kind in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        model = nn.Sequential(nn.Linear(4, 4, dtype=kind, device="meta"))
+        add_lora(model, LoraConfig(["0"], r=2))
+        for part in (model[0].lora_A, model[0].lora_B):
+            assert part.weight.device.type == "meta"
+            assert part.weight.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+
+
+def test_a_correction_smaller_than_half_precision_rounds_is_not_lost():
+    """bf16 has 8 bits: 1e-3 beside outputs of 1 is half a step. With dropout too."""
+    for dropout, mixed in ((0.0, True), (1e-9, True), (0.0, False), (1e-9, False)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 4096, bias=False))
+        nn.init.normal_(model[0].weight, std=1 / 8)
+        plain = deepcopy(model) if mixed else deepcopy(model).bfloat16()
+        model = model if mixed else model.bfloat16()
+        add_lora(model, LoraConfig(["0"], r=2, lora_alpha=2, lora_dropout=dropout))
+        nn.init.constant_(model[0].lora_A.weight, 1 / 64)
+        nn.init.constant_(model[0].lora_B.weight, 1e-3)
+        x = torch.ones(8, 64, dtype=torch.float32 if mixed else torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found = (model.train()(x).float() - plain(x).float()).mean()
+        torch.testing.assert_close(found.item(), 2e-3, rtol=0.1, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Uses
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (2, 0, 6), (5, 6), (2, 3, 4, 6)])
+def test_any_shape_is_taken_that_the_plain_layer_takes(shape):
+    model = trained("Linear")
+    plain = with_weights_by_hand("Linear", model)
+    x = torch.randn(shape)
+    torch.testing.assert_close(model(x), plain(x))
+    with pytest.raises(RuntimeError):
+        model(torch.randn(3, 7))
+    with pytest.raises(RuntimeError):
+        model(torch.randn(6, 4, 9))  # as many numbers as whole rows have
+
+
+def test_a_weight_that_is_to_train_gets_its_gradient_with_dropout_and_without():
+    for dropout in (0.0, 1e-9):
+        model = made("Linear")
+        add_lora(model, config_for("Linear", lora_dropout=dropout))
+        model[0].base_layer.weight.requires_grad_(True)
+        model(example(model)).square().sum().backward()
+        assert model[0].base_layer.weight.grad.abs().sum() > 0
+
+
+def test_second_derivatives_are_those_of_finite_differences():
+    layer = LoRALinear(nn.Linear(4, 3), config_for("Linear")).double()
+    nn.init.normal_(layer.lora_B.weight)
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def loss(A: Tensor, B: Tensor, W: Tensor, inputs: Tensor) -> Tensor:
+        names = {"lora_A.weight": A, "lora_B.weight": B, "base_layer.weight": W}
+        return functional_call(layer, names, (inputs,)).tanh().sum()
+
+    tensors = [layer.lora_A.weight, layer.lora_B.weight, layer.base_layer.weight, x]
+    tensors = [t.detach().clone().requires_grad_(True) for t in tensors]
+    assert torch.autograd.gradgradcheck(loss, tensors)
+
+
+def test_functional_transforms_give_what_a_loop_gives():
+    model = trained("Linear")
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    x = example(model)
+
+    def loss(values: dict, sentence: Tensor) -> Tensor:
+        return functional_call(model, values, (sentence,)).square().sum()
+
+    each = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for n, name in enumerate(parameters):
+        for row in range(len(x)):
+            model.zero_grad()
+            model(x[row]).square().sum().backward()
+            found = [p.grad for p in model.parameters() if p.requires_grad][n]
+            torch.testing.assert_close(each[name][row], found)
+
+
+def test_dropout_acts_on_what_a_reads_while_training_alone():
+    model = made("Linear")
+    add_lora(model, config_for("Linear", lora_dropout=0.5))
+    nn.init.normal_(model[0].lora_B.weight)
+    x = torch.randn(100, 6)
+    assert torch.equal(model.eval()(x), model(x))
+    assert not torch.equal(model.train()(x), model(x))
+    torch.manual_seed(7)
+    found = model[0](x)
+    torch.manual_seed(7)
+    A, B = model[0].lora_A.weight, model[0].lora_B.weight
+    expected = model[0].base_layer(x) + 3 * F.dropout(x, 0.5) @ A.T @ B.T
+    torch.testing.assert_close(found, expected)
+
+
+def test_checkpointing_copying_and_inference_change_nothing():
+    model = trained("Linear")
+    x = example(model).requires_grad_(True)
+    plain = model(x)
+    torch.testing.assert_close(checkpoint(model, x, use_reentrant=False), plain)
+    copied = deepcopy(model)
+    merge_lora(copied)
+    torch.testing.assert_close(copied(x), plain)
+    assert isinstance(model[0], LoRALinear)  # the copy is another
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), plain)
+
+
+@pytest.mark.parametrize("name", ["Linear", "TransformerEncoderLayer", "MultiheadAttention"])
+def test_under_autocast_it_is_as_near_as_the_merged_weights_are(name):
+    model = trained(name)
+    plain, x = with_weights_by_hand(name, model), example(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = model(x), plain(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv1D", "MultiheadAttention"])
+def test_compiled_it_gives_the_same_values_and_gradients(name):
+    model = trained(name)
+    x, compiled = example(model), torch.compile(model, backend="aot_eager")
+    found = {}
+    for kind, forward in (("eager", model), ("compiled", compiled)):
+        model.zero_grad()
+        (y := forward(x)).square().sum().backward()
+        found[kind] = [y.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+# ---------------------------------------------------------------------------------------------
+# What trains
+
+
+class Small(nn.Module):
+    """Names that end alike: PEFT's ``modules_to_save`` goes by the end, after a dot or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))
+        self.input_layernorm, self.norm = nn.LayerNorm(6), nn.BatchNorm1d(4)
+        self.score, self.plain = nn.Linear(6, 2), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.norm(self.input_layernorm(self.plain(self.inner(x)))))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"bias": "lora_only"},
+        {"bias": "all"},
+        {"modules_to_save": ["score"]},
+        {"modules_to_save": ["norm"], "bias": "lora_only"},
+        {"modules_to_save": ["score", "plain"], "target_modules": ["0", "plain"]},
+        {"use_rslora": True, "r": 3},
+    ],
+    ids=str,
+)
+def test_the_same_trains_as_in_peft_and_the_same_is_saved(settings, tmp_path):
+    settings = {"target_modules": ["0"], "r": 2, **settings}
+    torch.manual_seed(0)
+    ours = Small()
+    theirs = peft.get_peft_model(deepcopy(ours), peft.LoraConfig(**settings))
+    add_lora(ours, LoraConfig(**settings))
+    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, theirs)]
+    assert counts[0] == counts[1]
+    expected = {name: t.shape for name, t in peft.get_peft_model_state_dict(theirs).items()}
+    found = {lora.PREFIX + name: t.shape for name, t in lora.lora_tensors(ours).items()}
+    assert found == expected
+    with torch.no_grad():
+        for tensor in lora.lora_tensors(ours).values():
+            tensor += torch.rand(tensor.shape).to(tensor.dtype)
+    save_lora(ours.eval(), tmp_path)
+    torch.manual_seed(0)
+    again = peft.PeftModel.from_pretrained(Small(), tmp_path).eval()
+    x = example(ours)
+    torch.testing.assert_close(again(x), ours(x))
+
+
+def test_the_defaults_are_pefts():
+    ours, theirs = LoraConfig(["0"]), peft.LoraConfig(target_modules=["0"])
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "modules_to_save"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused, when LoRA is added and never later
+
+
+class Scaled(nn.Linear):
+    """A linear layer that does more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def weight_normed() -> nn.Module:
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 6)))
+
+
+def pruned() -> nn.Module:
+    return nn.Sequential(prune.random_unstructured(nn.Linear(6, 6), "weight", 0.5))
+
+
+def patched() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6))
+    model[0].forward = lambda x: x
+    return model
+
+
+def integers() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6))
+    model[0].weight = nn.Parameter(torch.ones(6, 6, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+def already() -> nn.Module:
+    add_lora(model := nn.Sequential(nn.Linear(6, 6)), LoraConfig(["0"], r=2))
+    return model
+
+
+REFUSED = {
+    "itself a layer": (lambda: nn.Linear(6, 6), ["0"], {}, "the model is itself a layer; put it"),
+    "by a pattern": (lambda: nn.Linear(6, 6), ".*", {}, "the model is itself a layer"),
+    "twice": (already, ["0"], {}, "0 has LoRA already; call merge_lora or remove_lora first"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(6)), ["0"], {}, "0: LazyLinear has no weight yet"),
+    "weight norm": (weight_normed, ["0"], {}, "0: its weight is computed"),
+    "pruned": (pruned, ["0"], {}, "0: its weight is computed"),
+    "integers": (integers, ["0"], {}, r"0: its weight is torch.int8"),
+    "a subclass": (lambda: nn.Sequential(Scaled(6, 6)), ["0"], {}, "0: Scaled has a forward of"),
+    "patched": (patched, ["0"], {}, "0: Linear has a forward of its own"),
+    "an embedding": (Tied, ["embedding"], {}, "embedding: Embedding is not a linear layer"),
+    "attention itself": (Attends, ["attention"], {}, "attention: MultiheadAttention is not"),
+    "a rank too large": (Small, ["score"], {"r": 3}, "score: rank 3 does not fit .* 2 x 6"),
+    "no rank": (Small, ["score"], {"r": 0}, "score: rank 0 does not fit"),
+    "dropout nobody calls": (
+        Attends, ["out_proj"], {"lora_dropout": 0.1}, r"attention\.out_proj: nn.MultiheadAttention"
+    ),
+    "another bias": (Small, ["score"], {"bias": "some"}, "bias = 'some'; it is"),
+    "no such layer": (Small, ["b"], {}, r"no layer .* one of \['b'\]; .*: 0, score, "),
+    "no layer at all": (nn.ReLU, ["b"], {}, "linear layers: it has none$"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_served_is_refused_by_name_and_nothing_has_changed(case):
+    make, targets, settings, words = REFUSED[case]
+    model = make()
+    before = [(n, type(m)) for n, m in model.named_modules(remove_duplicate=False)]
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match=words) as error:
+        add_lora(model, LoraConfig(targets, **{"r": 2, **settings}))
+    assert "\n" not in str(error.value)
+    assert [(n, type(m)) for n, m in model.named_modules(remove_duplicate=False)] == before
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": 3}, r"0.lora_A.weight is \(2, 6\) there and \(3, 6\) in the model"),
+        ({"target_modules": ["2"]}, "0.lora_A.weight is .* there and missing in the model"),
+        ({"bias": "lora_only"}, "0.base_layer.bias is missing there"),
+        ({"use_dora": True}, "use_dora = True is not supported here"),
+        ({"rank_pattern": {"0": 3}}, "rank_pattern = .* is not supported here"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported here"),
+        ({"target_modules": None}, "target_modules is missing"),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(change, words, tmp_path):
+    save_lora(trained("Linear"), tmp_path)
+    path = tmp_path / lora.CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    model = made("Linear")
+    with pytest.raises(ValueError, match=words):
+        load_lora(model, tmp_path)
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_without_lora_has_nothing_to_save(tmp_path):
+    with pytest.raises(ValueError, match="the model has no LoRA; call add_lora first"):
+        save_lora(nn.Sequential(nn.Linear(2, 2)), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_the_file_is_complete_by_itself_and_needs_pytorch_alone(tmp_path):
+    shutil.copy(PROJECT / "lora.py", tmp_path / "copied.py")
+    code = (
+        "import sys, torch; before = set(sys.modules); import copied; print(*sorted("
+        "name.partition('.')[0] for name in set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) <= {"copied", *sys.stdlib_module_names}
