@@ -35,6 +35,7 @@ from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
 from support.devices import Device, choose_device, keep_freed_memory
+from support.errors import UserError, replaced
 from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RECIPES
@@ -63,6 +64,7 @@ from train_utils import (
 )
 
 BIAS_RULE = "halfway"  # `thresholds`, balanced
+COPY_RULE = "left out"  # training sentences that equal one held out
 PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
 
 
@@ -119,26 +121,37 @@ def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> H
 
 def sentences_by_base(
     options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
-) -> list[str]:
-    """Return what the base writes, or a file in its place; ``base_key`` is its fingerprint."""
+) -> dict[str, int]:
+    """Return what the base writes, or a file in its place, and the line of each sentence.
+
+    ``base_key`` is the base's fingerprint.
+    """
     shares = {"edits": 0, "written": options.transfer_size, "both": options.transfer_size // 2}
     if not (size := shares[options.transfer_source]):
-        return []
+        return {}
     if options.transfer_file:
         return sentences_of_file(options.transfer_file, corpus, size)
-    return written_sentences(base, base_key, corpus, size, device, options.out_dir / "transfer")
+    place = options.out_dir / "transfer"
+    written = written_sentences(base, base_key, corpus, size, device, place)
+    return {sentence: line for line, sentence in enumerate(written, start=1)}
 
 
 def with_transfer_set(
-    options: Namespace, base: Base, corpus: dict[str, Split], written: list[str]
+    options: Namespace, base: Base, corpus: dict[str, Split], written: dict[str, int]
 ) -> dict[str, Split]:
-    """Return the corpus with the transfer set behind its training sentences, unlabelled."""
+    """Return the corpus with the transfer set behind its training sentences, unlabelled.
+
+    It is the ``written`` sentences, by their lines, and edits of them and of the training ones.
+    """
     size, longest, train = options.transfer_size, base.max_length, corpus[TRAIN]
     if not size:
         return corpus
-    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, written)
+    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, list(written))
     sentences, labels = train.sentences + made, train.labels.tolist() + [UNLABELLED] * size
-    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, "transfer set")}
+    # Only what was written may be too long: the rest was looked at.
+    source = str(options.transfer_file or "a sentence that the base wrote")
+    lines = [written.get(sentence, 0) for sentence in sentences]
+    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, source, lines)}
 
 
 def with_answers(
@@ -226,7 +239,10 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
     teacher_folder = options.teacher or run_folder(options, "LoRA")
-    key = teacher_fingerprint(teacher_folder, options)
+    try:
+        key = teacher_fingerprint(teacher_folder, options)
+    except UserError as error:
+        key = error  # a finished run is shown without its teacher
     sources = {
         "base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
@@ -242,9 +258,13 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             if cost := RECIPES[options.recipe]:
                 print(f"--recipe {options.recipe}: {cost}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
+            if teacher.fingerprint != key:
+                raise replaced(teacher_folder)
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
+            if identity_rules(options, "distil") != rules:
+                raise replaced(options.transfer_file)
             keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
             corpus = with_transfer_set(options, base, corpus, written)
             corpus = with_answers(options, corpus, teacher.model, key, device, folder)
@@ -282,16 +302,23 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
     progress = train(training, claimed.folder)
     found = fit_bias(student, held_out, training.options.threshold, training.device)
     save_student(student, base, claimed.folder)
-    parameters, results = count_parameters(student), evaluate(training)
-    claimed.finish(parameters, progress.summary(), *results, **found)
+    results, predictions = evaluate(student, training.corpus, training.device)
+    counts = count_parameters(student)
+    claimed.finish(counts, progress.summary(), results, predictions, **found)
 
 
-def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
-    """Return what changes a student's result beside its options: another rule is another run."""
-    rules = {"bias": BIAS_RULE} if options.held_out else {}
+def identity_rules(options: Namespace, mode: str) -> dict[str, str | UserError]:
+    """Return what changes a student's result beside its options: another rule is another run.
+
+    Of a file that cannot be read it is the error, as `claim` takes it.
+    """
+    rules = {"bias": BIAS_RULE, "copies": COPY_RULE} if options.held_out else {}
     if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
         return rules
     if options.transfer_file:
-        content = read_bytes(options.transfer_file)
+        try:
+            content = read_bytes(options.transfer_file)
+        except UserError as error:
+            return rules | {"transfer_file": error}
         return rules | {"transfer_file": hashlib.sha256(content).hexdigest()}
     return rules | ({"prompts": PROMPT_RULE} if options.held_out else {})

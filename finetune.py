@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_utils import Split
 from lora import LoraConfig, add_lora, is_linear, lora_tensors, merge_lora, peft_settings
@@ -15,7 +15,7 @@ from support.bases import Base, base_fingerprint
 from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
 from support.checkpoints.peft_settings import matching
 from support.devices import choose_device, keep_freed_memory
-from support.errors import UserError
+from support.errors import UserError, replaced
 from support.files import copy_tensors
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
@@ -31,7 +31,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
             torch.manual_seed(options.sr_no)
-            model = load_classifier(base.folder)
+            model = load_same(base, fingerprint)
             rank, alpha, dropout = options.lora_rank, options.lora_alpha, options.lora_dropout
             config = published_config(model, rank, alpha, dropout)
             try:
@@ -47,7 +47,10 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             tensors, base_name = lora_tensors(model), options.gpt_variant
             write_adapter(folder, peft_settings(model), tensors, base_name, fingerprint)
             adapter = adapter_fingerprint(tensors, fingerprint, asdict(config))
-            results, predictions = evaluate(training)
+
+            del model, training  # their memory; what is scored is merged as `load_teacher` does it
+            model = with_adapter(base, fingerprint, config, tensors, folder)
+            results, predictions = evaluate(device.place(model), corpus, device)
             claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
         else:
             print_counts(read_metrics(folder)["parameters"])
@@ -108,17 +111,41 @@ def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) 
     """
     saved = read_adapter(folder)
     base, trained_on = find_own_base(saved, folder, variant)
-    config, model = LoraConfig(**saved.settings), load_classifier(base.folder)
-    targets = config.target_modules
+    config = LoraConfig(**saved.settings)
+    model = with_adapter(base, trained_on, config, saved.tensors, folder, merged)
+    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
+    return Teacher(model, config, base, trained_on, whole)
+
+
+def with_adapter(
+    base: Base,
+    fingerprint: str,
+    config: LoraConfig,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    merged: bool = True,
+) -> Classifier:
+    """Load a base of this fingerprint with an adapter, merged and frozen; else its layers train.
+
+    ``folder`` is where the adapter's ``tensors`` stand, for errors.
+    """
+    model, targets = load_same(base, fingerprint), config.target_modules
     if isinstance(targets, str):
         targets = matching(targets, dict(model.named_modules())) or [targets]
     try:
         add_lora(model, replace(config, target_modules=targets))
     except ValueError as error:
         raise UserError(f"{folder / 'adapter_config.json'}: {error}") from None
-    copy_tensors(folder / "adapter_model.safetensors", saved.tensors, lora_tensors(model))
+    copy_tensors(folder / "adapter_model.safetensors", tensors, lora_tensors(model))
     if merged:
         merge_lora(model)
         model.requires_grad_(False).eval()
-    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
-    return Teacher(model, config, base, trained_on, whole)
+    return model
+
+
+def load_same(base: Base, fingerprint: str) -> Classifier:
+    """Load a base under a new head; refuse one that is not, or no longer, of this fingerprint."""
+    model = load_classifier(base.folder)
+    if fingerprint != base_fingerprint(base.folder):
+        raise replaced(base.folder)
+    return model

@@ -142,12 +142,13 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     """Add the gradients of the mean loss over the training sentences ``indices``.
 
     Of several processes each takes its share of the sentences, which may be none, and all get the
-    gradients and results of the whole: the mean loss and the correct answers (2,), and the counts.
+    gradients and results of the whole, and the counts. The results (3,) are the mean loss, the
+    correct answers, and the weighted loss of hints, 0 where there are none.
     """
     model, split, device = training.model, training.corpus[TRAIN], training.device
     rank, processes = rank_and_processes()
     counts = Counts.of(split, indices)
-    result = torch.zeros(2, device=device.torch)
+    result = torch.zeros(3, device=device.torch)
     for piece in within_budget(split, indices[rank::processes], most_tokens(device.torch)):
         batch = pack(split, piece, model.shares_prefixes).to(device.torch)
         with device.autocast():
@@ -155,12 +156,12 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
                 reading = model.read(batch)
                 logits, hint_loss = reading.logits, training.hints(reading, batch, counts)
             else:
-                logits, hint_loss = model(batch), 0.0
+                logits, hint_loss = model(batch), result.new_zeros(())
         logits = logits.float()
         loss = training.loss(logits, batch, counts)
         (loss + hint_loss).backward()
         correct = (logits.argmax(dim=1) == batch.labels).sum()
-        result += torch.stack([loss.detach(), correct])
+        result += torch.stack([loss.detach(), correct, hint_loss.detach()])
     if processes > 1:
         trained = training.parameters().values()
         for parameter in trained:
@@ -173,7 +174,8 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
 def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
     """Evaluate on in_domain_dev; return the epoch's row of history.csv, and the epoch in a line.
 
-    ``val_loss`` is ``training.loss`` on in_domain_dev, comparable with ``train_loss``.
+    ``val_loss`` is ``training.loss`` on in_domain_dev, comparable with ``train_loss``; the loss of
+    hints, where there is one, is neither's part.
     """
     dev = training.corpus[DEV]
     logits = predict_logits(training.model, dev, training.device)
@@ -188,6 +190,8 @@ def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
         "seconds": round(progress.seconds, 3),
         "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
     }
+    if training.hints:
+        row["hint_loss"] = means.get("hint_loss", 0.0)
     return row, describe_epoch(row, training.options.epochs) + one_class_note(metrics)
 
 
@@ -221,12 +225,14 @@ def predict_logits(
     return logits.cpu()
 
 
-def evaluate(training: Training) -> tuple[dict[str, dict], list[dict]]:
+def evaluate(
+    model: nn.Module, corpus: dict[str, Split], device: Device
+) -> tuple[dict[str, dict], list[dict]]:
     """Judge both dev sets; return what `measure` says of each, and the rows of predictions.csv."""
     results, rows = {}, []
     for name in (DEV, OUT_OF_DOMAIN):
-        split = training.corpus[name]
-        logits = predict_logits(training.model, split, training.device)
+        split = corpus[name]
+        logits = predict_logits(model, split, device)
         results[name] = measure(logits, split.labels)
         answers = zip(split.labels.tolist(), logits.tolist(), strict=True)
         rows += [

@@ -77,7 +77,7 @@ def step(training: Training) -> dict[str, Tensor]:
     torch.manual_seed(1)
     training.model.zero_grad()
     indices = shuffled(len(training.corpus[TRAIN]), SR_NO, 0)[:BATCH_SIZE]
-    (loss, _), _ = accumulate_gradients(training, indices)
+    (loss, *_), _ = accumulate_gradients(training, indices)
     named = training.model.named_parameters()
     return {"loss": loss, **{n: p.grad.clone() for n, p in named if p.grad is not None}}
 

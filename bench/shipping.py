@@ -12,7 +12,6 @@ import shutil
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer
@@ -107,7 +106,7 @@ def ship(run: Path, target: Path) -> None:
         model = load_student(target)
         facts["parameters"] = count_parameters(model.requires_grad_())
     shutil.copyfile(run / "history.csv", target / "history.csv")
-    results, rows = evaluate(SimpleNamespace(model=model, corpus=corpus, device=CPU))
+    results, rows = evaluate(model, corpus, CPU)
     write_csv(target / "predictions.csv", rows)
     write_json(target / "metrics.json", facts | results)
     (target / "README.md").write_text(card(target))

@@ -686,7 +686,7 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 
         def step(number: int) -> None:
             indices = order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)]
-            (loss, _), _ = accumulate_gradients(training, indices)
+            (loss, *_), _ = accumulate_gradients(training, indices)
             optimizer.step()
             optimizer.zero_grad()
             losses[name].append(loss.item())

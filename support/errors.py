@@ -12,6 +12,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def replaced(what: object) -> UserError:
+    """Return the error for what a run names by its fingerprint, and found to be another later."""
+    return UserError(f"{what}: replaced by another while this command ran; give the command again")
+
+
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 

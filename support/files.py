@@ -63,8 +63,11 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write CSV atomically; floats with every digit, so that reading gives the same bits back."""
-    table = csv.DictWriter(text := io.StringIO(), rows[0], lineterminator="\n")
+    """Write CSV atomically; floats with every digit, so that reading gives the same bits back.
+
+    The last row has every column: a history that an earlier version began may have fewer in others.
+    """
+    table = csv.DictWriter(text := io.StringIO(), rows[-1], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_bytes(path, text.getvalue().encode())

@@ -1,5 +1,6 @@
 """Distillation: the loss, the bias, the teacher's logits, the student's folder and start."""
 
+import gzip
 from argparse import Namespace
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -18,7 +19,15 @@ from sklearn.preprocessing import StandardScaler
 import distil
 from bench.inference_speed import onnx_session
 from data_utils import UNLABELLED, tokenize
-from distil import distillation, fit_bias, start_embedding, with_answers, with_transfer_set
+from distil import (
+    distillation,
+    fit_bias,
+    identity_rules,
+    sentences_by_base,
+    start_embedding,
+    with_answers,
+    with_transfer_set,
+)
 from model import DistilRNN
 from predict import load_model
 from support.bases import find_base, load_tokenizer
@@ -126,8 +135,8 @@ def test_where_margins_tell_nothing_the_rule_for_accuracy_has_one_answer():
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
     known = nano_corpus["in_domain_train"]
-    options = Namespace(transfer_size=30, sr_no=3)
-    both = with_transfer_set(options, find_base("nano"), nano_corpus, [])["in_domain_train"]
+    options = Namespace(transfer_size=30, sr_no=3, transfer_file=None)
+    both = with_transfer_set(options, find_base("nano"), nano_corpus, {})["in_domain_train"]
     assert both.sentences[: len(known)] == known.sentences
     assert torch.equal(both.input_ids[: len(known.input_ids)], known.input_ids)
     assert torch.equal(both.cu_seqlens[: len(known) + 1], known.cu_seqlens)
@@ -136,6 +145,41 @@ def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_c
     assert not set(both.sentences[len(known) :]) & {
         sentence for split in nano_corpus.values() for sentence in split.sentences
     }
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.txt.gz"])
+@pytest.mark.parametrize("source", ["written", "both"])
+def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(
+    nano_corpus, tmp_path, name, source
+):
+    """Blank lines, sentences of the corpus and repeated ones are counted."""
+    base, path = find_base("nano")._replace(max_length=40), tmp_path / name
+    known = nano_corpus["in_domain_train"].sentences[0]
+    lines = [
+        "\ufeffA dog ran.",
+        "",
+        known,
+        "A dog ran.\r",
+        " ",
+        "Birds " + "sing " * 60,
+        "Fish swim.",
+    ]
+    content = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    size = {"written": 3, "both": 6}[source]
+    options = Namespace(transfer_size=size, transfer_source=source, transfer_file=path, sr_no=3)
+    written = sentences_by_base(options, base, "its fingerprint", nano_corpus, CPU)
+    with pytest.raises(
+        UserError, match=rf"{name}, line 6: \d+ tokens, where the model takes 1 to 40"
+    ):
+        with_transfer_set(options, base, nano_corpus, written)
+
+
+def test_another_rule_for_copies_of_held_out_sentences_is_another_run():
+    options = Namespace(held_out=5, transfer_size=0, transfer_source="edits")
+    for mode in ("distil", "rnn"):
+        assert identity_rules(options, mode)["copies"] == "left out"
+        assert identity_rules(Namespace(**vars(options) | {"held_out": 0}), mode) == {}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import run as front_door
 from bench.kills import TRAINS, compare_killed
 from support import PROJECT
 from support.bases import load_tokenizer
+from support.bases.fingerprint import BaseFingerprint
 from support.corpus import SPLITS, read_split
 from support.reporting.finished import find_runs
 
@@ -134,7 +135,7 @@ def test_the_history_and_the_metrics_are_of_the_design(demo):
         history = pd.read_csv(checkpoint(demo.folder, mode) / "history.csv")
         assert list(history) == [
             "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc",
-            "seconds", "sentences_per_second",
+            "seconds", "sentences_per_second", *(["hint_loss"] if mode == "distil" else []),
         ]  # fmt: skip
         metrics = json.loads((checkpoint(demo.folder, mode) / "metrics.json").read_text())
         assert metrics["training"]["steps"] == 6
@@ -229,7 +230,59 @@ def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_r
     path.write_text(path.read_text().replace("She", "He"))
     assert "transfer_file is" in refusal(call(*options))
     path.unlink()
-    assert "mine.txt: no such file" in refusal(call(*options))
+    result = call(*options)
+    assert (
+        "note: mine.txt: no such file; the run is finished, and is shown"
+        in result.stderr.replace(f"{tmp_path}/", "")
+    )
+    assert "kept epoch" in result.stdout
+    assert "mine.txt: no such file" in refusal(call(*options, "--sr_no", 8))
+
+
+def test_a_finished_student_is_shown_when_its_teacher_is_gone_and_no_other_is(demo, call, tmp_path):
+    folder = checkpoint(tmp_path, "distil")
+    shutil.copytree(checkpoint(demo.folder, "distil"), folder)
+    options = ("--mode", "distil", *demo.options, "--transfer_size", 200)
+    result = call(*options)
+    assert result.returncode == 0, result.stderr
+    assert "kept epoch" in result.stdout
+    assert "LoRA_nano_7: no teacher there" in result.stderr
+    assert "the run is finished, and is shown" in result.stderr
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for other in (("--lr", 0.01), ("--overwrite",), ("--sr_no", 8)):
+        assert "no teacher there; run: python run.py" in refusal(call(*options, *other))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not checkpoint(tmp_path, "LoRA").exists()
+    identity = json.loads((folder / "metrics.json").read_text())["identity"]
+    (folder / "unfinished.json").write_text(json.dumps({"identity": identity}))
+    assert "no teacher there" in refusal(call(*options))
+
+
+def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
+    demo, call, monkeypatch, tmp_path
+):
+    """A teacher, a file of sentences and a base; nothing is trained under the wrong name."""
+    (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
+    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
+    more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
+    distilled = ("--mode", "distil", *demo.options, *more, *teacher)
+    words = "replaced by another while this command ran; give the command again"
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
+        assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
+
+    def read(path, *rest):
+        path.write_text("The dogs chased a cat.\nHe smiled.\n")
+        return sentences_of_file(path, *rest)
+
+    sentences_of_file = distil.sentences_of_file
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "sentences_of_file", read)
+        assert f"mine.txt: {words}" in refusal(call(*distilled))
+    seen = iter([BaseFingerprint("one", "one"), BaseFingerprint("another", "another")])
+    monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
+    assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_run(
@@ -272,6 +325,26 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, t
         probabilities = torch.tensor(found["logits"]).softmax(0)
         assert found["label"] == int(probabilities.argmax())
         assert found["p_acceptable"] == pytest.approx(probabilities[1].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", ["LoRA", "rnn"])
+def test_what_is_scored_is_the_model_as_predict_loads_it(demo, call, mode, precision, tmp_path):
+    """To the last bit of every logit."""
+    device = ("--precision", precision)
+    assert call("--mode", mode, *demo.options, *device, "--lr", 0.01).returncode == 0
+    folder = checkpoint(tmp_path, mode)
+    predictions = pd.read_csv(folder / "predictions.csv")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for split in SPLITS[1:]:
+        path = demo.options[-1] / "raw" / f"{split}.tsv"
+        options = ("--mode", "predict", "--json", "--checkpoint", folder, *device)
+        said = [json.loads(row) for row in call(*options, "--input", path).stdout.splitlines()]
+        rows = predictions[predictions["split"] == split]
+        assert [row["logits"] for row in said] == rows[["logit_0", "logit_1"]].to_numpy().tolist()
+        answers = [row["label"] for row in said]
+        assert metrics[split]["predicted_acceptable"] == sum(answers)
+        assert metrics[split]["correct"] == (rows["label"] == answers).sum()
 
 
 def test_a_student_judges_in_a_process_without_the_libraries_that_take_seconds(demo, call):

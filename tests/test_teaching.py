@@ -77,6 +77,34 @@ def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_c
         assert torch.equal(split.cu_seqlens, expected.cu_seqlens)
 
 
+def copies_held_out(corpus: dict) -> list[str]:
+    """The training sentences that are held-out ones, whatever their case, spacing and mark."""
+    held_out = {bare(sentence) for sentence in corpus[HELD_OUT].sentences}
+    return [sentence for sentence in corpus[TRAIN].sentences if bare(sentence) in held_out]
+
+
+def test_no_copy_of_a_held_out_sentence_stays_among_the_training_sentences():
+    sentences = [f"Cat {n} sat." for n in range(20)]
+    copies = [f"cat  {n} SAT !" for n in range(20)]
+    labels = [0, 1] * 20
+    train = tokenize(load_tokenizer(NANO), sentences + copies, labels, 512, "here")
+    corpus = hold_out({TRAIN: train}, 6)
+    assert len(corpus[HELD_OUT]) == 6
+    assert copies_held_out(corpus) == []
+    others = {bare(sentence) for sentence in corpus[HELD_OUT].sentences}
+    kept = [s for s in sentences + copies if bare(s) not in others]
+    assert corpus[TRAIN].sentences == kept
+    assert len(kept) >= 28
+    with pytest.raises(UserError, match="--held_out 39: the corpus has 40; hold out fewer"):
+        hold_out({TRAIN: train}, 39)
+
+
+def test_five_copies_of_held_out_sentences_are_left_out_of_cola(cola, tokenizer):
+    corpus = hold_out(load_corpus(cola, tokenizer, 1024), 1000)
+    assert copies_held_out(corpus) == []
+    assert (len(corpus[HELD_OUT]), len(corpus[TRAIN])) == (1000, 8551 - 1000 - 5)
+
+
 def test_none_held_out_is_the_corpus(nano_corpus):
     assert hold_out(nano_corpus, 0) is nano_corpus
 
@@ -385,7 +413,7 @@ def test_sentences_of_a_file_take_the_place_of_written_ones(tmp_path, name):
     corpus, path = corpus_of("The cat sat."), tmp_path / name
     content = b"A dog ran.\n\nthe cat sat\nA dog ran.\nBirds sing.\nFish swim.\n"
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert sentences_of_file(path, corpus, 2) == ["A dog ran.", "Birds sing."]
+    assert sentences_of_file(path, corpus, 2) == {"A dog ran.": 1, "Birds sing.": 5}
     with pytest.raises(UserError, match=f"{name}: 3 new sentences; --transfer_size asks for 4"):
         sentences_of_file(path, corpus, 4)
 

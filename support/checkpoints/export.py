@@ -19,10 +19,16 @@ from support.bases.pretrained import read_pretrained
 from support.checkpoints.students import STUDENT
 from support.errors import UserError
 from support.files import cannot_write, write_bytes
+from support.recurrence import is_plain
 
 LABELS = {0: "unacceptable", 1: "acceptable"}
-# ONNX's name of a student's cell, and its order of PyTorch's gates.
-ONNX_CELLS = {"rnn": ("RNN", (0,)), "gru": ("GRU", (1, 0, 2)), "lstm": ("LSTM", (0, 3, 1, 2))}
+# By a layer's ``mode``: ONNX's cell, its order of PyTorch's gates, and its settings.
+ONNX_CELLS = {
+    "RNN_TANH": ("RNN", (0,), {"activations": ["Tanh"]}),
+    "RNN_RELU": ("RNN", (0,), {"activations": ["Relu"]}),
+    "GRU": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    "LSTM": ("LSTM", (0, 3, 1, 2), {}),
+}
 
 
 def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
@@ -80,6 +86,9 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
     cells read each sentence to its own length, and no example batch is traced whose shape could be
     frozen into it.
     """
+    rnn = model.rnn
+    if not is_plain(rnn):
+        raise UserError(f"{source}: a student's cell {model.cell} cannot be written as ONNX here")
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError:
@@ -99,17 +108,15 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
         node("Transpose", ["embedded"], ["X0"], perm=[1, 0, 2]),  # (time, batch, width)
         node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32),  # as cells want them
     ]
-    kind, order = ONNX_CELLS[model.cell]
-    settings = {"hidden_size": model.rnn.hidden_size}
-    settings |= {"linear_before_reset": 1} if kind == "GRU" else {}  # as PyTorch has it
-    for n, weights in enumerate(model.rnn.all_weights, start=1):
+    kind, order, settings = ONNX_CELLS[rnn.mode]
+    for n, weights in enumerate(rnn.all_weights, start=1):
         blocks = (tensor.chunk(len(order)) for tensor in weights)
         W, R, b, c = (torch.cat([some[gate] for gate in order]) for some in blocks)
         named = {f"W{n}": W, f"R{n}": R, f"B{n}": torch.cat([b, c])}
         constants |= {name: tensor.unsqueeze(0) for name, tensor in named.items()}  # one direction
         inputs = [f"X{n - 1}", *named, "lengths32"]
         nodes += [
-            node(kind, inputs, [f"Y{n}", f"last{n}"], **settings),
+            node(kind, inputs, [f"Y{n}", f"last{n}"], hidden_size=rnn.hidden_size, **settings),
             node("Squeeze", [f"Y{n}", "direction"], [f"X{n}"]),  # (time, batch, width)
         ]
     nodes += [

@@ -60,8 +60,9 @@ def describe(metrics: dict) -> str:
 
 def describe_epoch(row: dict, epochs: int) -> str:
     """Return a row of history.csv in a line."""
+    hints = f"hint loss {row['hint_loss']:.4f} " if "hint_loss" in row else ""
     return (
-        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f} "
+        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.4f} {hints}"
         f"accuracy {row['train_accuracy']:.2%}  |  {row['seconds']:.1f} s  |  "
         f"{DEV} loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%} "
         f"MCC {row['val_mcc']:.3f}"

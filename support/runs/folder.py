@@ -5,6 +5,7 @@ which is written last. While it stands, the folder holds no model that may be us
 """
 
 import platform
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def describe_run(
     device: Device,
     corpus: dict[str, Split],
     sources: dict[str, dict],
-    **rules: str,
+    **rules: str | UserError,
 ) -> dict:
     """Return what metrics.json says of a run beforehand, with the identity that it is known by.
 
@@ -137,6 +138,8 @@ def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
     it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
+    An entry of the identity may be the error that kept it from being known: a finished run is shown
+    without it, any other raises it.
     """
     with locked(folder / ".lock"):
         finished = False
@@ -153,6 +156,10 @@ def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
     """Make a claimed folder ready for a run; return whether it is finished already."""
     identity = description["identity"]
     state, reason = state_of(folder, identity)
+    for error in (value for value in identity.values() if isinstance(value, UserError)):
+        if state is not State.FINISHED or overwrite:
+            raise error
+        print(f"note: {error}; the run is finished, and is shown", file=sys.stderr)
     if state is State.FOREIGN and not overwrite:
         raise UserError(f"{folder}{reason}")
     if state is State.FINISHED and not overwrite:
@@ -189,14 +196,15 @@ def state_of(folder: Path, identity: dict) -> tuple[State, str]:
 def differences(recorded: dict, identity: dict) -> dict[str, tuple]:
     """Return the entries in which two identities differ, as they are there and here.
 
-    An option that an identity does not name has its published value: it came later.
+    An option that an identity does not name has its published value: it came later. What is not
+    known here does not differ.
     """
     values = published(str(identity.get("mode")))
     there, here = values | recorded, values | identity
     return {
         key: (there.get(key), here.get(key))
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
+        if there.get(key) != here.get(key) and not isinstance(here.get(key), UserError)
     }
 
 

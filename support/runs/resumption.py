@@ -35,28 +35,34 @@ class Progress:
     labelled: int = 0
     loss: float = 0.0  # the sum over these sentences
     correct: int = 0
+    hint_loss: float = 0.0  # as `loss`: the weighted loss of hints, where there are some
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""  # why training ended: "epochs", "patience" or "max_steps"
     corpus: str = ""  # the fingerprint of what it trains on
 
-    def add(self, loss: float, correct: float, sentences: int, labelled: int) -> None:
-        """Count a finished step: its batch's mean loss, and its sentences."""
-        if not math.isfinite(loss):
-            raise diverged(f"the loss is {loss} at step {self.steps + 1}")
+    def add(
+        self, loss: float, correct: float, hint_loss: float, sentences: int, labelled: int
+    ) -> None:
+        """Count a finished step: its batch's mean losses, and its sentences."""
+        if not math.isfinite(loss + hint_loss):
+            raise diverged(f"the loss is {loss + hint_loss} at step {self.steps + 1}")
         self.loss += loss * sentences
+        self.hint_loss += hint_loss * sentences
         self.correct += int(correct)
         self.sentences += sentences
         self.labelled += labelled
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Return loss and accuracy over the epoch under way, of the steps so far."""
-        return {
+        """Return losses and accuracy over the epoch under way, of the steps so far."""
+        means = {
             "loss": self.loss / max(self.sentences, 1),
             "accuracy": self.correct / max(self.labelled, 1),
         }
+        hints = {"hint_loss": self.hint_loss / max(self.sentences, 1)} if self.hint_loss else {}
+        return means | hints
 
     def summary(self) -> dict:
         """Return what metrics.json says of the training."""
@@ -82,7 +88,7 @@ class Progress:
             watched = [past[f"val_{monitor}"] for past in self.history]
             self.best_epoch = watched.index(max(watched)) + 1
         self.sentences = self.labelled = self.correct = 0
-        self.loss = self.seconds = 0.0
+        self.loss = self.hint_loss = self.seconds = 0.0
 
 
 def diverged(what: str) -> UserError:
@@ -142,7 +148,7 @@ class Session:
             self.read_results(bar)
 
     def stepped(self, result: Tensor, sentences: int, labelled: int, bar: tqdm) -> None:
-        """Note a step's loss and correct answers (2,); save now and then, and where it ends here.
+        """Note a step's results (3,), as `Progress.add` has them; save now and then, and at a stop.
 
         A GPU is waited for once in `READ_EVERY` steps, not at every one.
         """

@@ -74,20 +74,21 @@ def prompts_at_once(device: Device) -> int:
     return 8 if device.torch.type == "cpu" else 64
 
 
-def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> list[str]:
-    """Return the first ``size`` sentences of a file, one a line, that are in no split."""
+def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[str, int]:
+    """Return the first ``size`` sentences of a file that are in no split, and the line of each."""
     content = read_bytes(path)
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: broken ({first_line(error)})") from None
-    lines, _, _ = parse_sentences(content, str(path))
+    sentences, _, lines = parse_sentences(content, str(path))
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
-    new = [line for line in dict.fromkeys(lines) if bare(line) not in known]
+    first = dict(zip(reversed(sentences), reversed(lines), strict=True))
+    new = [sentence for sentence in dict.fromkeys(sentences) if bare(sentence) not in known]
     if len(new) < size:
         raise UserError(f"{path}: {len(new)} new sentences; --transfer_size asks for {size}")
-    return new[:size]
+    return {sentence: first[sentence] for sentence in new[:size]}
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
