@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from support import PROJECT
 from support.corpus import DEV, OUT_OF_DOMAIN
 from support.files import write_bytes
+from support.options import RULES
 from support.reporting import summary
 from support.reporting.curves import plot_curves
 from support.reporting.finished import DEV_SETS, Series, find_runs, read_history
@@ -74,7 +75,6 @@ STUDIES = {
         {"gpt_variant": "nano", "sr_no": "22915-22917"}, [("all", {"data_dir": "nano/corpus"})]
     ),
 }
-RULES = ("balanced", "accuracy")  # of the threshold: `support.teaching.thresholds`
 NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, with the teacher", "rnn": "rnn, without"}
 
 
@@ -172,12 +172,11 @@ def by_rule(series: Series, rule: str) -> Series:
     """Return students as they would answer with the threshold of a rule."""
     runs = []
     for run in series.runs:
-        edge = run.metrics["thresholds"][rule]
-        moved = {
-            split: found._replace(margins=found.margins - edge)
+        decided = {
+            split: found._replace(decision=found.decision._replace(rule=rule))
             for split, found in run.predictions.items()
         }
-        runs.append(run._replace(predictions=moved))
+        runs.append(run._replace(predictions=decided))
     series = series._replace(runs=runs)
     scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
     return series._replace(scores=scores)

@@ -195,7 +195,7 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
         earlier.setattr("distil.BIAS_RULE", "as many as there are")
         assert call(*options).returncode == 0
         assert "kept epoch" in call(*options).stdout
-    assert "bias is as many as there are there, halfway here" in refusal(call(*options))
+    assert "bias is as many as there are there, as learnt here" in refusal(call(*options))
 
 
 def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_run(

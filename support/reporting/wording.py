@@ -17,10 +17,11 @@ drawn at random (two crossed random effects, degrees of freedom after Satterthwa
 jackknife pseudo-values), but not that of a teacher which students share. ± is the standard
 deviation over the sr_no. The p are not corrected for their number."""
 LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
-threshold was set on held-out training sentences, a teacher of this corpus had been trained on them.
-Each run judged out_of_domain_dev once, with the model kept. No report can tell how often settings
-were changed after a look at an earlier run; results/README.md tells it of this project's. Minutes
-are wall-clock time of the training epochs, longer where other programs shared the machine."""
+threshold was set, and p calibrated, on held-out training sentences, a teacher of this corpus had
+been trained on them. Each run judged out_of_domain_dev once, with the model kept. No report can
+tell how often settings were changed after a look at an earlier run; results/README.md tells it of
+this project's. Minutes are wall-clock time of the training epochs, longer where other programs
+shared the machine."""
 NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
