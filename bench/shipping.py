@@ -71,8 +71,8 @@ it where no other model is named.
 
     python run.py --mode predict "The boys was running."
 
-It calls a sentence acceptable from p = {p:.2f} on, by which both classes weigh the same. With
-`--threshold accuracy` it does so from p = 0.50 on: fewer mistakes, and a lower MCC."""
+It calls a sentence acceptable from p = {p:.2f} on, so that both classes weigh the same. With
+`--threshold accuracy` it does so from p = 0.50 on, and makes fewer mistakes."""
 
 
 def main() -> None:
