@@ -23,13 +23,14 @@ from sklearn.metrics import roc_auc_score
 
 from support import PROJECT
 from support.corpus import DEV, OUT_OF_DOMAIN
+from support.decisions import SOFTMAX
 from support.files import write_bytes
 from support.options import RULES
 from support.reporting import summary
 from support.reporting.curves import plot_curves
 from support.reporting.finished import DEV_SETS, Series, find_runs, read_history
 from support.reporting.plots import plot_comparison
-from support.reporting.statistics import score
+from support.reporting.statistics import calibration_error, score
 from support.reporting.tables import difference_cells, paired_table, spread
 
 RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
@@ -217,6 +218,21 @@ def students(found: list[Series]) -> str:
     return markdown(rows)
 
 
+def calibration(found: list[Series]) -> str:
+    """Return how far students' probabilities are from shares, by softmax and calibrated."""
+    heads = ("run", "dev set", "acceptable", "mean p by softmax", "error", "calibrated", "error")
+    rows = [heads]
+    for series, split in product(found, DEV_SETS):
+        labels = series.labels(split)
+        margins = np.stack([run.predictions[split].margins for run in series.runs])
+        cells = [f"{labels.mean():.3f}"]
+        for p in (SOFTMAX.p_acceptable(margins), series.p_acceptable(split)):
+            errors = np.array([calibration_error(labels, each) for each in p])
+            cells += [f"{p.mean():.3f}", spread(errors, ".3f")]
+        rows.append((NAMES[series.mode], split, *cells))
+    return markdown(rows)
+
+
 def gains(found: list[Series]) -> str:
     """Return by how much the taught are better than others, on the same seeds and sentences."""
     heads = ("more than", "threshold", "dev set", "accuracy by", "95%", "p", "MCC by", "95%", "p")
@@ -290,7 +306,7 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (headline, results, students, gains, runs, pairs, monitor)
+    for function in (headline, results, students, calibration, gains, runs, pairs, monitor)
 }
 
 
