@@ -34,6 +34,7 @@ from model import DistilRNN, Reading
 from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
+from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError, replaced
 from support.files import read_bytes, write_tensors
@@ -45,10 +46,10 @@ from support.teaching import (
     HELD_OUT,
     hold_out,
     leading_components,
+    linear_discriminant,
     read_hints,
     saved_tensors,
     sentences_of_file,
-    thresholds,
     transfer_sentences,
     written_sentences,
 )
@@ -63,7 +64,7 @@ from train_utils import (
     train,
 )
 
-BIAS_RULE = "halfway"  # `thresholds`, balanced
+BIAS_RULE = "as learnt"  # a threshold stands beside the logits; once, it was moved to 0
 COPY_RULE = "left out"  # training sentences that equal one held out
 PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
 
@@ -214,21 +215,21 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     student.embedding.weight[:-1, : start.shape[1]] = start
 
 
-@torch.no_grad()
-def fit_bias(
+def set_threshold(
     student: DistilRNN, held_out: Split | None, rule: str, device: Device
-) -> dict[str, dict[str, float]]:
-    """Move the bias, so that a rule of `thresholds` on held-out sentences, if any, decides at 0.
+) -> Decision:
+    """Return where a student decides, by a rule of `linear_discriminant` on held-out sentences.
 
-    Return the thresholds of its margins from then on, for metrics.json.
+    Without any it is where p is 0.5. The student stays as it has learnt.
     """
     if held_out is None:
-        return {}
-    logits = predict_logits(student, held_out, device)
-    found = thresholds(logits[:, 1] - logits[:, 0], held_out.labels)
-    student.linear.bias[1] -= found[rule]
-    print(f"threshold: a margin of {found[rule]:+.2f}, set on {len(held_out)} held-out sentences")
-    return {"thresholds": {name: edge - found[rule] for name, edge in found.items()}}
+        return SOFTMAX
+    margins = margins_of(predict_logits(student, held_out, device))
+    decision = linear_discriminant(margins, held_out.labels.numpy(), rule)
+    p = decision.p_acceptable(decision.threshold)
+    words = f"a margin of {decision.threshold:+.2f}, p(acceptable) = {p:.3f}"
+    print(f"threshold: {words} ({rule}), set on {len(held_out)} held-out sentences")
+    return decision
 
 
 # ---------------------------------------------------------------------------------------------
@@ -300,11 +301,11 @@ def finish(claimed: Claim, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
     progress = train(training, claimed.folder)
-    found = fit_bias(student, held_out, training.options.threshold, training.device)
-    save_student(student, base, claimed.folder)
-    results, predictions = evaluate(student, training.corpus, training.device)
+    decision = set_threshold(student, held_out, training.options.threshold, training.device)
+    save_student(student, base, claimed.folder, decision)
+    results, predictions = evaluate(student, training.corpus, training.device, decision)
     counts = count_parameters(student)
-    claimed.finish(counts, progress.summary(), results, predictions, **found)
+    claimed.finish(counts, progress.summary(), results, predictions, **decision.entries())
 
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str | UserError]:

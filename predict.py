@@ -17,14 +17,15 @@ from support.bases import (
     load_tokenizer,
     words_unknown_to_nano,
 )
-from support.checkpoints import kind_of, read_max_length
+from support.checkpoints import kind_of, read_decision, read_max_length
 from support.checkpoints.shipped import chosen_checkpoints
 from support.corpus import parse_sentences
+from support.decisions import SOFTMAX, Decision
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.reporting import confusion, describe, measure
-from support.reporting.judgements import json_lines, judgements, table
+from support.reporting.judgements import json_lines, judgements, table, threshold_note
 from train_utils import predict_logits
 
 
@@ -86,21 +87,38 @@ def run_predict(args: Namespace) -> None:
     sentences, labels, source, lines = read_sentences(args)
     logits = {}  # (sentences, 2), by the name of the model
     keep_freed_memory()
-    for name, folder in chosen_checkpoints(args).items():
+    folders = chosen_checkpoints(args)
+    decisions = {name: chosen_decision(name, folder, args) for name, folder in folders.items()}
+    for name, folder in folders.items():
         model, tokenizer, max_length = load_model(folder, args)
         split = tokenize(tokenizer, sentences, labels, max_length, source, lines)
         if unknown := words_unknown_to_nano(tokenizer, sentences):
             note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
             print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
         logits[name] = predict_logits(device.place(model), split, device, "judging")
-    judged = {name: judgements(of_model) for name, of_model in logits.items()}
+    for note in filter(None, map(threshold_note, decisions, decisions.values())):
+        print(note, file=sys.stderr)
+    judged = {name: judgements(logits[name], decisions[name]) for name in logits}
     for line in json_lines(sentences, judged) if args.json else table(sentences, judged):
         print(line)
     for name in logits if UNLABELLED not in labels else ():
-        metrics = measure(logits[name], split.labels)
+        metrics = measure(logits[name], split.labels, decisions[name])
         lines = f"{describe(metrics)}\n{confusion(metrics)}"
         heading = f"{name}:\n" if len(logits) > 1 else ""
         print(heading + lines, file=sys.stderr if args.json else sys.stdout)
+
+
+def chosen_decision(name: str, folder: Path, args: Namespace) -> Decision:
+    """Return where a model decides: by --threshold, or as it was set in training."""
+    decision = read_decision(folder) if kind_of(folder) == "student" else SOFTMAX
+    if "threshold" not in args.given:
+        return decision
+    if not decision.thresholds:
+        raise UserError(
+            f"--threshold {args.threshold}: {name} decides at p = 0.5 alone; only a student that "
+            "was trained with --held_out has two thresholds; leave the option out"
+        )
+    return decision._replace(rule=args.threshold)
 
 
 def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int]:
@@ -151,7 +169,8 @@ def run_export(args: Namespace) -> None:
         save_merged(teacher.model, teacher.base, target)
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:
-        save_onnx(load_student(folder), load_tokenizer(folder), folder, target)
+        student, tokenizer = load_student(folder), load_tokenizer(folder)
+        save_onnx(student, tokenizer, folder, target, read_decision(folder))
         print(
             f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,), int64"
         )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data_utils import UNLABELLED, Batch, Split, most_tokens, pack, shuffled, within_budget
 from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
+from support.decisions import SOFTMAX, Decision
 from support.devices import Device
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import rank_and_processes, sum_over_processes
@@ -226,14 +227,14 @@ def predict_logits(
 
 
 def evaluate(
-    model: nn.Module, corpus: dict[str, Split], device: Device
+    model: nn.Module, corpus: dict[str, Split], device: Device, decision: Decision = SOFTMAX
 ) -> tuple[dict[str, dict], list[dict]]:
     """Judge both dev sets; return what `measure` says of each, and the rows of predictions.csv."""
     results, rows = {}, []
     for name in (DEV, OUT_OF_DOMAIN):
         split = corpus[name]
         logits = predict_logits(model, split, device)
-        results[name] = measure(logits, split.labels)
+        results[name] = measure(logits, split.labels, decision)
         answers = zip(split.labels.tolist(), logits.tolist(), strict=True)
         rows += [
             {"split": name, "line": line, "label": label, "logit_0": pair[0], "logit_1": pair[1]}

@@ -24,7 +24,7 @@ def exported(model: DistilRNN, tokenizer: Tokenizer, source: Path, split: Split)
         rows = [split.input_ids[ends[i] : ends[i + 1]] for i in indices]
         lengths = split.seqlens[indices]
         batches.append({"input_ids": pad_sequence(rows, True).numpy(), "lengths": lengths})
-    return lambda: [session.run(None, batch) for batch in batches]
+    return lambda: [session.run(["logits"], batch) for batch in batches]
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:

@@ -157,7 +157,7 @@ def onnx_logits(path: Path, split: Split, size: int) -> Tensor:
 
     def judge(input_ids: Tensor, lengths: Tensor) -> Tensor:
         inputs = {"input_ids": input_ids.numpy(), "lengths": lengths.numpy()}
-        return torch.from_numpy(session.run(None, inputs)[0])
+        return torch.from_numpy(session.run(["logits"], inputs)[0])
 
     return judged(split, np.arange(len(split)), size, 0, judge)
 

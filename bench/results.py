@@ -23,12 +23,14 @@ from sklearn.metrics import roc_auc_score
 
 from support import PROJECT
 from support.corpus import DEV, OUT_OF_DOMAIN
+from support.decisions import SOFTMAX
 from support.files import write_bytes
+from support.options import RULES
 from support.reporting import summary
 from support.reporting.curves import plot_curves
 from support.reporting.finished import DEV_SETS, Series, find_runs, load_series, read_history
 from support.reporting.plots import plot_comparison
-from support.reporting.statistics import score
+from support.reporting.statistics import calibration_error, score
 from support.reporting.tables import difference_cells, paired_table, scores_without, spread
 
 RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
@@ -79,7 +81,6 @@ IN_TRAINING = {
     DEV: [19, 56, 74, 387, 388, 526],
     OUT_OF_DOMAIN: [245, 248, 282, 284, 388, 415, 416, 417, 423, 424, 427, 450],
 }
-RULES = ("balanced", "accuracy")  # of the threshold: `support.teaching.thresholds`
 NAMES = {"LoRA": "LoRA, the teacher", "distil": "distil, with the teacher", "rnn": "rnn, without"}
 
 
@@ -180,12 +181,11 @@ def by_rule(series: Series, rule: str) -> Series:
     """Return students as they would answer with the threshold of a rule."""
     runs = []
     for run in series.runs:
-        edge = run.metrics["thresholds"][rule]
-        moved = {
-            split: found._replace(margins=found.margins - edge)
+        decided = {
+            split: found._replace(decision=found.decision._replace(rule=rule))
             for split, found in run.predictions.items()
         }
-        runs.append(run._replace(predictions=moved))
+        runs.append(run._replace(predictions=decided))
     series = series._replace(runs=runs)
     scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
     return series._replace(scores=scores)
@@ -223,6 +223,21 @@ def students(found: list[Series]) -> str:
             cells = spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark
             rows.append((*first, rule, *cells))
             first = "", "", "", ""
+    return markdown(rows)
+
+
+def calibration(found: list[Series]) -> str:
+    """Return how far students' probabilities are from shares, by softmax and calibrated."""
+    heads = ("run", "dev set", "acceptable", "mean p by softmax", "error", "calibrated", "error")
+    rows = [heads]
+    for series, split in product(found, DEV_SETS):
+        labels = series.labels(split)
+        margins = np.stack([run.predictions[split].margins for run in series.runs])
+        cells = [f"{labels.mean():.3f}"]
+        for p in (SOFTMAX.p_acceptable(margins), series.p_acceptable(split)):
+            errors = np.array([calibration_error(labels, each) for each in p])
+            cells += [f"{p.mean():.3f}", spread(errors, ".3f")]
+        rows.append((NAMES[series.mode], split, *cells))
     return markdown(rows)
 
 
@@ -307,7 +322,17 @@ def monitor(found: list[Series]) -> str:
 
 TABLES: dict[str, Callable[[list[Series]], str]] = {
     function.__name__: function
-    for function in (headline, results, students, gains, runs, unseen, pairs, monitor)
+    for function in (
+        headline,
+        results,
+        students,
+        calibration,
+        gains,
+        runs,
+        unseen,
+        pairs,
+        monitor,
+    )  # fmt: skip
 }
 
 

@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> Namespace:
         "transfer_source": "transfer_size", "hint_width": "hint_weight", "threshold": "held_out",
     }  # fmt: skip
     for name, needed in needs.items():
-        if name in args.given and not chosen(args, by_name[needed], "distil"):
+        if mode in TRAINING and name in args.given and not chosen(args, by_name[needed], "distil"):
             parser.error(f"--{name} means nothing without --{needed}")
     if args.transfer_file and chosen(args, by_name["transfer_source"], "distil") == "edits":
         parser.error("--transfer_file means nothing without --transfer_source written or both")

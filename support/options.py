@@ -24,6 +24,7 @@ TRAINING, STUDENTS, TAUGHT = (
     ("distil", "rnn", "all"),
     ("distil", "all"),
 )
+RULES = ("balanced", "accuracy")  # of a student's threshold
 RECIPES = {  # and what a taught student costs by it
     "published": None,
     "hints": "smollm2 on two cores: about 3 hours and 5 GiB; with --transfer_file 2 hours and 2.5 GiB",
@@ -145,8 +146,8 @@ OPTIONS = tuple(Option(*row) for row in (
     ("--student_cell", None, ("rnn", "gru", "lstm"), "rnn", {"hints": "gru"}, YES, STUDENTS, "Elman's cell, or one with gates"),
     ("--student_layers", "N", number(int, 1, 8), 1, {"hints": 2}, YES, STUDENTS, "recurrent layers, one above the other"),
     ("--student_dropout", "P", dropout, 0.0, {"hints": 0.3}, YES, STUDENTS, "dropout of embedding and state, while training"),
-    ("--held_out", "N", size, 0, {"hints": 1000}, YES, STUDENTS, "labelled sentences kept from training, to set its threshold on"),
-    ("--threshold", None, ("balanced", "accuracy"), "balanced", {}, YES, STUDENTS, "the rule that it is set by: for MCC, or for accuracy"),
+    ("--held_out", "N", size, 0, {"hints": 1000}, YES, STUDENTS, "labelled sentences kept from training, to set its thresholds on"),
+    ("--threshold", None, RULES, {"distil": "balanced", "rnn": "balanced"}, {}, YES, (*STUDENTS, "predict"), "where a student decides: for MCC, or for accuracy; predict: as set in training"),
     ("--kd_temperature", "T", softness, 2.0, {}, YES, TAUGHT, "softens teacher and student"),
     ("--kd_alpha", "X", share, 0.5, {}, YES, TAUGHT, "weight of the KD term against cross-entropy"),
     ("--transfer_size", "N", number(int, 0, 1_000_000), 0, {"hints": 200_000, "nano": 40_000}, YES, TAUGHT, "extra sentences that the teacher labels"),

@@ -1,6 +1,8 @@
-"""Distillation: the loss, the bias, the teacher's logits, the student's folder and start."""
+"""Distillation: the loss, the threshold, the teacher's logits, the student's folder and start."""
 
 import gzip
+import json
+import math
 from argparse import Namespace
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -21,9 +23,9 @@ from bench.inference_speed import onnx_session
 from data_utils import UNLABELLED, tokenize
 from distil import (
     distillation,
-    fit_bias,
     identity_rules,
     sentences_by_base,
+    set_threshold,
     start_embedding,
     with_answers,
     with_transfer_set,
@@ -31,11 +33,13 @@ from distil import (
 from model import DistilRNN
 from predict import load_model
 from support.bases import find_base, load_tokenizer
-from support.checkpoints import save_student
+from support.checkpoints import read_decision, save_student
 from support.checkpoints.export import save_onnx
+from support.decisions import SOFTMAX, Decision, decision_of, margins_of
 from support.devices import CPU
 from support.errors import UserError
-from support.teaching import HELD_OUT, hold_out, thresholds
+from support.options import RULES
+from support.teaching import HELD_OUT, hold_out, linear_discriminant
 from train_utils import Counts, predict_logits
 
 SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
@@ -98,39 +102,65 @@ def test_a_batch_without_any_label_has_the_kd_term_alone():
 
 
 # ---------------------------------------------------------------------------------------------
-# The transfer set, and the bias
+# The thresholds, and the transfer set
 
 
-@pytest.mark.parametrize("rule", ["balanced", "accuracy"])
-def test_a_fitted_bias_is_that_of_a_linear_discriminant(nano_corpus, rule):
-    """It moves every margin by as much, and looks at the held-out sentences alone."""
+@pytest.mark.parametrize("rule", RULES)
+def test_thresholds_and_probabilities_are_those_of_a_linear_discriminant(nano_corpus, rule):
+    """The student stays as it is; the held-out sentences alone are looked at."""
     corpus = hold_out(nano_corpus, 400)
     torch.manual_seed(0)
     student = DistilRNN(corpus["in_domain_train"].input_ids.unique(), 16)
     with torch.no_grad():
         student.linear.bias += torch.tensor([2.0, -1.0])
         student.linear.weight *= -1  # or its margins of the acceptable are below the others
-    before = predict_logits(student, corpus[HELD_OUT], CPU)
-    margins, labels = (before[:, 1] - before[:, 0]).unsqueeze(1), corpus[HELD_OUT].labels
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    held_out = corpus[HELD_OUT]
+    margins = margins_of(predict_logits(student, held_out, CPU)).reshape(-1, 1)
+    labels = held_out.labels.numpy()
     assert (margins < 0).all()
-    found = fit_bias(student, corpus[HELD_OUT], rule, CPU)["thresholds"]
-    logits = predict_logits(student, corpus[HELD_OUT], CPU)
-    moved = (logits - before)[:, 1]
-    assert moved.std() < 1e-6
-    edges = {}
-    for name, priors in (("balanced", [0.5, 0.5]), ("accuracy", None)):
-        theirs = LinearDiscriminantAnalysis(priors=priors).fit(margins, labels)
-        edge = -theirs.intercept_[0] / theirs.coef_[0, 0]
-        edges[name] = min(max(edge, margins.min().item()), margins.max().item())
-    assert -moved.mean() == pytest.approx(edges[rule], rel=1e-4)
-    expected = {name: edge - edges[rule] for name, edge in edges.items()}
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert torch.equal(logits[:, 0], before[:, 0])
+    decision = set_threshold(student, held_out, rule, CPU)
+    assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
+    p = decision.p_acceptable(margins[:, 0])
+    classes = [margins[labels == label, 0] for label in (0, 1)]
+    pooled = sum(len(part) * part.var() for part in classes) / (len(margins) - 2)
+    below, above = (
+        len(part) * scipy.stats.norm(part.mean(), pooled**0.5).pdf(margins[:, 0])
+        for part in classes
+    )
+    np.testing.assert_allclose(p, above / (below + above), rtol=1e-9)  # Bayes' rule
+    theirs = LinearDiscriminantAnalysis().fit(margins, labels)  # some versions divide by n
+    np.testing.assert_allclose(p, theirs.predict_proba(margins)[:, 1], rtol=2 / len(margins))
+    expected = {"balanced": labels.mean(), "accuracy": 0.5}[rule]
+    assert decision.p_acceptable(decision.threshold) == pytest.approx(expected, abs=1e-9)
+    assert expected != 0.5 or rule == "accuracy"
+    assert decision.answers(margins[:, 0]).tolist() == (p > expected).astype(int).tolist()
 
 
-def test_where_margins_tell_nothing_the_rule_for_accuracy_has_one_answer():
-    margins, labels = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1, 1, 1, 0])
-    assert thresholds(margins, labels) == {"balanced": 3, "accuracy": 1}
+@pytest.mark.parametrize("margins", [[1.0, 2, 3, 4], [1.0, 1, 1, 1], [1.0, 1, 1, 1.001]])
+def test_where_margins_tell_nothing_p_is_the_share_of_acceptable_ones(margins):
+    labels, margins = np.array([1, 1, 1, 0]), np.array(margins)
+    decision = linear_discriminant(margins, labels, "accuracy")
+    assert decision.p_acceptable(margins) == pytest.approx([0.75] * 4, abs=1e-3)
+    assert decision.answers(np.array([-500.0, 0, 500])).tolist() == [1, 1, 1]
+    assert decision.thresholds["balanced"] == (margins[:3].mean() + margins[3]) / 2
+
+
+def test_margins_that_divide_the_classes_without_any_spread_have_a_finite_calibration():
+    decision = linear_discriminant(np.array([1.0, 1, 0, 0]), np.array([1, 1, 0, 0]), "balanced")
+    assert decision.threshold == 0.5
+    assert decision.p_acceptable(np.array([0, 0.5, 1])).tolist() == [0, 0.5, 1]
+    assert decision_of(json.loads(json.dumps(decision.entries())), "balanced") == decision
+
+
+def test_without_held_out_sentences_a_student_decides_by_softmax(nano_corpus):
+    decision = set_threshold(None, None, "balanced", CPU)
+    logits = predict_logits(classifier(NANO), nano_corpus["in_domain_dev"], CPU)
+    margins = margins_of(logits)
+    assert decision.answers(margins).tolist() == logits.argmax(dim=1).tolist()
+    expected = scipy.special.softmax(logits.double().numpy(), axis=1)[:, 1]
+    np.testing.assert_allclose(decision.p_acceptable(margins), expected, rtol=1e-9)
+    assert decision.entries() == {}
 
 
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
@@ -271,6 +301,42 @@ def test_a_student_comes_back_with_its_tokenizer_and_the_same_logits(saved, nano
     assert torch.equal(predict_logits(found, again, CPU), predict_logits(model, split, CPU))
 
 
+DECISION = Decision("balanced", {"balanced": 1.5, "accuracy": -0.25}, 0.5, 0.125)
+
+
+def test_where_a_student_decides_comes_back_with_it(saved):
+    model, folder = saved
+    assert read_decision(folder) == SOFTMAX  # as in every folder of an earlier version
+    assert "threshold" not in (folder / "config.json").read_text()
+    save_student(model, find_base("nano"), folder, DECISION)
+    assert read_decision(folder) == DECISION
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"thresholds": []}, "thresholds.balanced is not a number: None"),
+        ({"thresholds": {"balanced": 0.5}}, "thresholds.accuracy is not a number: None"),
+        ({"thresholds": {"balanced": "1", "accuracy": 0}}, "balanced is not a number: '1'"),
+        ({"thresholds": {"balanced": True, "accuracy": 0}}, "balanced is not a number: True"),
+        ({"thresholds": {"balanced": math.nan, "accuracy": 0}}, "balanced is not a number: nan"),
+        ({"thresholds": {"balanced": 10**400, "accuracy": 0}}, "balanced is not a number: 10{39}"),
+        ({"calibration": {"slope": 1, "intercept": math.inf}}, "intercept is not a number: inf"),
+        ({"calibration": {"slope": 0, "intercept": 0}}, "calibration.slope is not above 0"),
+        ({"calibration": 3}, "calibration.slope is not a number: None"),
+        ({"threshold": None}, "threshold is None, not balanced or accuracy"),
+        ({"threshold": ["balanced"]}, r"threshold is \['balanced'\], not balanced or accuracy"),
+    ],
+)
+def test_a_student_whose_thresholds_are_broken_is_refused(saved, changes, words):
+    model, folder = saved
+    save_student(model, find_base("nano"), folder, DECISION)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=rf"config.json: .*{words}; restore it"):
+        read_decision(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -322,10 +388,11 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 
 
 @every_kind
-def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(saved, nano_corpus):
+@pytest.mark.parametrize("decision", [SOFTMAX, DECISION], ids=["softmax", "thresholds"])
+def test_the_exported_student_gives_the_same_for_any_batch_and_length(saved, nano_corpus, decision):
     model, folder = saved
     tokenizer = load_tokenizer(folder)
-    save_onnx(model, tokenizer, folder, folder)
+    save_onnx(model, tokenizer, folder, folder, decision)
     session = onnx_session(folder / "student.onnx")
     split = nano_corpus["out_of_domain_dev"]
     expected = predict_logits(model, split, CPU).numpy()
@@ -338,8 +405,16 @@ def test_the_exported_student_gives_the_same_logits_for_any_batch_and_length(sav
         for row, index in enumerate(chosen):
             start, end = split.cu_seqlens[index : index + 2].tolist()
             ids[row, : end - start] = split.input_ids[start:end]
-        (logits,) = session.run(None, {"input_ids": ids, "lengths": lengths})
+        logits, p = session.run(None, {"input_ids": ids, "lengths": lengths})
         np.testing.assert_allclose(logits, expected[chosen], atol=1e-5)
+        margins = expected[chosen, 1] - expected[chosen, 0]
+        np.testing.assert_allclose(p, decision.p_acceptable(margins), atol=1e-5)
+    assert [output.name for output in session.get_outputs()] == ["logits", "p_acceptable"]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert float(facts["threshold"]) == decision.threshold
+    edges = {rule: facts.get(f"threshold_{rule}") for rule in RULES}
+    expected = {rule: str(edge) for rule, edge in (decision.thresholds or {}).items()}
+    assert edges == (expected or dict.fromkeys(RULES))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ import run as front_door
 from bench.kills import TRAINS, compare_killed
 from support import PROJECT
 from support.bases import load_tokenizer
-from support.bases.fingerprint import BaseFingerprint
-from support.corpus import SPLITS, read_split
+from support.corpus import DEV, SPLITS, read_split
+from support.options import RULES
+from support.reporting import describe
 from support.reporting.finished import find_runs
 
 NANO_RUN = ("--gpt_variant", "nano", "--sr_no", 7)
@@ -208,7 +209,29 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
         earlier.setattr("distil.BIAS_RULE", "as many as there are")
         assert call(*options).returncode == 0
         assert "kept epoch" in call(*options).stdout
-    assert "bias is as many as there are there, halfway here" in refusal(call(*options))
+    assert "bias is as many as there are there, as learnt here" in refusal(call(*options))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_students_threshold_is_that_of_its_training_in_every_figure(call, data, tmp_path, rule):
+    """What predict says by itself is what metrics.json and predictions.csv have."""
+    few = ("--data_dir", data, "--epochs", 1, "--max_steps", 9, "--batch_size", 32)
+    trained = call("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200, "--threshold", rule)
+    assert trained.returncode == 0, trained.stderr
+    (run,) = find_runs(tmp_path, [7])[0].runs
+    edge = run.predictions[DEV].decision.threshold
+    assert f"threshold: a margin of {edge:+.2f}, p(acceptable) = " in trained.stdout
+    assert f" ({rule}), set on 200 held-out sentences" in trained.stdout
+    options = ("--mode", "predict", "--json", "--checkpoint", run.folder, "--input")
+    for split in SPLITS[1:]:
+        result = call(*options, data / "raw" / f"{split}.tsv")
+        found, kept = pd.read_json(io.StringIO(result.stdout), lines=True), run.predictions[split]
+        assert found["label"].tolist() == kept.answers.tolist()
+        assert found["p_acceptable"].tolist() == pytest.approx(
+            kept.decision.p_acceptable(kept.margins).tolist(), abs=1e-6
+        )
+        assert describe(run.metrics[split]) in result.stderr
+        assert f"({rule})" in result.stderr or rule == "accuracy"
 
 
 def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_run(
@@ -279,7 +302,7 @@ def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(distil, "sentences_of_file", read)
         assert f"mine.txt: {words}" in refusal(call(*distilled))
-    seen = iter([BaseFingerprint("one", "one"), BaseFingerprint("another", "another")])
+    seen = iter(["one", "another"])
     monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
     assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -476,11 +499,14 @@ def test_predict_shows_several_models_side_by_side(demo, call):
         assert f"\n{folder.name}:\naccuracy " in labelled
 
 
-def test_checkpoints_that_cannot_stand_side_by_side_are_refused(demo, call):
+def test_checkpoints_that_cannot_be_used_so_are_refused(demo, call):
     one = ("--checkpoint", checkpoint(demo.folder, "rnn"))
     assert "one is given twice" in refusal(call("--mode", "predict", *one, *one, "Hello."))
     missing = (*one, "--checkpoint", "nowhere")
     assert "nowhere: no such" in refusal(call("--mode", "predict", *missing, "Hello."))
+    threshold = (*one, "--threshold", "balanced", "Hello.")
+    line = refusal(call("--mode", "predict", *threshold))
+    assert "--threshold balanced: rnn_nano_7 decides at p = 0.5 alone" in line
     assert "--mode export takes one" in refusal(call("--mode", "export", *one, *one))
 
 

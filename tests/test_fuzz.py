@@ -30,16 +30,19 @@ from model import DistilRNN, load_student
 from predict import load_model, read_sentences
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
-from support.checkpoints import kind_of, save_student, write_adapter
+from support.checkpoints import kind_of, read_decision, save_student, write_adapter
 from support.checkpoints.peft_settings import read_settings
 from support.checkpoints.students import STUDENT
 from support.corpus import DEV, SPLITS, TRAIN, read_split
+from support.decisions import decision_of
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
+from support.options import RULES
 from support.reporting import show_run
 from support.reporting.finished import load_series, read_history
+from support.reporting.judgements import threshold_note
 from support.reporting.tables import (
     comparison_table,
     confidence_table,
@@ -423,6 +426,34 @@ def test_any_students_folder_is_a_student_or_refused(student, changes, positions
         assert tried(judge, *found) is not None or changes or positions < 1
 
 
+CONFIG = {
+    "model_type": STUDENT, "n_positions": 8, "threshold": "accuracy",
+    "thresholds": {"balanced": 0.5, "accuracy": -1}, "calibration": {"slope": 2, "intercept": 0.5},
+}  # fmt: skip
+NUMBERS = st.sampled_from([10**400, -(10**400), 5e-324, 1e308]) | st.integers() | st.floats() | JSON
+DECISIONS = {
+    "threshold": st.sampled_from(RULES) | JSON,
+    "thresholds": st.dictionaries(st.sampled_from(RULES), NUMBERS) | JSON,
+    "calibration": st.dictionaries(st.sampled_from(["slope", "intercept"]), NUMBERS) | JSON,
+}
+
+
+@given(st.fixed_dictionaries({}, optional=DECISIONS))
+def test_any_thresholds_of_a_student_decide_or_are_refused(folder, changes):
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    decision = tried(read_decision, folder)
+    assert decision or changes
+    if decision:
+        margins = np.array([-3e38, -1.0, 0, 1, 3e38])
+        p = decision.p_acceptable(margins)
+        assert ((p >= 0) & (p <= 1)).all()
+        assert (np.diff(p) >= 0).all()
+        assert (np.diff(decision.answers(margins)) >= 0).all()
+        assert threshold_note("a student", decision).count("\n") == 0
+        again = json.loads(json.dumps(decision.entries()))
+        assert decision_of(again, decision.rule) == decision
+
+
 STATE = st.sampled_from(["weight.w", "best.w", "step.w", "exp_avg.w", "exp_avg_sq.w", "weight"])
 METADATA = st.dictionaries(
     st.just("progress") | st.text(max_size=4),
@@ -543,11 +574,13 @@ def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder,
 RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
 METRICS = {
     "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "teacher": None, "adapter": "",
-    "arguments": dict.fromkeys(("max_steps", "monitor", "held_out", "transfer_size")),
+    "arguments": dict.fromkeys(("max_steps", "monitor", "held_out", "transfer_size"))
+    | {"threshold": "balanced"},
     "parameters": {"total": 3, "trainable": 2}, "identity": {}, "base": {"name": "nano"},
     "training": {"best_epoch": 1, "epochs": 1, "steps": 1, "seconds": 1.0},
     "data": {"name": "", "folder": "", "sha256": "", **{key: {"sentences": 2} for key in SPLITS}},
-    "hardware": {}, "versions": {},
+    "hardware": {}, "versions": {}, "thresholds": {"balanced": 0.5, "accuracy": -1.0},
+    "calibration": {"slope": 0.5, "intercept": 0.25},
     **{key: {**RESULTS, "accuracy": 1.0, "mcc": 1.0} for key in SPLITS[1:]},
 }  # fmt: skip
 PATHS = [(key,) for key in METRICS] + [

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
-from test_report import SIZES, add_corpus, change_metrics, make_run, make_runs
+from test_report import SIZES, add_corpus, change_metrics, make_run, make_runs, set_threshold
 
 import report
 from support import PROJECT
 from support.corpus import DEV
+from support.decisions import Decision
 from support.reporting import page, tables
 from support.reporting.finished import DEV_SETS, Predictions, find_runs
 
@@ -457,15 +458,35 @@ def test_each_corpus_has_its_own_sentences(tmp_path, show):
     assert choice_of(shown) == {"corpus": "1"}
 
 
-@given(st.lists(st.floats(-1e9, 1e9) | st.floats(-0.02, 0.02), min_size=2, max_size=20))
-def test_any_margin_is_rounded_so_that_no_answer_changes(margins):
+def test_margins_are_shown_from_the_models_own_threshold_on(tmp_path, show):
+    """At 0 a model decides as in metrics.json, wherever its threshold is."""
+    folder = make_run(tmp_path, "rnn")
+    (plain,) = find_runs(tmp_path, [7])
+    set_threshold(folder, 2.5)
+    shown = show(write(tmp_path))
+    assert without_best(shown_scores(shown)["rnn"]) == [
+        cell.removesuffix(".0") for cell in expected_scores(plain, DEV, 0)
+    ]
+    margins = shown.locator("#sentences td.number").all_text_contents()
+    expected = means(plain)[: len(margins)]
+    assert [float(text.split()[0]) for text in margins] == pytest.approx(expected, abs=0.011)
+    assert "less the model's own threshold" in shown.locator("form").text_content()
+
+
+@given(
+    st.lists(st.floats(-1e9, 1e9) | st.floats(-0.02, 0.02), min_size=2, max_size=20),
+    st.just(0.0) | st.floats(-9, 9),
+)
+def test_any_margin_is_rounded_so_that_no_answer_changes(margins, threshold):
     margins = np.array(margins)
-    parts = {split: Predictions(np.zeros(len(margins), int), margins) for split in DEV_SETS}
+    decision = Decision("balanced", {"balanced": threshold, "accuracy": 0.0})
+    part = Predictions(np.zeros(len(margins), int), margins, decision)
+    parts, above = dict.fromkeys(DEV_SETS, part), margins - threshold
     (run,) = [type("Run", (), {"predictions": parts})]
     found = page.hundredths(type("Series", (), {"runs": [run]}))[0, : len(margins)]
-    assert ((found > 0) == (margins > 0)).all()
-    near = np.abs(margins) < 1000
-    assert (np.abs(found / 100 - margins)[near] <= 0.0101).all()
+    assert ((found > 0) == (part.answers == 1)).all()
+    near = np.abs(above) < 1000
+    assert (np.abs(found / 100 - above)[near] <= 0.0101).all()
 
 
 def test_the_page_is_small_and_names_no_other_place(nano_page):

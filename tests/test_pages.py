@@ -117,8 +117,12 @@ def test_the_readmes_commands_run_in_their_order(clone):
     sentences = re.search(r"sentences = \[(.*?)\]", snippet)[1].replace(",", "")
     student = "demo/checkpoints/distil_nano_22915"
     judged = shell(f"python run.py --mode predict --json --checkpoint {student} {sentences}", clone)
-    expected = [json.loads(line)["p_acceptable"] for line in judged.splitlines()]
-    assert [float(p) for p in printed.strip("[]\n").split()] == pytest.approx(expected, abs=1e-6)
+    answers = [json.loads(line) for line in judged.splitlines()]
+    shown, labels = (part.split() for part in printed.strip("[]\n").split("] ["))
+    assert [float(p) for p in shown] == pytest.approx(
+        [a["p_acceptable"] for a in answers], abs=1e-6
+    )
+    assert labels == [str(answer["label"] == 1) for answer in answers]
 
 
 def test_make_demo_runs_what_the_test_runs():

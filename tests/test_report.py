@@ -15,14 +15,17 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 import scipy.stats
 from pypdf import PdfReader
 from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 
 import report
+from bench.results import by_rule
 from support import PROJECT
 from support.command_line import parse
 from support.corpus import COLA_SHA256, DEV, file_fingerprints
+from support.decisions import Decision
 from support.errors import UserError
 from support.options import options_of, published
 from support.reporting import pdf, tables
@@ -93,6 +96,21 @@ def change_metrics(run_folder: Path, part: str, **changes) -> None:
     path = run_folder / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(metrics | {part: metrics[part] | changes}), encoding="utf-8")
+
+
+def set_threshold(run_folder: Path, edge: float, share: float = 0.7) -> Decision:
+    """Move a run's margins and its threshold by as much: it answers as before."""
+    path = run_folder / "predictions.csv"
+    table = pd.read_csv(path)
+    table["logit_1"] += edge
+    table.to_csv(path, index=False)
+    log_odds = math.log(share / (1 - share))
+    thresholds = {"balanced": edge, "accuracy": edge - log_odds / 0.5}
+    decision = Decision("balanced", thresholds, 0.5, log_odds - 0.5 * edge)
+    path = run_folder / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) | decision.entries()
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    return decision
 
 
 def options(out_dir: Path, sr_no: str = "7", **more) -> Namespace:
@@ -364,6 +382,7 @@ def test_predictions_that_metrics_json_contradicts_are_an_error(tmp_path):
         ("data", dict(folder="a\0b"), "data.folder is not text: "),
         ("data", dict(in_domain_train=[]), "data.in_domain_train.sentences is not a positive"),
         ("arguments", dict(held_out="5"), "arguments.held_out is not a count: '5'"),
+        ("training", dict(seconds=10**400), "training.seconds is not a number of seconds: 1000"),
     ],
 )
 def test_metrics_json_with_an_impossible_value_is_an_error_that_names_it(
@@ -371,6 +390,43 @@ def test_metrics_json_with_an_impossible_value_is_an_error_that_names_it(
 ):
     change_metrics(make_run(tmp_path, "LoRA"), part, **changes)
     with pytest.raises(UserError, match=rf"metrics\.json: broken \({re.escape(fault)}"):
+        find_runs(tmp_path, [7])
+
+
+def test_a_run_is_judged_by_its_threshold_and_its_probabilities_are_calibrated(tmp_path):
+    folder = make_run(tmp_path, "rnn")
+    (plain,) = find_runs(tmp_path, [7])
+    decision = set_threshold(folder, 1.25)
+    (series,) = find_runs(tmp_path, [7])  # metrics.json has the counts of before
+    for split in DEV_SETS:
+        before, found = (each.runs[0].predictions[split] for each in (plain, series))
+        np.testing.assert_allclose(found.margins, before.margins + 1.25)
+        assert series.answers(split).tolist() == plain.answers(split).tolist()
+        expected = scipy.special.expit(0.5 * found.margins + decision.intercept)
+        np.testing.assert_allclose(series.p_acceptable(split)[0], expected)
+        fewer_mistakes = by_rule(series, "accuracy").answers(split)
+        assert fewer_mistakes[0].tolist() == (expected > 0.5).astype(int).tolist()
+        np.testing.assert_allclose(
+            plain.p_acceptable(split)[0], scipy.special.expit(before.margins)
+        )
+    table = tables.confidence_table([series]).set_index("dev set")
+    errors = [calibration_error(series.labels(s), series.p_acceptable(s)[0]) for s in DEV_SETS]
+    assert table["calibration error"].tolist() == [f"{error:.3f}" for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("entries", "fault"),
+    [
+        ({"thresholds": {"balanced": 1}}, "thresholds.accuracy is not a number: None"),
+        ({"thresholds": 3}, "thresholds.balanced is not a number: None"),
+        ({"calibration": {"slope": -1, "intercept": 0}}, "calibration.slope is not above 0"),
+    ],
+)
+def test_a_run_whose_thresholds_are_broken_is_an_error_that_names_them(tmp_path, entries, fault):
+    set_threshold(folder := make_run(tmp_path, "rnn"), 1.25)
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    with pytest.raises(UserError, match=rf"metrics\.json: broken \({fault}"):
         find_runs(tmp_path, [7])
 
 
@@ -621,7 +677,7 @@ def test_of_the_published_recipe_the_report_says_what_was_seen_and_kept(tmp_path
     assert distil["labelled by the teacher alone"] == "none"
     assert (distil["epochs"], distil["optimiser steps"]) == ("4", "268")
     assert distil["epoch kept"] == "1, the best accuracy on in_domain_dev"
-    assert distil["threshold"] == "as trained"
+    assert distil["threshold"] == "p = 0.50"
     assert distil["minutes of training"] == "1.5"
     text = report_text(tmp_path)
     saw = "distil saw 8,551 sentences an epoch in 268 steps, rnn saw 8,551 sentences an epoch in"
@@ -631,6 +687,8 @@ def test_of_the_published_recipe_the_report_says_what_was_seen_and_kept(tmp_path
 def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
     make_recipe(tmp_path, "distil", "hints", best_epoch=16, epochs=16, steps=6016)
     make_recipe(tmp_path, "rnn", "hints", best_epoch=37, epochs=95, steps=5985)
+    for mode in ("distil", "rnn"):
+        set_threshold(tmp_path / "checkpoints" / f"{mode}_smollm2_7", 1.0)
     distil, rnn = facts(tmp_path).values()
     assert distil["starts from"] == "random weights, the embedding from the teacher's"
     assert rnn["starts from"] == "random weights"
@@ -639,7 +697,8 @@ def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
     assert distil["sentences an epoch"] == "207,551"
     assert distil["epoch kept"] == "16, the last"
     assert rnn["epoch kept"] == "37, the best mcc on in_domain_dev"
-    assert distil["threshold"] == rnn["threshold"] == "set on the 1000 held out"
+    assert distil["threshold"] == rnn["threshold"]
+    assert distil["threshold"] == "p = 0.70 (balanced), set on the 1000 held out"
     text = report_text(tmp_path)
     for words in (
         "distil saw 207,551 sentences an epoch in 6,016 steps, rnn saw 7,551 sentences an epoch in "

@@ -1,5 +1,6 @@
 """The models that ship, the format that makes them small, and predict with several models."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,14 +9,15 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, refusal
 
 from bench.shipping import card, compact
 from data_utils import load_corpus
+from distil import set_threshold
 from model import load_student
-from predict import load_model
+from predict import chosen_decision, load_model
 from support.bases import find_base
-from support.checkpoints import kind_of, teacher_fingerprint
+from support.checkpoints import kind_of, read_decision, teacher_fingerprint
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
 from support.checkpoints.students import expand
 from support.command_line import parse
@@ -25,6 +27,7 @@ from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.reporting import read_metrics
 from support.reporting.finished import DEV_SETS, load_run
+from support.teaching import HELD_OUT, hold_out
 from train_utils import count_parameters, predict_logits
 
 SENTENCES = ["The boys were running.", "The boys was running."]
@@ -79,9 +82,23 @@ def test_what_ships_gives_the_answers_that_its_folder_has(name, cola):
     for split in DEV_SETS:
         logits = predict_logits(model, corpus[split], CPU)
         margins, recorded = (logits[:, 1] - logits[:, 0]).numpy(), run.predictions[split].margins
-        surely = np.abs(recorded) > 1e-2
+        np.testing.assert_allclose(margins, recorded, atol=1e-2)
+        surely = np.abs(recorded - run.predictions[split].decision.threshold) > 1e-2
         assert surely.mean() > 0.95
-        assert ((margins > 0) == (recorded > 0))[surely].all()
+        answers = chosen_decision(name, folder, Namespace(given=set())).answers(margins)
+        assert (answers == run.predictions[split].answers)[surely].all()
+
+
+def test_the_student_that_ships_decides_as_its_held_out_sentences_say(cola):
+    run = load_run(folder := shipped("student"))
+    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
+    arguments = run.metrics["arguments"]
+    held_out = hold_out(load_corpus(cola, tokenizer, longest), arguments["held_out"])[HELD_OUT]
+    found, kept = set_threshold(model, held_out, arguments["threshold"], CPU), read_decision(folder)
+    assert kept.rule == found.rule
+    assert kept.thresholds == pytest.approx(found.thresholds, abs=1e-2)
+    assert kept[2:] == pytest.approx(found[2:], abs=1e-2)
+    assert kept == run.predictions[DEV].decision  # metrics.json's, too
 
 
 def test_what_ships_is_small_and_holds_nothing_of_the_corpus():
@@ -118,11 +135,43 @@ def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path
     result = run("--mode", "predict", *SENTENCES)
     assert result.returncode == 0, result.stderr
     figure = f"MCC {load_run(MODELS / SHIPPED['student']).metrics[DEV]['mcc']:.3f}"
-    (note,) = result.stderr.splitlines()
+    note, rule = result.stderr.splitlines()
     assert note.startswith("note: the student that ships")
     assert figure in note
     named = run("--mode", "predict", "--checkpoint", "student", *SENTENCES)
-    assert (named.stdout, named.stderr) == (result.stdout, "")
+    assert named.stdout == result.stdout
+    assert named.stderr == rule.replace(SHIPPED["student"], "student") + "\n"
+
+
+def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_path):
+    """p and the logits are the same by both."""
+    sentences = ("The letter was written by the teacher.", "The teacher gave to the children.")
+    (tmp_path / "a.tsv").write_text("".join(f"a\t1\t\t{words}\n" for words in sentences))
+    options = ("--mode", "predict", "--json", "--checkpoint", "student", "--input", "a.tsv")
+    decision, judged = read_decision(MODELS / SHIPPED["student"]), {}
+    for words in ((), ("--threshold", "balanced"), ("--threshold", "accuracy")):
+        result = run(*options, *words)
+        assert result.returncode == 0, result.stderr
+        answers = [json.loads(line) for line in result.stdout.splitlines()]
+        rule = words[1] if words else "balanced"
+        edge = decision.p_acceptable(decision.thresholds[rule])
+        for answer in answers:
+            p = decision.p_acceptable(answer["logits"][1] - answer["logits"][0])
+            assert answer["p_acceptable"] == pytest.approx(p, abs=1e-9)
+            assert answer["label"] == (p > edge)
+        right = sum(answer.pop("label") for answer in answers)  # also for what scores them
+        assert f"accuracy {right / 2:.2%} ({right} of 2)" in result.stderr
+        told = f"note: student calls a sentence acceptable from p = {edge:.2f} on (balanced)"
+        assert (told in result.stderr) == (rule == "balanced")
+        judged[rule] = answers, right
+    assert judged["balanced"][0] == judged["accuracy"][0]
+    assert judged["balanced"][1] < judged["accuracy"][1]  # of these sentences one changes
+
+
+def test_a_threshold_is_refused_for_a_model_that_has_none(run):
+    both = ("--checkpoint", "student", "--checkpoint", "smollm2", "--threshold", "balanced")
+    line = refusal(run("--mode", "predict", *both, *SENTENCES))
+    assert "--threshold balanced: smollm2 decides at p = 0.5 alone" in line
 
 
 @pytest.mark.parametrize("words", ["--sr_no 7", "--gpt_variant nano", "--out_dir a"])

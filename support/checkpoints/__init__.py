@@ -10,9 +10,15 @@ from support.checkpoints.adapters import (
     teacher_fingerprint,
     write_adapter,
 )
-from support.checkpoints.students import kind_of, read_max_length, read_student, save_student
+from support.checkpoints.students import (
+    kind_of,
+    read_decision,
+    read_max_length,
+    read_student,
+    save_student,
+)
 
 __all__ = [
-    "adapter_fingerprint", "find_own_base", "kind_of", "read_adapter", "read_max_length",
-    "read_student", "save_student", "teacher_fingerprint", "write_adapter",
+    "adapter_fingerprint", "find_own_base", "kind_of", "read_adapter", "read_decision",
+    "read_max_length", "read_student", "save_student", "teacher_fingerprint", "write_adapter",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from support import VERSION
 from support.bases import Base, load_auto_tokenizer, save_tokenizer
 from support.bases.pretrained import read_pretrained
 from support.checkpoints.students import STUDENT
+from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.files import cannot_write, write_bytes
 from support.recurrence import is_plain
@@ -78,13 +79,16 @@ def write_files(folder: Path, save: Callable[[Path], object]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path) -> None:
+def save_onnx(
+    model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path, decision: Decision = SOFTMAX
+) -> None:
     """Write a student as ONNX (opset 17), for onnxruntime and others, with its tokenizer.
 
     Inputs, both int64: ``input_ids (batch, time)``, padded with any of the tokenizer's ids, and
-    ``lengths (batch,)``. Output: ``logits (batch, 2)``. The graph is written node by node: ONNX's
-    cells read each sentence to its own length, and no example batch is traced whose shape could be
-    frozen into it.
+    ``lengths (batch,)``. Outputs: ``logits (batch, 2)`` and ``p_acceptable (batch,)``; what margin
+    of the logits decides stands in the metadata. The graph is written node by node: ONNX's cells
+    read each sentence to its own length, and no example batch is traced whose shape could be frozen
+    into it.
     """
     rnn = model.rnn
     if not is_plain(rnn):
@@ -100,6 +104,8 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
         "direction": torch.tensor([1]),
         "linear.weight": model.linear.weight,
         "linear.bias": model.linear.bias,
+        "slopes": torch.tensor([-decision.slope, decision.slope]),
+        "intercept": torch.tensor(decision.intercept),
     }
     node = helper.make_node
     nodes = [
@@ -122,6 +128,9 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
     nodes += [
         node("Squeeze", [f"last{n}", "first"], ["state"]),  # (batch, width)
         node("Gemm", ["state", "linear.weight", "linear.bias"], ["logits"], transB=1),
+        node("MatMul", ["logits", "slopes"], ["sloped"]),  # (batch,)
+        node("Add", ["sloped", "intercept"], ["log_odds"]),
+        node("Sigmoid", ["log_odds"], ["p_acceptable"]),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -131,13 +140,19 @@ def save_onnx(model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path
             value("input_ids", TensorProto.INT64, ["batch", "time"]),
             value("lengths", TensorProto.INT64, ["batch"]),
         ],
-        [value("logits", TensorProto.FLOAT, ["batch", 2])],
+        [
+            value("logits", TensorProto.FLOAT, ["batch", 2]),
+            value("p_acceptable", TensorProto.FLOAT, ["batch"]),
+        ],
         [numpy_helper.from_array(t.detach().numpy(), name) for name, t in constants.items()],
     )
     opset = [helper.make_opsetid("", 17)]
     onnx_model = helper.make_model(graph, opset_imports=opset, ir_version=9)
     labels = {f"label_{label}": name for label, name in LABELS.items()}
+    edges = {"threshold": decision.threshold}
+    edges |= {f"threshold_{rule}": edge for rule, edge in (decision.thresholds or {}).items()}
     facts = {**labels, "tokenizer": "tokenizer.json", "version": VERSION}
+    facts |= {name: str(edge) for name, edge in edges.items()}
     helper.set_model_props(onnx_model, facts)
     checker.check_model(onnx_model, full_check=True)
     write_bytes(target / "student.onnx", onnx_model.SerializeToString())

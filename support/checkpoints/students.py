@@ -1,12 +1,14 @@
 """Read and write students, and tell what a checkpoint's folder holds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from support.bases import Base, save_tokenizer
 from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from support.decisions import SOFTMAX, Decision, decision_of
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
 from support.runs import check_finished
@@ -16,11 +18,11 @@ SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if
 SHOWN = 4  # checkpoints below a folder that is none
 
 
-def save_student(model: nn.Module, base: Base, folder: Path) -> None:
+def save_student(model: nn.Module, base: Base, folder: Path, decision: Decision = SOFTMAX) -> None:
     """Write a student with its base's tokenizer: the folder is complete by itself."""
     save_tokenizer(base.tokenizer, base.folder, folder)
     config = {"model_type": STUDENT, "cell": model.cell, "n_positions": base.max_length}
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config | config_entries(decision))
     write_tensors(folder / "model.safetensors", model.state_dict(), {})
 
 
@@ -84,6 +86,20 @@ def read_max_length(folder: Path) -> int:
     if type(max_length) is not int:
         raise UserError(f"{path}: n_positions = {max_length!r}")
     return max_length
+
+
+def config_entries(decision: Decision) -> dict[str, Any]:
+    """Return what a student's config.json has of where it decides."""
+    return {"threshold": decision.rule, **decision.entries()} if decision.thresholds else {}
+
+
+def read_decision(folder: Path) -> Decision:
+    """Return where a student decides."""
+    config = read_json(path := folder / "config.json")
+    try:
+        return decision_of(config, config.get("threshold"))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore it, or train it again") from None
 
 
 def kind_of(folder: Path) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from support.decisions import SOFTMAX, Decision, decision_of
 from support.errors import UserError, first_line
 from support.files import read_bytes
 from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics
@@ -22,12 +23,13 @@ class Predictions(NamedTuple):
     """What predictions.csv has of one dev set."""
 
     labels: np.ndarray  # (sentences,)  0 or 1
-    margins: np.ndarray  # (sentences,)  logit 1 less logit 0, positive for "acceptable"
+    margins: np.ndarray  # (sentences,)  logit 1 less logit 0
+    decision: Decision = SOFTMAX
 
     @property
     def answers(self) -> np.ndarray:
         """Return 0 or 1 for each sentence, (sentences,)."""
-        return (self.margins > 0).astype(int)
+        return self.decision.answers(self.margins)
 
 
 class Run(NamedTuple):
@@ -78,8 +80,8 @@ class Series(NamedTuple):
 
     def p_acceptable(self, split: str) -> np.ndarray:
         """Return the probability (runs, sentences) of "acceptable"."""
-        margins = np.stack([run.predictions[split].margins for run in self.runs])
-        return 0.5 * (1 + np.tanh(margins / 2))  # which does not overflow
+        parts = [run.predictions[split] for run in self.runs]
+        return np.stack([part.decision.p_acceptable(part.margins) for part in parts])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,7 +96,11 @@ def load_run(folder: Path) -> Run:
         raise broken(folder / METRICS, f"mode is {mode!r}")
     if folder.name != (own := f"{mode}_{variant}_{metrics['sr_no']}"):
         raise UserError(f"{folder}: its metrics.json is that of {own}; a copy is no other run")
-    predictions = read_predictions(path := folder / "predictions.csv")
+    try:
+        decision = decision_of(metrics, metrics["arguments"].get("threshold"))
+    except ValueError as error:
+        raise broken(folder / METRICS, str(error)) from None
+    predictions = read_predictions(path := folder / "predictions.csv", decision)
     for split, part in predictions.items():
         right = part.answers == part.labels
         counts = len(right), part.labels.sum(), part.answers.sum(), right.sum()
@@ -103,15 +109,15 @@ def load_run(folder: Path) -> Run:
     return Run(folder, mode, variant, metrics, predictions)
 
 
-def read_predictions(path: Path) -> dict[str, Predictions]:
-    """Read the predictions by dev set."""
+def read_predictions(path: Path, decision: Decision = SOFTMAX) -> dict[str, Predictions]:
+    """Read the predictions by dev set, of a model that decides so."""
     table, predictions = read_table(path, ["label", "logit_0", "logit_1"], ["split"]), {}
     if not set(table["label"]) <= {0, 1}:
         raise broken(path, "a label that is neither 0 nor 1")
     for split in DEV_SETS:
         rows = table[table["split"] == split]
         margins = rows["logit_1"] - rows["logit_0"]
-        predictions[split] = Predictions(rows["label"].to_numpy(int), margins.to_numpy())
+        predictions[split] = Predictions(rows["label"].to_numpy(int), margins.to_numpy(), decision)
     return predictions
 
 

@@ -1,6 +1,5 @@
 """How good is a model, in numbers and in words, and what do a run's own files say of it?"""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS
+from support.decisions import SOFTMAX, Decision, margins_of
 from support.errors import UserError
 from support.files import read_json
 
@@ -28,18 +28,21 @@ def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return covariance / np.sqrt(np.where(squared, squared, np.inf))
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
-    """Return loss (cross-entropy, nats), accuracy, MCC and counts of logits (sentences, 2)."""
-    predictions = logits.argmax(dim=1)
-    correct = int((predictions == labels).sum())
+def measure(logits: Tensor, labels: Tensor, decision: Decision = SOFTMAX) -> dict[str, float | int]:
+    """Return loss (cross-entropy, nats), accuracy, MCC and counts of logits (sentences, 2).
+
+    The loss is of the logits; all else is of the answers that ``decision`` makes of them.
+    """
+    answers = decision.answers(margins_of(logits))
+    correct = int((answers == labels.numpy()).sum())
     return {
         "sentences": len(labels),
         "acceptable": int((labels == 1).sum()),
-        "predicted_acceptable": int((predictions == 1).sum()),
+        "predicted_acceptable": int(answers.sum()),
         "correct": correct,
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "accuracy": correct / len(labels),
-        "mcc": float(matthews_corrcoef(labels.numpy(), predictions.numpy())),
+        "mcc": float(matthews_corrcoef(labels.numpy(), answers)),
     }
 
 
@@ -113,20 +116,18 @@ RULES = {
     "an object": lambda value: isinstance(value, dict),
     "a count": lambda value: type(value) is int and 0 <= value < 2**63,
     "a positive count": lambda value: type(value) is int and 0 < value < 2**63,
-    "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
-    "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < 2**63,
     "a number from -1 to 1": lambda value: type(value) in (int, float) and -1 <= value <= 1,
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
     "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
-    "an object": "arguments identity teacher? thresholds? data.files?",
+    "an object": "arguments identity teacher? data.files?",
     "a count": "sr_no parameters.total parameters.trainable training.epochs training.best_epoch "
     "training.steps arguments.held_out? arguments.transfer_size? "
     + " ".join(f"{split}.{name}" for split in DEV_SETS for name in COUNTS[1:]),
     "a positive count": " ".join(f"data.{split}.sentences" for split in SPLITS)
     + " in_domain_dev.sentences out_of_domain_dev.sentences",
     "a number of seconds": "training.seconds",
-    "a number": "thresholds.accuracy? thresholds.balanced?",
     "a number from -1 to 1": " ".join(f"{split}.accuracy {split}.mcc" for split in DEV_SETS),
 }
 

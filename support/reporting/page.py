@@ -114,13 +114,13 @@ def judgements(group: list[Series]) -> dict[str, Any]:
 
 
 def hundredths(series: Series) -> np.ndarray:
-    """Return the margins (runs, sentences) in hundredths, rounded so that no answer changes.
+    """Return how far margins (runs, sentences) are above the model's own threshold, in hundredths.
 
-    A positive margin, which means "acceptable", stays positive, and no other becomes so.
+    They are rounded so that no answer changes: what is above 0 stays so, and nothing else gets so.
     """
     margins = np.stack([
-        np.concatenate([run.predictions[split].margins for split in DEV_SETS])
-        for run in series.runs
+        np.concatenate([found.margins - found.decision.threshold for found in parts])
+        for parts in ([run.predictions[split] for split in DEV_SETS] for run in series.runs)
     ])  # fmt: skip
     rounded = np.rint(np.clip(100 * margins, -WIDEST, WIDEST))
     return np.where(margins > 0, np.maximum(rounded, 1), np.minimum(rounded, 0)).astype(int)

@@ -146,8 +146,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def calibration_error(labels: np.ndarray, p_acceptable: np.ndarray) -> float:
     """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-    How far a model's confidence in its answer is from its accuracy, over bins of confidence, each
-    weighed by its sentences. Both arrays are (sentences,).
+    How far confidence in the likelier answer is from that answer's accuracy, over bins of
+    confidence, each weighed by its sentences. A threshold plays no part. Both are (sentences,).
     """
     confidence = np.maximum(p_acceptable, 1 - p_acceptable)
     gap = ((p_acceptable > 0.5) == labels) - confidence

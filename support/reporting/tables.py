@@ -67,7 +67,7 @@ def facts_table(group: list[Series]) -> DataFrame:
             "optimiser steps": span(series, "steps"),
             "epoch kept": f"{span(series, 'best_epoch')}, "
             + ("the last" if watched == "none" else f"the best {watched} on {DEV}"),
-            "threshold": f"set on the {held_out} held out" if held_out else "as trained",
+            "threshold": own_threshold(series, held_out),
             "minutes of training": f"{minutes:.1f}",
             "not as published": ", ".join(differences_from_published(series)) or "nothing",
         }
@@ -83,6 +83,15 @@ def teacher_words(series: Series) -> str:
         return f"{words}: {summary(read_metrics(*folders)[DEV])}" if len(folders) == 1 else words
     except UserError:
         return words
+
+
+def own_threshold(series: Series, held_out: int) -> str:
+    """Tell from which probability on a model says "acceptable", and by which rule."""
+    decision = series.runs[0].predictions[DEV].decision
+    if not decision.thresholds:
+        return "p = 0.50"
+    p = decision.p_acceptable(decision.threshold)
+    return f"p = {p:.2f} ({decision.rule}), set on the {held_out} held out"
 
 
 def sentences_an_epoch(series: Series) -> int:

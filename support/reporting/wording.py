@@ -22,10 +22,10 @@ jackknife pseudo-values). ± is the standard deviation over the sr_no. The p are
 their number."""
 SHARED = """All seeds of {} share {}. No interval and no p covers the choice of these."""
 LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
-threshold was set on held-out training sentences, a teacher of this corpus had been trained on them.
-Each run judged out_of_domain_dev once, with the model kept. Minutes are wall-clock time of the
-training epochs, longer where other programs shared the machine. No report can tell how often
-settings were changed after a look at an earlier run."""
+threshold was set, and p calibrated, on held-out training sentences, a teacher of this corpus had
+been trained on them. Each run judged out_of_domain_dev once, with the model kept. Minutes are
+wall-clock time of the training epochs, longer where other programs shared the machine. No report
+can tell how often settings were changed after a look at an earlier run."""
 OURS = """Of the runs that this project documents, results/README.md tells how often they were."""
 NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""

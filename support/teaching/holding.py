@@ -1,16 +1,17 @@
-"""Hold labelled sentences out of training, to set a student's threshold on."""
+"""Hold labelled sentences out of training, and set a student's thresholds on them."""
 
 import math
 
 import numpy as np
-from torch import Tensor
 
 from data_utils import Split
 from support.corpus import TRAIN
+from support.decisions import Decision
 from support.errors import UserError
 from support.teaching.edits import bare
 
 HELD_OUT = "held_out"
+LEAST_SLOPE = 1e-3  # far below that of a student which has learnt anything
 
 
 def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
@@ -33,17 +34,24 @@ def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
     return corpus
 
 
-def thresholds(margins: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return where a linear discriminant divides margins (sentences,) of both classes, by rule.
+def linear_discriminant(margins: np.ndarray, labels: np.ndarray, rule: str) -> Decision:
+    """Return thresholds and probabilities by the linear discriminant of two classes (Fisher 1936).
 
-    The classes' spread is taken to be one (Fisher 1936). Where both weigh the same, it divides them
-    halfway between their means: a good MCC and recall of both ("balanced"). Most sentences of CoLA
-    are acceptable; by as many as there are of each, fewer mistakes are made ("accuracy").
+    Margins (sentences,) of either label, 0 or 1, are taken to be normal, with means of their own
+    and one variance. Then Bayes' rule gives the posterior, with no further choice:
+
+        p(acceptable) = sigmoid(slope * (margin - halfway) + log(n acceptable / n unacceptable))
+
+    where slope is the gap between the means divided by the variance, and halfway their middle.
+    "accuracy" decides at p = 0.5, where mistakes are fewest. "balanced" lets both classes weigh
+    the same, for a good MCC: it decides halfway, where p is the share of acceptable sentences.
+    Margins that tell nothing, or the opposite, have the least slope: p is that share for all.
     """
     below, above = margins[labels == 0], margins[labels == 1]
     halfway, gap = (below.mean() + above.mean()) / 2, above.mean() - below.mean()
-    squares = (below - below.mean()).square().sum() + (above - above.mean()).square().sum()
+    squares = np.square(below - below.mean()).sum() + np.square(above - above.mean()).sum()
     variance = squares / max(len(margins) - 2, 1)
-    shift = variance / gap.clamp(min=1e-6) * math.log(len(above) / len(below))
-    accuracy = (halfway - shift).clamp(margins.min(), margins.max())  # no gap: one answer for all
-    return {"balanced": halfway.item(), "accuracy": accuracy.item()}
+    slope = max(gap / max(variance, 1e-6), LEAST_SLOPE)
+    log_odds = math.log(len(above) / len(below))
+    thresholds = {"balanced": float(halfway), "accuracy": float(halfway - log_odds / slope)}
+    return Decision(rule, thresholds, float(slope), float(log_odds - slope * halfway))

@@ -1,0 +1,77 @@
+"""Decide by a margin, logit 1 less logit 0: which answer is given, and how probable is it?"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from support.options import RULES
+
+PARTS = {"thresholds": RULES, "calibration": ("slope", "intercept")}  # numbers in JSON, by name
+
+
+class Decision(NamedTuple):
+    """Where a model decides, and what probability its margins have.
+
+    By default both are softmax's: "acceptable" is what has a margin above 0, where p is 0.5. A
+    student that had held-out sentences has two thresholds, of which a rule chooses, and
+    p(acceptable) = sigmoid(slope * margin + intercept); `support.teaching.linear_discriminant`.
+    """
+
+    rule: str | None = None
+    thresholds: dict[str, float] | None = None  # margins, by rule
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def threshold(self) -> float:
+        """Return the margin above which the answer is "acceptable"."""
+        return self.thresholds[self.rule] if self.thresholds else 0.0
+
+    def answers(self, margins: np.ndarray) -> np.ndarray:
+        """Return 0 or 1 for each margin (...)."""
+        return (margins > self.threshold).astype(int)
+
+    def p_acceptable(self, margins: np.ndarray) -> np.ndarray:
+        """Return the probability of "acceptable" for each margin (...)."""
+        log_odds = self.slope * margins + self.intercept
+        return 0.5 * (1 + np.tanh(log_odds / 2))  # which does not overflow
+
+    def entries(self) -> dict[str, dict[str, float]]:
+        """Return what config.json and metrics.json have of it, beside the rule."""
+        if not self.thresholds:
+            return {}
+        calibration = {"slope": self.slope, "intercept": self.intercept}
+        return {"thresholds": self.thresholds, "calibration": calibration}
+
+
+SOFTMAX = Decision()
+
+
+def decision_of(entries: dict[str, Any], rule: Any) -> Decision:
+    """Return the decision of a JSON object's entries, which may have none, or no calibration.
+
+    Raises ValueError, with what is wrong, for any but finite numbers, and for an unknown rule.
+    """
+    if entries.get("thresholds") is None:
+        return SOFTMAX
+    numbers: dict[str, dict[str, float]] = {}
+    for part, names in PARTS.items():
+        found = entries.get(part)
+        if part == "calibration" and found is None:  # earlier runs have none
+            continue
+        for name in names:
+            value = found.get(name) if isinstance(found, dict) else None
+            if type(value) not in (int, float) or not abs(value) < 1e30:
+                raise ValueError(f"{part}.{name} is not a number: {value!r:.40}")
+            numbers.setdefault(part, {})[name] = value
+    if rule not in RULES:
+        raise ValueError(f"threshold is {rule!r:.40}, not {' or '.join(RULES)}")
+    if numbers.get("calibration", {}).get("slope", 1) <= 0:
+        raise ValueError("calibration.slope is not above 0")
+    return Decision(rule, numbers["thresholds"], **numbers.get("calibration", {}))
+
+
+def margins_of(logits: Tensor) -> np.ndarray:
+    """Return the margins (sentences,) of logits (sentences, 2) in fp64, which loses no bit."""
+    return (logits[:, 1].double() - logits[:, 0].double()).numpy()
