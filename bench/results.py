@@ -320,20 +320,8 @@ def monitor(found: list[Series]) -> str:
     return markdown(rows)
 
 
-TABLES: dict[str, Callable[[list[Series]], str]] = {
-    function.__name__: function
-    for function in (
-        headline,
-        results,
-        students,
-        calibration,
-        gains,
-        runs,
-        unseen,
-        pairs,
-        monitor,
-    )  # fmt: skip
-}
+KINDS = (headline, results, students, calibration, gains, runs, unseen, pairs, monitor)
+TABLES: dict[str, Callable[[list[Series]], str]] = {kind.__name__: kind for kind in KINDS}
 
 
 if __name__ == "__main__":
