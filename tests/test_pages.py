@@ -132,10 +132,6 @@ def test_make_demo_runs_what_the_test_runs():
         assert any((DEMO if c == "make demo" else c).startswith(start) for c in commands(README))
 
 
-def test_the_first_page_is_short():
-    assert len(README.read_text().splitlines()) <= 200
-
-
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_every_option_on_a_page_exists(page):
     known = {option.flag for option in OPTIONS} | OF_OTHERS
