@@ -252,9 +252,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     description = describe_run(options, "distil", device, corpus, sources, **rules)
     with claim(folder, description, options.overwrite) as claimed:
         if not claimed.finished:
-            from finetune import (
-                load_teacher,  # transformers takes seconds, which rnn need not wait for
-            )
+            # Here, since transformers takes seconds, which rnn need not wait for.
+            from finetune import load_teacher
 
             if cost := RECIPES[options.recipe]:
                 print(f"--recipe {options.recipe}: {cost}")

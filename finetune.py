@@ -69,12 +69,9 @@ def published_config(
     """
     named = dict(model.named_modules())
     depth = model.backbone.config.num_hidden_layers
-    name, blocks = next(
-        (name, module)
-        for name, module in named.items()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    )
-    layers = [name.rpartition(".")[2] for name, m in blocks.named_modules() if is_linear(m)]
+    lists = [name for name, module in named.items() if isinstance(module, nn.ModuleList)]
+    name = next(name for name in lists if len(named[name]) == depth)  # of the blocks
+    layers = [name.rpartition(".")[2] for name, m in named[name].named_modules() if is_linear(m)]
     norms = [n for n, m in named.items() if "Norm" in type(m).__name__]
     final = [norm for norm in norms if not norm.startswith(f"{name}.")][-1:]
     return LoraConfig(

@@ -1,4 +1,4 @@
-"""LoRA, written out: the layer, and the verbs for any model. It needs PyTorch alone.
+"""LoRA, written out: the layer, and the verbs for any model.
 
 LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) freezes a pretrained weight W0 and learns
 a low-rank correction beside it (section 4.1):
@@ -15,11 +15,13 @@ pretrained model exactly.
     remove_lora(model)          drops the corrections
 
 Names and defaults are PEFT's. What cannot be served is a ValueError of one line that names the
-layer; it is raised before anything in the model has changed.
+layer; it is raised before anything in the model has changed. The layer and the verbs need PyTorch
+alone, saving and loading safetensors as well.
 """
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -33,7 +35,7 @@ PREFIX = "base_model.model."  # before every tensor's name in PEFT's files
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoraConfig:
     """The part of PEFT's ``LoraConfig`` that decides the numbers."""
 
@@ -45,6 +47,25 @@ class LoraConfig:
     use_rslora: bool = False  # scaling alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
     bias: str = "none"  # the biases that train: "none", "lora_only" (of the layers wrapped), "all"
     modules_to_save: list[str] | None = None  # trained whole: what the names of modules end in
+
+    def __post_init__(self):
+        """Refuse what is no configuration; sets of names, which PEFT takes too, become lists."""
+        for key in ("target_modules", "modules_to_save"):
+            names = getattr(self, key)
+            if isinstance(names, set | tuple):
+                object.__setattr__(self, key, names := sorted(names))
+            is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+            if not (is_list or isinstance(names, {"target_modules": str}.get(key, type(None)))):
+                raise ValueError(f"{key} = {names!r}; it is a list of names")
+        if type(self.r) is not int or type(self.lora_alpha) not in (int, float):
+            raise ValueError(f"r = {self.r!r}, lora_alpha = {self.lora_alpha!r}; they are numbers")
+        if self.bias not in ("none", "lora_only", "all"):
+            raise ValueError(f'bias = {self.bias!r}; it is "none", "lora_only" or "all"')
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except (re.error, RecursionError) as error:
+                raise ValueError(f"target_modules = {self.target_modules!r}: {error}") from None
 
     @property
     def scaling(self) -> float:
@@ -58,15 +79,16 @@ class LoraConfig:
 
 def is_conv1d(layer: nn.Module) -> bool:
     """Return whether a layer is GPT-2's ``Conv1D``: a linear layer whose weight is (in, out)."""
-    names = [f"{kind.__module__}.{kind.__name__}" for kind in type(layer).__mro__]
-    return "transformers.pytorch_utils.Conv1D" in names
+    kind = type(layer)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 class LoRALinear(nn.Module):
     """A frozen ``nn.Linear`` or ``Conv1D`` with a low-rank correction beside it.
 
     ``weight`` and ``bias`` are those of the equivalent plain layer, for modules that read them from
-    a layer in the place of calling it, as ``nn.MultiheadAttention`` does with its out_proj.
+    a layer in the place of calling it, as ``nn.MultiheadAttention`` does with its out_proj. The
+    weight is computed at every reading, without dropout.
     """
 
     def __init__(self, base_layer: nn.Module, config: LoraConfig):
@@ -86,6 +108,7 @@ class LoRALinear(nn.Module):
         self.lora_dropout = nn.Dropout(config.lora_dropout)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=5**0.5)
         nn.init.zeros_(self.lora_B.weight)
+        self.train(base_layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) of x (..., in).
@@ -101,13 +124,14 @@ class LoRALinear(nn.Module):
         low = self.config.scaling * F.linear(self.lora_dropout(rows), A)  # (n, r)
         correction = F.linear(low, B.T.contiguous().T, bias)  # (n, out)
         y = torch.addmm(correction, rows, W0 if self.transposed else W0.T)
-        return y.view(*x.shape[:-1], self.out_features)
+        return y.view(x.shape[:-1] + (self.out_features,))  # noqa: RUF005  for torch.fx
 
     @property
     def weight(self) -> Tensor:
         """Return W0 + s B A, in the wrapped layer's shape and dtype."""
         W0 = self.base_layer.weight
-        correction = self.config.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
+        with torch.autocast(W0.device.type, enabled=False):
+            correction = self.config.scaling * self.lora_B.weight @ self.lora_A.weight  # (out, in)
         return (W0 + (correction.T if self.transposed else correction)).to(W0.dtype)
 
     @property
@@ -134,10 +158,8 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
 
     These are A, B, the biases that ``config.bias`` names, and ``modules_to_save``. A layer that has
     several names is one layer, and is wrapped at all of them. As in PEFT, nothing inside of
-    ``modules_to_save`` is wrapped.
+    ``modules_to_save`` is wrapped, and what trains is a copy of each: its weights may be tied.
     """
-    if config.bias not in ("none", "lora_only", "all"):
-        raise ValueError(f'bias = {config.bias!r}; it is "none", "lora_only" or "all"')
     if is_linear(model):
         raise ValueError("the model is itself a layer; put it into nn.Sequential, where it is 0")
     named = dict(model.named_modules(remove_duplicate=False))
@@ -150,14 +172,20 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
             targets.setdefault(layer, name)
     if not targets:
         linear = [name.rpartition(".")[2] for name, layer in named.items() if is_linear(layer)]
+        outside = f" outside of {config.modules_to_save}" if saved else ""
         raise ValueError(
-            f"no layer of this model is one of {config.target_modules}; target_modules takes names "
-            f"of its linear layers: {', '.join(dict.fromkeys(linear)) or 'it has none'}"
+            f"no layer of this model{outside} is one of {config.target_modules}; target_modules "
+            f"takes names of its linear layers: {', '.join(dict.fromkeys(linear)) or 'it has none'}"
         )
     for layer, name in targets.items():
         if reason := why_not(layer, config):
             raise ValueError(f"{name}: {reason}")
+    for name in saved:
+        if not all(map(can_train, named[name].parameters())):
+            raise ValueError(f"{name}: not all of its parameters can train; leave it out")
     replace_modules(model, {layer: LoRALinear(layer, config) for layer in targets})
+    for name in saved:
+        model.set_submodule(name, deepcopy(named[name]))
     model.requires_grad_(False)
     trained = trained_names(model, config)
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -168,6 +196,11 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
 def is_linear(layer: nn.Module) -> bool:
     """Return whether a layer is of a kind that LoRA is for."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
+def can_train(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter has floating-point numbers, and has them already."""
+    return not isinstance(parameter, UninitializedParameter) and parameter.is_floating_point()
 
 
 def why_not(layer: nn.Module, config: LoraConfig) -> str:
@@ -181,10 +214,12 @@ def why_not(layer: nn.Module, config: LoraConfig) -> str:
         return "its weight is computed, by a parametrization or by pruning; remove that first"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}; LoRA is for floating-point weights"
-    # A subclass may have another forward, and so may a layer that was patched.
-    forward = getattr(layer.forward, "__func__", None)
-    if isinstance(layer, nn.Linear) and forward is not nn.Linear.forward:
-        return f"{kind} has a forward of its own, and LoRA replaces nn.Linear's"
+    is_subclass = isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward
+    if is_subclass or "forward" in vars(layer):  # the latter is a patch
+        return f"{kind} has a forward of its own, and LoRA replaces the plain one"
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks)
+    if any(hooks) or layer._backward_pre_hooks:
+        return "it has hooks, which would not be called any more; remove them first"
     if not 1 <= config.r <= min(weight.shape):
         size = " x ".join(map(str, weight.shape))
         return f"rank {config.r} does not fit a weight of {size}; choose a smaller rank"
@@ -218,8 +253,9 @@ def trained_names(model: nn.Module, config: LoraConfig) -> set[str]:
     named = dict(model.named_modules(remove_duplicate=False))
     layers = [name for name, module in named.items() if isinstance(module, LoRALinear)]
     saved = [n for n in named if ends_in(n, config.modules_to_save) and not is_within(n, layers)]
-    parts = ["lora_A", "lora_B"] + ["base_layer.bias"] * (config.bias == "lora_only")
-    kept = saved + [f"{layer}.{part}" for layer in layers for part in parts]
+    kept = saved + [f"{layer}.{part}" for layer in layers for part in ("lora_A", "lora_B")]
+    if config.bias == "lora_only":
+        kept += [f"{layer}.base_layer.bias" for layer in layers]
     return {
         name
         for name in model.state_dict()
@@ -236,7 +272,10 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def remove_lora(model: nn.Module) -> None:
-    """Drop every correction, and put the plain layers back in their places."""
+    """Drop every correction, and put the plain layers back in their places.
+
+    Biases and modules that were trained whole stay as they are.
+    """
     replace_modules(model, {m: m.base_layer for m in model.modules() if isinstance(m, LoRALinear)})
 
 
@@ -265,10 +304,12 @@ ALLOWED = {
 
 def config_of(model: nn.Module) -> LoraConfig:
     """Return the configuration by which LoRA was added to a model."""
-    for module in model.modules():
-        if isinstance(module, LoRALinear):
-            return module.config
-    raise ValueError("the model has no LoRA; call add_lora first")
+    configs = [module.config for module in model.modules() if isinstance(module, LoRALinear)]
+    if not configs:
+        raise ValueError("the model has no LoRA; call add_lora first")
+    if any(config != configs[0] for config in configs):
+        raise ValueError("parts of the model have LoRA of other settings; save each part by itself")
+    return configs[0]
 
 
 def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -289,7 +330,7 @@ def peft_settings(model: nn.Module) -> dict:
 def config_in(entries: dict) -> LoraConfig:
     """Return the configuration in the entries of an adapter_config.json."""
     known = {field.name for field in fields(LoraConfig)}
-    if entries.get("target_modules") is None:
+    if not isinstance(entries, dict) or entries.get("target_modules") is None:
         raise ValueError("target_modules is missing")
     for name, value in entries.items():
         unset = value is None or value is False or value in ("", [], {})
@@ -304,9 +345,11 @@ def save_lora(model: nn.Module, folder: Path | str) -> None:
     from safetensors.torch import save_file
 
     settings, tensors = json.dumps(peft_settings(model), indent=2), lora_tensors(model)
-    copies = {PREFIX + n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
+    # torch.compile puts a prefix before its model's names.
+    named = {PREFIX + name.replace("_orig_mod.", ""): t for name, t in tensors.items()}
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, CONFIG).write_text(settings)
+    copies = {name: t.detach().cpu().clone().contiguous() for name, t in named.items()}
     save_file(copies, Path(folder, WEIGHTS), {"format": "pt"})
 
 
@@ -315,17 +358,24 @@ def load_lora(model: nn.Module, folder: Path | str) -> None:
 
     A file that does not fit the model is a ValueError, and leaves the model as it was.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = config_in(json.loads(Path(folder, CONFIG).read_text()))
-    saved = {n.removeprefix(PREFIX): t for n, t in load_file(Path(folder, WEIGHTS)).items()}
+    try:
+        config = config_in(json.loads(Path(folder, CONFIG).read_text()))
+        saved = {n.removeprefix(PREFIX): t for n, t in load_file(Path(folder, WEIGHTS)).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{Path(folder, WEIGHTS)}: {error}") from None
+    modules = dict(model.named_modules(remove_duplicate=False))
     trained = {p: p.requires_grad for p in model.parameters()}
     add_lora(model, config)
     here = lora_tensors(model)
     for name in sorted(saved.keys() | here.keys()):
         there, place = (tuple(t[name].shape) if name in t else "missing" for t in (saved, here))
-        if there != place:
-            remove_lora(model)
+        if there != place or here[name].is_meta:
+            place = "without memory" if there == place else place
+            for path, module in list(modules.items())[1:]:  # but for the model itself
+                model.set_submodule(path, module)
             for parameter, flag in trained.items():
                 parameter.requires_grad_(flag)
             raise ValueError(f"{folder}: {name} is {there} there and {place} in the model")

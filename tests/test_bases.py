@@ -17,7 +17,14 @@ import safetensors.torch
 import torch
 from conftest import NANO, refusal, write_gguf
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaModel,
+    dynamic_module_utils,
+)
 
 import support.bases.loading
 from model import load_classifier
@@ -33,6 +40,7 @@ from support.bases import (
 )
 from support.bases.finding import base_folder, kind_of
 from support.bases.fingerprint import facts_of, fingerprint_of
+from support.bases.pretrained import read_pretrained
 from support.checkpoints import adapter_fingerprint, read_adapter, write_adapter
 from support.checkpoints.shipped import MODELS, SHIPPED
 from support.command_line import parse
@@ -245,6 +253,29 @@ def test_nobody_is_asked_where_there_is_no_input(run, folder, marker):
     assert "needs code of its own" in refusal(result)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_part_of_a_model_that_needs_code_is_refused_too(run, folder, marker, deep):
+    """transformers makes the parts of a model without handing on that no code may be run."""
+    part = {"model_type": "siglip_text_model", "auto_map": AUTO_MAP}
+    change_config(folder, model_type="gemma3", vision_config={"part": part} if deep else part)
+    result = run("--mode", "gen", "--gpt_variant", folder, input="yes\n" * 99)
+    assert "gemma3 cannot be used here: it needs code of its own" in refusal(result)
+    assert not marker.exists()
+
+
+def test_transformers_asks_nobody(monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("it has asked"))
+    read_pretrained(AutoConfig, NANO)
+    with pytest.raises(ValueError):
+        dynamic_module_utils.resolve_trust_remote_code(None, "somebody's", False, True)
+
+
+def test_a_configuration_in_other_files_is_refused(folder):
+    change_config(folder, configuration_files=["config.4.0.0.json"])
+    with pytest.raises(UserError, match="names other files to be read"):
+        find_base(str(folder))
+
+
 def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, run, tmp_path):
     """The library's own classes are loaded, as if nothing else were there."""
     gen = ("--mode", "gen", "--max_new_tokens", 5, "--gpt_variant")
@@ -437,8 +468,9 @@ def test_other_parts_have_another_fingerprint(one, other):
 
 
 def test_a_base_and_a_scaling_are_two_parts_of_an_adapters_fingerprint():
-    one = adapter_fingerprint({}, "base1", {"r": 1, "lora_alpha": 0.5, "use_rslora": False})
-    assert one != adapter_fingerprint({}, "base", {"r": 1, "lora_alpha": 10.5, "use_rslora": False})
+    settings = {"target_modules": [], "r": 1}
+    one = adapter_fingerprint({}, "base1", {**settings, "lora_alpha": 0.5})
+    assert one != adapter_fingerprint({}, "base", {**settings, "lora_alpha": 10.5})
 
 
 def test_a_corpus_has_the_fingerprint_that_results_have(nano_corpus):

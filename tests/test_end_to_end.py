@@ -898,3 +898,18 @@ def test_a_full_disk_while_printing_is_one_line(demo):
         )  # fmt: skip
     assert result.stderr.startswith("run.py: error: output: No space left on device")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(tmp_path, before, after):
+    """OpenMP reads it when PyTorch is loaded: it is set before."""
+    code = (
+        "import os, sys, run; run.dispatch = lambda _: print(os.environ['OMP_WAIT_POLICY'], "
+        "'torch' in sys.modules); run.main(['--mode', 'report'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": before} if before else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == f"{after} False\n", done.stderr

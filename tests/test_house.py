@@ -19,7 +19,7 @@ OTHERS = sorted((PROJECT / "bench").glob("*.py"))
 # What a room may import of the story: the types of data, and what makes a batch.
 TYPES = {
     "data_utils": {"Split", "Batch", "UNLABELLED", "pack"},
-    "lora": {"LoraConfig", "config_in"},
+    "lora": {"LoraConfig", "config_in", "PREFIX", "CONFIG", "WEIGHTS"},
 }
 HEAVY = {
     "transformers",

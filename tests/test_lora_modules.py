@@ -429,6 +429,89 @@ def test_the_same_trains_as_in_peft_and_the_same_is_saved(settings, tmp_path):
     torch.testing.assert_close(again(x), ours(x))
 
 
+def test_a_model_in_eval_stays_in_eval():
+    model = made("Linear").eval()
+    add_lora(model, config_for("Linear", lora_dropout=0.5))
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("names", [["embedding"], ["embedding", "head"], ["head"]], ids=str)
+def test_what_is_trained_whole_is_a_copy_as_in_peft(names, tmp_path):
+    """Of weights that are tied each copy is its own."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.ends, self.plain = Tied(), nn.Linear(11, 11)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.plain(self.ends(x))
+
+    theirs = peft.get_peft_model(
+        Model(), peft.LoraConfig(r=2, target_modules=["plain"], modules_to_save=names)
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter += torch.rand_like(parameter)
+    theirs.eval().save_pretrained(tmp_path)
+    ours = Model().eval()
+    load_lora(ours, tmp_path)
+    torch.testing.assert_close(ours(example(ours)), theirs(example(ours)))
+
+
+def test_parts_with_lora_of_other_settings_are_not_saved_as_one(tmp_path):
+    model = nn.ModuleDict(
+        {"a": nn.Sequential(nn.Linear(4, 4)), "b": nn.Sequential(nn.Linear(4, 4))}
+    )
+    for name, alpha in (("a", 2), ("b", 20)):
+        add_lora(model[name], LoraConfig(["0"], r=2, lora_alpha=alpha))
+    with pytest.raises(ValueError, match="save each part by itself"):
+        save_lora(model, tmp_path)
+    save_lora(model["a"], tmp_path)
+
+
+def test_a_compiled_model_is_saved_by_the_names_of_its_own(tmp_path):
+    model = trained("Linear")
+    save_lora(torch.compile(model, backend="eager"), tmp_path)
+    load_lora(again := made("Linear"), tmp_path)
+    assert torch.equal(again(example(again)), model(example(again)))
+
+
+def test_a_module_that_is_traced_gives_the_same():
+    model = trained("Linear")
+    traced = torch.fx.symbolic_trace(nn.Sequential(*model))
+    torch.testing.assert_close(traced(example(model)), model(example(model)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": "("}, r"target_modules = '\('"),
+        ({"target_modules": [1]}, r"target_modules = \[1\]; it is a list of names"),
+        ({"modules_to_save": "score"}, "modules_to_save = 'score'; it is a list of names"),
+        ({"r": "2"}, "r = '2'"),
+        ({"r": 2.0}, "r = 2.0"),
+        ({"lora_alpha": None}, "lora_alpha = None"),
+        ({"bias": "some"}, "bias = 'some'; it is"),
+    ],
+    ids=str,
+)
+def test_what_is_no_configuration_is_refused_at_once(settings, words):
+    with pytest.raises(ValueError, match=words):
+        LoraConfig(**{"target_modules": ["0"], **settings})
+
+
+def test_a_configuration_cannot_change_under_a_model_and_can_be_saved(tmp_path):
+    config = LoraConfig({"0"}, r=2)
+    with pytest.raises(AttributeError):
+        config.lora_alpha = 3
+    add_lora(model := made("Linear"), config)
+    save_lora(model, tmp_path)
+    load_lora(made("Linear"), tmp_path)
+
+
 def test_the_defaults_are_pefts():
     ours, theirs = LoraConfig(["0"]), peft.LoraConfig(target_modules=["0"])
     for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias", "modules_to_save"):
@@ -460,10 +543,20 @@ def patched() -> nn.Module:
     return model
 
 
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6))
+    model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
 def integers() -> nn.Module:
     model = nn.Sequential(nn.Linear(6, 6))
     model[0].weight = nn.Parameter(torch.ones(6, 6, dtype=torch.int8), requires_grad=False)
     return model
+
+
+def lazy_beside() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 6), nn.LazyLinear(6))
 
 
 def already() -> nn.Module:
@@ -481,6 +574,7 @@ REFUSED = {
     "integers": (integers, ["0"], {}, r"0: its weight is torch.int8"),
     "a subclass": (lambda: nn.Sequential(Scaled(6, 6)), ["0"], {}, "0: Scaled has a forward of"),
     "patched": (patched, ["0"], {}, "0: Linear has a forward of its own"),
+    "hooked": (hooked, ["0"], {}, "0: it has hooks, which would not be called"),
     "an embedding": (Tied, ["embedding"], {}, "embedding: Embedding is not a linear layer"),
     "attention itself": (Attends, ["attention"], {}, "attention: MultiheadAttention is not"),
     "a rank too large": (Small, ["score"], {"r": 3}, "score: rank 3 does not fit .* 2 x 6"),
@@ -488,7 +582,12 @@ REFUSED = {
     "dropout nobody calls": (
         Attends, ["out_proj"], {"lora_dropout": 0.1}, r"attention\.out_proj: nn.MultiheadAttention"
     ),
-    "another bias": (Small, ["score"], {"bias": "some"}, "bias = 'some'; it is"),
+    "nothing outside": (
+        Small, ["0"], {"modules_to_save": ["inner"]}, r"no layer .* outside of \['inner'\]"
+    ),
+    "lazy to train": (
+        lazy_beside, ["0"], {"modules_to_save": ["1"]}, "1: not all of its parameters can train"
+    ),
     "no such layer": (Small, ["b"], {}, r"no layer .* one of \['b'\]; .*: 0, score, "),
     "no layer at all": (nn.ReLU, ["b"], {}, "linear layers: it has none$"),
 }  # fmt: skip
@@ -517,6 +616,7 @@ def test_what_cannot_be_served_is_refused_by_name_and_nothing_has_changed(case):
         ({"rank_pattern": {"0": 3}}, "rank_pattern = .* is not supported here"),
         ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported here"),
         ({"target_modules": None}, "target_modules is missing"),
+        ({"r": "2"}, "r = '2'"),
     ],
     ids=str,
 )
@@ -529,6 +629,18 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(change, words, tmp_
         load_lora(model, tmp_path)
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_file_that_is_cut_short_or_a_model_without_memory_is_refused(tmp_path):
+    save_lora(trained("Linear"), tmp_path)
+    with torch.device("meta"):
+        empty = made("Linear")
+    with pytest.raises(ValueError, match="without memory in the model"):
+        load_lora(empty, tmp_path)
+    path = tmp_path / lora.WEIGHTS
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        load_lora(made("Linear"), tmp_path)
 
 
 def test_a_model_without_lora_has_nothing_to_save(tmp_path):

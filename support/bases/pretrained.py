@@ -4,6 +4,7 @@ A folder may bring code of its own: ``auto_map`` in its configurations names it,
 asks on standard input whether to run it, unless it is told. Nothing else here has it read a folder.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,36 @@ from support.errors import UserError
 
 def read_pretrained(auto: type, folder: Path, **settings) -> Any:
     """Return what one of transformers' Auto classes reads in a folder, of transformers' classes."""
+    from transformers import dynamic_module_utils
+
+    # A model that has others as its parts makes these without handing on what it was told: then
+    # transformers would ask, for so many seconds.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **settings)
 
 
 def check_needs_no_code(config: dict, folder: Path) -> None:
-    """Refuse a model that transformers knows by the code of its folder alone.
+    """Refuse a model that transformers knows by the code of its folder alone, or a part of it.
 
     A model that it knows by itself is loaded as that, whatever ``auto_map`` stands beside.
     """
-    if "auto_map" not in config:
-        return
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    if "configuration_files" in config:  # transformers would read one of these in its place
+        raise UserError(f"{folder}: config.json names other files to be read; take that entry out")
+    known = "auto_map" not in config
+    if not known:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if (model_type := str(config.get("model_type"))) not in CONFIG_MAPPING:
+        known = str(config.get("model_type")) in CONFIG_MAPPING
+    if not known or any("auto_map" in part for part in parts_of(config)):
         raise UserError(
-            f"{folder}: {model_type} cannot be used here: it needs code of its own "
+            f"{folder}: {config.get('model_type')} cannot be used here: it needs code of its own "
             "(auto_map in config.json), which is never run; choose a base that transformers knows"
         )
+
+
+def parts_of(config: dict) -> Iterator[dict]:
+    """Yield the configurations inside of one, however deep."""
+    for value in config.values():
+        if isinstance(value, dict):
+            yield value
+            yield from parts_of(value)

@@ -6,21 +6,20 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lora import CONFIG, PREFIX, WEIGHTS, LoraConfig
 from support.bases import Base, base_fingerprint, find_base
 from support.errors import UserError
 from support.files import read_tensors, write_json, write_tensors
 from support.fingerprints import tensors_fingerprint
 from support.runs import check_finished
 
-PREFIX = "base_model.model."  # before every tensor's name
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE, EARLIER = "base_sha256", "base_fingerprint"  # in the metadata; the second by another rule
 
 
 class SavedAdapter(NamedTuple):
     """An adapter as it stands in its folder."""
 
-    settings: dict  # the SETTINGS
+    settings: dict  # the fields of `LoraConfig`
     base_name: str  # as the adapter names its base; may be empty
     tensors: dict[str, Tensor]  # by the names of the model's parameters
     base_fingerprint: str | None  # None in PEFT's own files
@@ -65,10 +64,8 @@ def read_adapter(folder: Path) -> SavedAdapter:
 
 def adapter_fingerprint(tensors: dict[str, Tensor], base_fingerprint: str, settings: dict) -> str:
     """Return the fingerprint of base and adapter together."""
-    r, alpha = settings["r"], settings["lora_alpha"]
-    scaling = alpha / (r**0.5 if settings["use_rslora"] else r)
     named = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    return tensors_fingerprint(named, base_fingerprint, repr(scaling))
+    return tensors_fingerprint(named, base_fingerprint, repr(LoraConfig(**settings).scaling))
 
 
 def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tuple[Base, str]:

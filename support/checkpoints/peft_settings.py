@@ -26,6 +26,9 @@ def read_settings(path: Path) -> tuple[dict, str]:
     give other numbers.
     """
     entries = read_json(path)
+    for key, is_valid in VALID.items():
+        if key in entries and not is_valid(entries[key]):
+            raise UserError(f"{path}: not a LoRA configuration ({key} = {entries[key]!r})")
     try:
         settings = asdict(config_in(entries))
     except ValueError as error:
@@ -34,9 +37,6 @@ def read_settings(path: Path) -> tuple[dict, str]:
         raise UserError(f"{path}: {missing[0]} is missing; not an adapter_config.json of PEFT's")
     if entries["task_type"] != "SEQ_CLS":
         raise UserError(f"{path}: task_type = {entries['task_type']!r} is not supported here")
-    for key, is_valid in VALID.items():
-        if not is_valid(settings[key]):
-            raise UserError(f"{path}: not a LoRA configuration ({key} = {settings[key]!r})")
     return settings, str(entries.get("base_model_name_or_path") or "")
 
 
