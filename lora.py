@@ -24,6 +24,7 @@ import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +51,12 @@ class LoraConfig:
 
     def __post_init__(self):
         """Refuse what is no configuration; sets of names, which PEFT takes too, become lists."""
-        for key in ("target_modules", "modules_to_save"):
+        for key, other in (("target_modules", str), ("modules_to_save", NoneType)):
             names = getattr(self, key)
             if isinstance(names, set | tuple):
                 object.__setattr__(self, key, names := sorted(names))
             is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-            if not (is_list or isinstance(names, {"target_modules": str}.get(key, type(None)))):
+            if not is_list and not isinstance(names, other):
                 raise ValueError(f"{key} = {names!r}; it is a list of names")
         if type(self.r) is not int or type(self.lora_alpha) not in (int, float):
             raise ValueError(f"r = {self.r!r}, lora_alpha = {self.lora_alpha!r}; they are numbers")
@@ -115,8 +116,7 @@ class LoRALinear(nn.Module):
 
         The correction is what the product with W0 is added to: in half precision a matrix product
         adds in fp32 and rounds once. Added last, a small correction would be lost in the rounding.
-        B is laid out with its long side in rows, which makes the thin products of the backward pass
-        twice as fast.
+        B is laid out with its long side in rows, in which the backward pass multiplies it faster.
         """
         W0, bias = self.base_layer.weight, self.base_layer.bias
         A, B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
