@@ -20,6 +20,7 @@ alone, saving and loading safetensors as well.
 """
 
 import json
+import math
 import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
@@ -58,8 +59,16 @@ class LoraConfig:
             is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
             if not is_list and not isinstance(names, other):
                 raise ValueError(f"{key} = {names!r}; it is a list of names")
-        if type(self.r) is not int or type(self.lora_alpha) not in (int, float):
-            raise ValueError(f"r = {self.r!r}, lora_alpha = {self.lora_alpha!r}; they are numbers")
+        if type(self.r) is not int or type(self.use_rslora) is not bool:
+            raise ValueError(
+                f"r = {self.r!r}, use_rslora = {self.use_rslora!r}; a number and a bool"
+            )
+        for key in ("lora_alpha", "lora_dropout"):
+            number = getattr(self, key)
+            if type(number) not in (int, float) or not math.isfinite(number):
+                raise ValueError(f"{key} = {number!r}; it is a number")
+        if not 0 <= self.lora_dropout <= 1:
+            raise ValueError(f"lora_dropout = {self.lora_dropout!r}; it is from 0 to 1")
         if self.bias not in ("none", "lora_only", "all"):
             raise ValueError(f'bias = {self.bias!r}; it is "none", "lora_only" or "all"')
         if isinstance(self.target_modules, str):
@@ -207,7 +216,8 @@ def why_not(layer: nn.Module, config: LoraConfig) -> str:
     """Return why a layer cannot be wrapped; nothing where it can."""
     kind, weight = type(layer).__name__, layer._parameters.get("weight")
     if not is_linear(layer):
-        return f"{kind} is not a linear layer; LoRA here is for nn.Linear and GPT-2's Conv1D"
+        kind = f"{type(layer).__module__}.{kind}"
+        return f"{kind} is not a linear layer; LoRA is for PyTorch's nn.Linear and GPT-2's Conv1D"
     if isinstance(weight, UninitializedParameter):
         return f"{kind} has no weight yet; call the model once, which gives it one"
     if weight is None:
@@ -362,10 +372,11 @@ def load_lora(model: nn.Module, folder: Path | str) -> None:
     from safetensors.torch import load_file
 
     try:
-        config = config_in(json.loads(Path(folder, CONFIG).read_text()))
-        saved = {n.removeprefix(PREFIX): t for n, t in load_file(Path(folder, WEIGHTS)).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{Path(folder, WEIGHTS)}: {error}") from None
+        config = config_in(json.loads((path := Path(folder, CONFIG)).read_text()))
+        tensors = load_file(path := Path(folder, WEIGHTS))
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    saved = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     trained = {p: p.requires_grad for p in model.parameters()}
     add_lora(model, config)

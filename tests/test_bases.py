@@ -270,6 +270,12 @@ def test_transformers_asks_nobody(monkeypatch):
         dynamic_module_utils.resolve_trust_remote_code(None, "somebody's", False, True)
 
 
+@pytest.mark.parametrize("name", ["./gone", "../gone", "/gone/too"])
+def test_a_folder_that_is_gone_is_no_name_on_the_hub(name):
+    with pytest.raises(UserError, match=f"base model {name}: no such folder"):
+        find_base(name)
+
+
 def test_a_configuration_in_other_files_is_refused(folder):
     change_config(folder, configuration_files=["config.4.0.0.json"])
     with pytest.raises(UserError, match="names other files to be read"):

@@ -494,6 +494,10 @@ def test_a_module_that_is_traced_gives_the_same():
         ({"r": "2"}, "r = '2'"),
         ({"r": 2.0}, "r = 2.0"),
         ({"lora_alpha": None}, "lora_alpha = None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+        ({"lora_dropout": "0.1"}, "lora_dropout = '0.1'"),
+        ({"lora_dropout": 1.5}, "lora_dropout = 1.5; it is from 0 to 1"),
+        ({"use_rslora": "no"}, "use_rslora = 'no'"),
         ({"bias": "some"}, "bias = 'some'; it is"),
     ],
     ids=str,
@@ -575,8 +579,8 @@ REFUSED = {
     "a subclass": (lambda: nn.Sequential(Scaled(6, 6)), ["0"], {}, "0: Scaled has a forward of"),
     "patched": (patched, ["0"], {}, "0: Linear has a forward of its own"),
     "hooked": (hooked, ["0"], {}, "0: it has hooks, which would not be called"),
-    "an embedding": (Tied, ["embedding"], {}, "embedding: Embedding is not a linear layer"),
-    "attention itself": (Attends, ["attention"], {}, "attention: MultiheadAttention is not"),
+    "an embedding": (Tied, ["embedding"], {}, "embedding: .*Embedding is not a linear layer"),
+    "attention itself": (Attends, ["attention"], {}, "attention: .*MultiheadAttention is not"),
     "a rank too large": (Small, ["score"], {"r": 3}, "score: rank 3 does not fit .* 2 x 6"),
     "no rank": (Small, ["score"], {"r": 0}, "score: rank 0 does not fit"),
     "dropout nobody calls": (
@@ -640,6 +644,9 @@ def test_a_file_that_is_cut_short_or_a_model_without_memory_is_refused(tmp_path)
     path = tmp_path / lora.WEIGHTS
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        load_lora(made("Linear"), tmp_path)
+    (tmp_path / lora.CONFIG).write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: "):
         load_lora(made("Linear"), tmp_path)
 
 

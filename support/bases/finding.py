@@ -72,6 +72,8 @@ def base_folder(name: str, weights: bool = True) -> Path:
         return converted(find_smollm2() if name == "smollm2" else Path(name))
     if name == "nano" or kind == "folder":
         return check_folder(NANO if name == "nano" else Path(name), weights)
+    if name.startswith((".", "/")):  # no name on the hub does
+        raise UserError(f"base model {name}: no such folder; give it with --gpt_variant")
     name = name.removeprefix(OWNER)
     if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from support.bases.hub import from_hub
