@@ -49,7 +49,7 @@ class Split:
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)  UNLABELLED where nobody judged the sentence
     teacher_logits: Tensor | None = None  # (sentences, 2)
-    teacher_states: Tensor | None = None  # (tokens, hints), or what looks them up by token
+    hints: Tensor | None = None  # (tokens, hints), or what looks them up by token
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +64,7 @@ class Split:
         """Return the fingerprint of token ids and labels."""
         return corpus_fingerprint({"": self})
 
-    def places(self, indices: np.ndarray) -> Tensor:
+    def token_indices(self, indices: np.ndarray) -> Tensor:
         """Return where the tokens of the sentences ``indices`` stand, (tokens,)."""
         lengths, starts = self.seqlens[indices], self.cu_seqlens.numpy()[indices]
         before = np.cumsum(lengths) - lengths  # tokens before each sentence, in the result
@@ -72,14 +72,14 @@ class Split:
 
     def chosen(self, indices: np.ndarray) -> "Split":
         """Return the sentences ``indices``, with the teacher's answers."""
-        places, chosen = self.places(indices), torch.from_numpy(indices)
+        tokens, chosen = self.token_indices(indices), torch.from_numpy(indices)
         return Split(
             sentences=[self.sentences[i] for i in indices],
-            input_ids=self.input_ids[places],
+            input_ids=self.input_ids[tokens],
             cu_seqlens=torch.from_numpy(np.cumsum([0, *self.seqlens[indices]])),
             labels=self.labels[chosen],
             teacher_logits=None if self.teacher_logits is None else self.teacher_logits[chosen],
-            teacher_states=None if self.teacher_states is None else self.teacher_states[places],
+            hints=None if self.hints is None else self.hints[tokens],
         )
 
     def chunks(self, max_tokens: int) -> Iterator["Split"]:
@@ -171,9 +171,9 @@ class Batch(NamedTuple):
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)
     indices: Tensor  # (sentences,)  which sentence of the split each one is
-    places: Tensor  # (tokens,)  which token of the split each one is
+    token_indices: Tensor  # (tokens,)  which token of the split each one is
     teacher_logits: Tensor | None  # (sentences, 2)
-    teacher_states: Tensor | None  # (tokens, hints)
+    hints: Tensor | None  # (tokens, hints)
     prefix_ids: Tensor | None  # (tokens,)  which prefix ends at each token
     prefix_tokens: Tensor | None  # (prefixes,)  the token where each prefix is met first
     blocks: tuple[tuple[int, int], ...]  # (length, sentences) of equally long ones, on the host
@@ -221,9 +221,9 @@ def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Bat
         cu_seqlens=part.cu_seqlens,
         labels=part.labels,
         indices=torch.from_numpy(indices),
-        places=split.places(indices),
+        token_indices=split.token_indices(indices),
         teacher_logits=part.teacher_logits,
-        teacher_states=part.teacher_states,
+        hints=part.hints,
         prefix_ids=prefixes[0],
         prefix_tokens=prefixes[1],
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),

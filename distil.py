@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_utils import UNLABELLED, Batch, Split, tokenize
-from model import DistilRNN, Reading
+from model import Outputs
+from student import DistilRNN
 from support.bases import Base
 from support.checkpoints import save_student, teacher_fingerprint
 from support.corpus import DEV, TRAIN
@@ -102,9 +103,9 @@ class HintLoss(nn.Module):
         self.projection = nn.Linear(width, hints)
         self.weight = weight
 
-    def forward(self, reading: Reading, batch: Batch, counts: Counts) -> Tensor:
+    def forward(self, outputs: Outputs, batch: Batch, counts: Counts) -> Tensor:
         """Return what these tokens add to the batch's mean, times the weight."""
-        missed = self.projection(reading.states).float() - batch.teacher_states[reading.tokens]
+        missed = self.projection(outputs.hidden_states).float() - batch.hints[outputs.tokens]
         return self.weight * (missed.square().sum() / (counts.tokens * missed.shape[1]))
 
 
@@ -112,7 +113,7 @@ def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> H
     """Return the loss of hints where they have a weight."""
     if not options.hint_weight:
         return None
-    width = corpus[TRAIN].teacher_states.width
+    width = corpus[TRAIN].hints.width
     return HintLoss(options.student_width, width, options.hint_weight).to(device.torch)
 
 
@@ -172,7 +173,7 @@ def with_answers(
     if options.hint_weight:
         width, place = options.hint_width, options.out_dir / "transfer"
         logits, states = read_hints(corpus[TRAIN], teacher, key, device, width, place)
-        train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
+        train = replace(corpus[TRAIN], teacher_logits=logits, hints=states)
         dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
         return {**corpus, TRAIN: train, DEV: dev}
     path = folder / "teacher_logits.safetensors"
@@ -250,8 +251,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     }
     rules = identity_rules(options, "distil")
     description = describe_run(options, "distil", device, corpus, sources, **rules)
-    with claim(folder, description, options.overwrite) as claimed:
-        if not claimed.finished:
+    with claim(folder, description, options.overwrite) as run:
+        if not run.finished:
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
 
@@ -275,7 +276,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             hints = hint_loss(options, corpus, device)
             del teacher  # its memory
             loss = distillation(options.kd_temperature, options.kd_alpha)
-            finish(claimed, Training(student, corpus, loss, options, device, hints), base)
+            finish(run, Training(student, corpus, loss, options, device, hints), base)
     show_run(folder)
     return folder
 
@@ -286,25 +287,25 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None}}
     rules = identity_rules(options, "rnn")
     description = describe_run(options, "rnn", device, corpus, sources, **rules)
-    with claim(folder, description, options.overwrite) as claimed:
-        if not claimed.finished:
+    with claim(folder, description, options.overwrite) as run:
+        if not run.finished:
             keep_freed_memory()
             corpus = hold_out(corpus, options.held_out)
             student = new_student(options, corpus, device)
-            finish(claimed, Training(student, corpus, cross_entropy, options, device), base)
+            finish(run, Training(student, corpus, cross_entropy, options, device), base)
     show_run(folder)
     return folder
 
 
-def finish(claimed: Claim, training: Training, base: Base) -> None:
+def finish(run: Claim, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
-    progress = train(training, claimed.folder)
+    progress = train(training, run.folder)
     decision = set_threshold(student, held_out, training.options.threshold, training.device)
-    save_student(student, base, claimed.folder, decision)
+    save_student(student, base, run.folder, decision)
     results, predictions = evaluate(student, training.corpus, training.device, decision)
     counts = count_parameters(student)
-    claimed.finish(counts, progress.summary(), results, predictions, **decision.entries())
+    run.finish(counts, progress.summary(), results, predictions, **decision.entries())
 
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str | UserError]:

@@ -28,8 +28,8 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     fingerprint = base_fingerprint(base.folder)
     sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": fingerprint}}
     description = describe_run(options, "LoRA", device, corpus, sources)
-    with claim(folder, description, options.overwrite) as claimed:
-        if not claimed.finished:
+    with claim(folder, description, options.overwrite) as run:
+        if not run.finished:
             torch.manual_seed(options.sr_no)
             model = load_same(base, fingerprint)
             rank, alpha, dropout = options.lora_rank, options.lora_alpha, options.lora_dropout
@@ -51,7 +51,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             del model, training  # their memory; what is scored is merged as `load_teacher` does it
             model = with_adapter(base, fingerprint, config, tensors, folder)
             results, predictions = evaluate(device.place(model), corpus, device)
-            claimed.finish(count, progress.summary(), results, predictions, adapter=adapter)
+            run.finish(count, progress.summary(), results, predictions, adapter=adapter)
         else:
             print_counts(read_metrics(folder)["parameters"])
     show_run(folder)

@@ -1,9 +1,8 @@
-"""The two models: both turn one packed batch into logits of shape (sentences, 2).
+"""The classifier: it turns a packed batch into logits of shape (sentences, 2).
 
-`Classifier`  a decoder of Hugging Face's, GPT-2 (Radford et al. 2019) or another, under a bias-free
-              head that reads each sentence's last token, as the family's
-              `...ForSequenceClassification` does, but on packed sentences: no padding is computed.
-`DistilRNN`   the student: embedding, recurrent layers, linear.
+A decoder of Hugging Face's, GPT-2 (Radford et al. 2019) or another, stands under a bias-free head
+that reads each sentence's last token, as the family's `...ForSequenceClassification` does, but on
+packed sentences: no padding is computed.
 """
 
 from pathlib import Path
@@ -15,21 +14,15 @@ from torch import Tensor, nn
 from data_utils import Batch
 from support.attention import dense_blocks, in_repeating_shapes, padded_block, varlen_blocks
 from support.bases import check_packing, load_backbone
-from support.checkpoints import read_student
 from support.devices import has_bf16
-from support.errors import UserError
 from support.fast_layers import gpt2_last_states, in_few_passes
-from support.files import copy_tensors
-from support.recurrence import recurrent_states
-
-CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}  # of a student
 
 
-class Reading(NamedTuple):
+class Outputs(NamedTuple):
     """What a model makes of a packed batch, token by token."""
 
     logits: Tensor  # (sentences, 2)
-    states: Tensor  # (tokens, width)  final hidden states
+    hidden_states: Tensor  # (tokens, width)  of the last layer
     tokens: Tensor | slice = slice(None)  # (tokens,)  which token of the batch each state is at
 
 
@@ -109,11 +102,11 @@ class Classifier(nn.Module):
         """Return the decoder."""
         return getattr(self, self.prefix)
 
-    def read(self, batch: Batch) -> Reading:
+    def outputs(self, batch: Batch) -> Outputs:
         """Return the logits, and the state at every token."""
         batch = in_repeating_shapes(batch)
         states = prefix_states(self.backbone, batch)[batch.prefix_ids]
-        return Reading(self.score(states[batch.last_tokens]), states)
+        return Outputs(self.score(states[batch.last_tokens]), states)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (sentences, 2)."""
@@ -137,70 +130,3 @@ def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
     )  # (1, prefixes)
     output = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
     return output.last_hidden_state[0]
-
-
-# ---------------------------------------------------------------------------------------------
-# The student
-
-
-class DistilRNN(nn.Module):
-    """Embedding, recurrent layers, linear to 2 classes, on the last token's state.
-
-    The published student has one tanh layer (Elman 1990).
-
-    Only the tokens of the training sentences have rows in the embedding: about 6,400 of GPT-2's
-    50,257 for CoLA. Training is the same, since Adam never moves a row that gets no gradient. Every
-    other token reads one row of zeros: the student knows nothing of it.
-    """
-
-    shares_prefixes = False  # it steps through time: equal lengths go together
-
-    def __init__(
-        self,
-        vocabulary: Tensor,
-        width: int = 768,
-        dropout: float = 0.0,
-        cell: str = "rnn",
-        layers: int = 1,
-    ):
-        """Make a student with an embedding of the token ids ``vocabulary (rows,)``, which rise.
-
-        ``width`` is that of the embedding and of every layer's state; ``dropout`` acts on both in
-        training. ``cell`` is one of `CELLS`.
-        """
-        super().__init__()
-        self.register_buffer("vocabulary", vocabulary)
-        self.embedding = nn.Embedding(len(vocabulary) + 1, width, padding_idx=len(vocabulary))
-        self.cell = cell
-        self.rnn = CELLS[cell](width, width, layers, dropout=dropout if layers > 1 else 0.0)
-        self.linear = Head(width, 2)
-        self.dropout = nn.Dropout(dropout)
-
-    def rows(self, input_ids: Tensor) -> Tensor:
-        """Return the embedding's row of each token id; the last one where it has none."""
-        unknown = len(self.vocabulary)
-        rows = torch.searchsorted(self.vocabulary, input_ids).clamp(max=unknown - 1)
-        return torch.where(self.vocabulary[rows] == input_ids, rows, unknown)
-
-    def read(self, batch: Batch) -> Reading:
-        """Return the logits, and the state at every token, in the order of the time steps."""
-        steps = batch.time_steps()
-        embedded = self.dropout(self.embedding(self.rows(batch.input_ids[steps.tokens])))
-        states = recurrent_states(self.rnn, embedded, steps.sizes)  # (tokens, width)
-        logits = self.linear(self.dropout(states[steps.last]))
-        return Reading(logits, states, steps.tokens)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return logits (sentences, 2)."""
-        return self.read(batch).logits
-
-
-def load_student(folder: Path) -> DistilRNN:
-    """Load a saved student for use."""
-    tensors, cell, layers = read_student(folder)
-    if cell not in tuple(CELLS):
-        raise UserError(f"{folder / 'config.json'}: cell = {cell!r}; it is {', '.join(CELLS)}")
-    vocabulary, width = tensors["vocabulary"], tensors["embedding.weight"].shape[1]
-    model = DistilRNN(vocabulary, width, cell=cell, layers=layers)
-    copy_tensors(folder / "model.safetensors", tensors, model.state_dict())
-    return model.requires_grad_(False).eval()

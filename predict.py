@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from data_utils import UNLABELLED, tokenize
-from model import load_student
+from student import load_student
 from support.bases import (
     find_base,
     load_auto_tokenizer,

@@ -13,6 +13,7 @@ from support.command_line import parse
 from support.errors import UserError, explain
 from support.options import TRAINING, options_of
 from support.processes import PeerLost, is_first_of_machine, is_main, process_group, together
+from support.setup import setup
 
 
 def dispatch(args: argparse.Namespace) -> None:
@@ -81,10 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # any sentence can be printed, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     args = parse(argv)
-    # OpenMP's threads spin while they wait; beside another busy program one of them may spin on the
-    # processor that the other one wants. This is read when PyTorch is loaded, in `dispatch`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
+        setup()
         dispatch(args)
         sys.stdout.flush()
         return 0

@@ -68,11 +68,11 @@ class Training(NamedTuple):
     loss: Loss
     options: Namespace
     device: Device
-    hints: nn.Module | None = None  # a second loss, of hidden states: distil.HintLoss
+    hint_loss: nn.Module | None = None  # a second loss, of hidden states: distil.HintLoss
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what trains, by name."""
-        modules = (self.model, *([self.hints] if self.hints else []))
+        modules = (self.model, *([self.hint_loss] if self.hint_loss else []))
         return {n: p for m in modules for n, p in m.named_parameters() if p.requires_grad}
 
 
@@ -111,7 +111,7 @@ def train(training: Training, folder: Path) -> Progress:
 def lesson_fingerprint(split: Split) -> str:
     """Return the fingerprint of what is trained on: sentences, labels and, where given, hints."""
     corpus = corpus_fingerprint({TRAIN: split})
-    states = split.teacher_states
+    states = split.hints
     return corpus if states is None else fingerprint(corpus, states.fingerprint)
 
 
@@ -153,9 +153,9 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     for piece in within_budget(split, indices[rank::processes], most_tokens(device.torch)):
         batch = pack(split, piece, model.shares_prefixes).to(device.torch)
         with device.autocast():
-            if training.hints:
-                reading = model.read(batch)
-                logits, hint_loss = reading.logits, training.hints(reading, batch, counts)
+            if training.hint_loss:
+                outputs = model.outputs(batch)
+                logits, hint_loss = outputs.logits, training.hint_loss(outputs, batch, counts)
             else:
                 logits, hint_loss = model(batch), result.new_zeros(())
         logits = logits.float()
@@ -191,7 +191,7 @@ def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
         "seconds": round(progress.seconds, 3),
         "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
     }
-    if training.hints:
+    if training.hint_loss:
         row["hint_loss"] = means.get("hint_loss", 0.0)
     return row, describe_epoch(row, training.options.epochs) + one_class_note(metrics)
 

@@ -22,7 +22,8 @@ from data_utils import load_corpus, shuffled
 from distil import distillation
 from finetune import published_config
 from lora import add_lora
-from model import DistilRNN, load_classifier
+from model import load_classifier
+from student import DistilRNN
 from support.bases import find_base
 from support.corpus import TRAIN
 from support.devices import CPU, keep_freed_memory

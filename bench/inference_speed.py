@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from data_utils import MAX_TOKENS, Split, by_length, within_budget
-from model import DistilRNN
+from student import DistilRNN
 from support.checkpoints.export import save_onnx
 
 

@@ -27,7 +27,7 @@ from bench.inference_speed import onnx_session
 from data_utils import Split, load_corpus
 from finetune import load_teacher
 from lora import lora_tensors
-from model import DistilRNN
+from student import DistilRNN
 from support.bases import Base, find_base
 from support.checkpoints import read_adapter, write_adapter
 from support.checkpoints.export import save_merged, save_onnx

@@ -22,7 +22,7 @@ from data_utils import Split, load_corpus
 from distil import set_threshold
 from finetune import load_teacher
 from lora import LoraConfig
-from model import load_student
+from student import load_student
 from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids

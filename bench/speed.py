@@ -611,7 +611,7 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     from data_utils import shuffled
     from distil import distillation, with_answers
-    from model import DistilRNN
+    from student import DistilRNN
     from support.corpus import DEV, TRAIN
     from train_utils import train
 
@@ -666,7 +666,7 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch
 
     from data_utils import shuffled
-    from model import DistilRNN
+    from student import DistilRNN
     from support.corpus import TRAIN
     from train_utils import accumulate_gradients
 
@@ -714,7 +714,7 @@ def rnn_rows(args: argparse.Namespace) -> Iterator[Row]:
 def predict_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Judging training sentences with the student, here and in onnxruntime, and the teacher."""
     from bench.inference_speed import exported
-    from model import DistilRNN
+    from student import DistilRNN
     from support.bases import load_tokenizer
     from support.corpus import TRAIN
     from train_utils import predict_logits
@@ -742,7 +742,7 @@ def shipped_rows(args: argparse.Namespace) -> Iterator[Row]:
     """The student and the teacher that ship, judging the same training sentences; with smollm2."""
     from data_utils import load_corpus
     from finetune import load_teacher
-    from model import load_student
+    from student import load_student
     from support.bases import load_tokenizer
     from support.checkpoints.shipped import MODELS
     from support.corpus import TRAIN

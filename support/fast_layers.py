@@ -8,13 +8,6 @@ from torch import Tensor, nn
 
 from data_utils import Batch
 
-# PyTorch's x86 builds leave these two functions to oneMKL, which settles on a kernel in the first
-# call. Where several threads make that call together, one of them may run a coarse kernel in it,
-# its results 1e-4 off (https://github.com/pytorch/pytorch/issues/188792). One element is one
-# thread's. tanh is the RNN's and the GELU's of Hugging Face, exp the KL divergence's.
-torch.tanh(torch.zeros(1))
-torch.exp(torch.zeros(1))
-
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which x is to be multiplied: autocast's, where it is on, or its own."""

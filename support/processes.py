@@ -96,6 +96,18 @@ def any_process(value: bool) -> bool:
     return bool(total)
 
 
+def barrier() -> None:
+    """Wait until every process is here: so that none reads before the main one has written all."""
+    any_process(False)
+
+
+def broadcast(tensor: "Tensor") -> None:
+    """Give every process the main one's tensor, in place."""
+    if not is_main():
+        tensor.zero_()
+    sum_over_processes(tensor)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Have all processes leave the block, or none: one's user error is raised in every process.

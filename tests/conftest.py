@@ -22,6 +22,9 @@ from model import Classifier, load_classifier, packed_attention
 from support import PROJECT
 from support.bases import load_tokenizer, token_ids
 from support.corpus import COLA_DIR
+from support.setup import setup
+
+setup()
 
 # The same examples at every run; many others, and hours of them, are
 # `HYPOTHESIS_PROFILE=nightly python -m pytest -k any_`.

@@ -11,7 +11,7 @@ import torch
 
 from bench import kills, speed
 from bench.inference_speed import exported
-from model import DistilRNN
+from student import DistilRNN
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV

@@ -342,11 +342,11 @@ def test_chosen_sentences_keep_the_teachers_answers():
     split = replace(
         split_of([3, 1, 2]),
         teacher_logits=torch.arange(6.0).view(3, 2),
-        teacher_states=torch.arange(6.0).unsqueeze(1),
+        hints=torch.arange(6.0).unsqueeze(1),
     )
     part = split.chosen(np.array([2, 0]))
     assert part.teacher_logits.tolist() == [[4, 5], [0, 1]]
-    assert part.teacher_states.flatten().tolist() == [4, 5, 0, 1, 2]
+    assert part.hints.flatten().tolist() == [4, 5, 0, 1, 2]
     assert part.input_ids.tolist() == [4, 5, 0, 1, 2]
     assert split.chosen(np.arange(1, 3)).teacher_logits.tolist() == [[2, 3], [4, 5]]
     assert [len(chunk) for chunk in split.chunks(3)] == [1, 2]

@@ -30,8 +30,8 @@ from distil import (
     with_answers,
     with_transfer_set,
 )
-from model import DistilRNN
 from predict import load_model
+from student import DistilRNN
 from support.bases import find_base, load_tokenizer
 from support.checkpoints import read_decision, save_student
 from support.checkpoints.export import save_onnx

@@ -26,8 +26,8 @@ from data_utils import Split, tokenize
 from distil import with_answers
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
-from model import DistilRNN, load_student
 from predict import load_model, read_sentences
+from student import DistilRNN, load_student
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints import kind_of, read_decision, save_student, write_adapter

@@ -17,7 +17,7 @@ from torch import nn
 import support.teaching.answers
 from data_utils import UNLABELLED, shuffled
 from distil import HintLoss, distillation
-from model import DistilRNN
+from student import DistilRNN
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.files import write_csv
@@ -49,7 +49,7 @@ def small_chunks(monkeypatch):
 @pytest.fixture
 def hinted(corpus, teacher, small_chunks, tmp_path) -> Training:
     logits, states = read_hints(corpus[TRAIN], teacher, "a teacher", CPU, WIDTH, tmp_path)
-    train = replace(corpus[TRAIN], teacher_logits=logits, teacher_states=states)
+    train = replace(corpus[TRAIN], teacher_logits=logits, hints=states)
     torch.manual_seed(0)
     model = DistilRNN(train.input_ids.unique(), width=24)
     loss, hints = distillation(2.0, 0.5), HintLoss(24, WIDTH, 3.0)
@@ -59,11 +59,11 @@ def hinted(corpus, teacher, small_chunks, tmp_path) -> Training:
 def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted):
     """Written out: every sentence through `nn.RNN` by itself, the mean over all their tokens."""
     split, indices = hinted.corpus[TRAIN], np.array([5, 0, 9, 2])
-    model, projection, missed, logits = hinted.model, hinted.hints.projection, [], []
+    model, projection, missed, logits = hinted.model, hinted.hint_loss.projection, [], []
     for i in indices:
         start, stop = split.cu_seqlens[i], split.cu_seqlens[i + 1]
         states, last = model.rnn(model.embedding(model.rows(split.input_ids[start:stop])))
-        target = split.teacher_states[torch.arange(start, stop)]
+        target = split.hints[torch.arange(start, stop)]
         missed.append(states @ projection.weight.T + projection.bias - target)
         logits.append(model.linear(last))
     labels = split.labels[indices]
@@ -102,8 +102,8 @@ def test_a_history_has_the_loss_of_hints_also_of_a_run_that_was_interrupted(
     wanted = vars(OPTIONS) | {"epochs": 2, "patience": 3, "monitor": "mcc", "max_steps": None}
 
     def new_training(loss) -> Training:
-        model, hints = deepcopy((hinted.model, hinted.hints))
-        return hinted._replace(model=model, hints=hints, loss=loss, options=Namespace(**wanted))
+        model, hints = deepcopy((hinted.model, hinted.hint_loss))
+        return hinted._replace(model=model, hint_loss=hints, loss=loss, options=Namespace(**wanted))
 
     steps = []
 
@@ -145,7 +145,7 @@ def test_a_history_that_an_earlier_version_began_is_gone_on_with(tmp_path):
 def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path):
     """Its teacher is another, whose logits and sentences may be the same."""
     train = hinted.corpus[TRAIN]
-    assert lesson_fingerprint(train) != lesson_fingerprint(replace(train, teacher_states=None))
+    assert lesson_fingerprint(train) != lesson_fingerprint(replace(train, hints=None))
     _, states = read_hints(corpus[TRAIN], teacher, "another teacher", CPU, WIDTH, tmp_path)
-    other = replace(train, teacher_states=states)
+    other = replace(train, hints=states)
     assert lesson_fingerprint(other) != lesson_fingerprint(train)

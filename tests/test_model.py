@@ -21,7 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from bench.inference_speed import onnx_session
 from data_utils import load_corpus, pack, tokenize
-from model import CELLS, DistilRNN, load_student, packed_attention
+from model import packed_attention
+from student import CELLS, DistilRNN, load_student
 from support import PROJECT
 from support.attention import dense_blocks, padded_block, varlen_blocks
 from support.bases import find_base, load_tokenizer, token_ids
@@ -38,7 +39,8 @@ RECORD = """
 import json
 import torch
 with torch.profiler.profile(record_shapes=True) as profile:
-    import model
+    from support.setup import setup
+    setup()
 calls = {}
 for event in profile.events():
     if event.name in ("aten::tanh", "aten::exp"):
@@ -237,7 +239,7 @@ def test_a_cell_that_is_added_trains_and_is_exported_as_pytorch_computes_it(
     batch = pack(nano_corpus[TRAIN], np.arange(32), False)
     torch.manual_seed(0)
     student = DistilRNN(batch.input_ids.unique(), 24, cell="relu", layers=2)
-    logits, states, tokens = student.read(batch)
+    logits, states, tokens = student.outputs(batch)
     embedded = student.embedding(student.rows(batch.input_ids[tokens]))
     expected = student.rnn(PackedSequence(embedded, batch.time_steps().sizes))[0].data
     torch.testing.assert_close(states, expected)
@@ -374,7 +376,7 @@ def test_a_student_trains_under_bf16_on_the_cpu(nano_corpus, cell):
     found = {}
     for precision in ("fp32", "bf16"):
         with choose_device("cpu", precision).autocast():
-            logits, states, _ = student.read(batch)
+            logits, states, _ = student.outputs(batch)
         logits.float().square().sum().backward()
         found[precision] = [logits.float(), states, *(p.grad for p in student.parameters())]
         student.zero_grad()

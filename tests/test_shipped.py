@@ -14,8 +14,8 @@ from conftest import PROJECT, refusal
 from bench.shipping import card, compact
 from data_utils import load_corpus
 from distil import set_threshold
-from model import load_student
 from predict import chosen_decision, load_model
+from student import load_student
 from support.bases import find_base
 from support.checkpoints import kind_of, read_decision, teacher_fingerprint
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints

@@ -25,8 +25,8 @@ import run
 from data_utils import Split
 from distil import distillation
 from finetune import load_teacher
-from model import DistilRNN
 from predict import load_model
+from student import DistilRNN
 from support import devices, processes
 from support.checkpoints import teacher_fingerprint
 from support.checkpoints.export import write_files

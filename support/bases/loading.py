@@ -3,7 +3,6 @@
 Importing transformers takes seconds, which a student need not wait for: it is imported in use.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,6 @@ from support.bases.pretrained import check_needs_no_code, read_pretrained
 from support.bases.tokens import TOKENIZER
 from support.errors import UserError, first_line
 from support.files import read_json
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or several

@@ -21,7 +21,7 @@ def check_packing(classifier: nn.Module, folder: Path) -> None:
     tokens = torch.tensor([5, 7, 9, 11, 6, 5, 7, 9, 8, 10]) % backbone.config.vocab_size
     split = Split([""] * 3, tokens, torch.tensor([0, 5, 9, 10]), torch.zeros(3, dtype=torch.long))
     batch = pack(split, np.arange(3))
-    packed = classifier.read(batch).states[batch.last_tokens]  # (3, width)
+    packed = classifier.outputs(batch).hidden_states[batch.last_tokens]  # (3, width)
     backbone.set_attn_implementation("eager")
     sentences = tokens.split([5, 4, 1])
     alone = [backbone(s.unsqueeze(0), use_cache=False)[0][0, -1] for s in sentences]

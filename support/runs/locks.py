@@ -13,7 +13,7 @@ import filelock
 
 from support.errors import UserError
 from support.files import no_folder
-from support.processes import any_process, is_main, together
+from support.processes import any_process, barrier, is_main, together
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         while any_process(not free):  # in short turns, since the other processes wait meanwhile
             free = not is_main() or acquired(lock, folder, 1)
         yield
-        any_process(False)  # nobody reads before the main process has written all
+        barrier()  # nobody reads before the main process has written all
     finally:
         lock.release()
 

@@ -18,7 +18,7 @@ from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
-from support.processes import any_process, is_main, sum_over_processes
+from support.processes import any_process, barrier, broadcast, sum_over_processes
 from support.runs.locks import locked
 
 CHUNK = 45_000  # tokens a file; the components are those of the first one's states
@@ -75,7 +75,7 @@ def read_hints(
         if saved_tensors(path, key, shapes) is None:
             reading = read_part(teacher, first, device, f"1 of {len(parts)}")
             write_tensors(path, principal_components(reading["states"], width), {"key": key})
-            any_process(False)  # nobody reads before the main process has written
+            barrier()
         basis = Basis(**saved_tensors(path, key, shapes))
         for number, part in enumerate(parts, start=1):
             part_key = fingerprint(key, *basis, part.fingerprint)
@@ -98,9 +98,9 @@ def read_part(teacher: nn.Module, part: Split, device: Device, which: str) -> di
     states = torch.zeros(len(part.input_ids), teacher.score.in_features)
     for batch in part.batches(device.torch, teacher.shares_prefixes, f"teacher reads part {which}"):
         with device.autocast():
-            reading = teacher.read(batch)
-        logits[batch.indices.cpu()] = reading.logits.float().cpu()
-        states[batch.places.cpu()] = reading.states.float().cpu()
+            outputs = teacher.outputs(batch)
+        logits[batch.indices.cpu()] = outputs.logits.float().cpu()
+        states[batch.token_indices.cpu()] = outputs.hidden_states.float().cpu()
     sum_over_processes(logits, states)
     return {"logits": logits, "states": states}
 
@@ -111,8 +111,8 @@ def leading_components(rows: Tensor, width: int) -> Tensor:
     Of several processes all get the main one's: elsewhere the components may come out turned.
     """
     rows = rows.float().cpu()
-    components = Basis(**principal_components(rows, width)).hints_of(rows) * is_main()
-    sum_over_processes(components)
+    components = Basis(**principal_components(rows, width)).hints_of(rows)
+    broadcast(components)
     return components
 
 

@@ -25,9 +25,9 @@ from support.errors import UserError, first_line
 from support.fast_layers import in_few_passes
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
-from support.processes import any_process, is_main
+from support.processes import any_process, barrier, is_main
+from support.runs import interruptible
 from support.runs.locks import locked
-from support.runs.resumption import interruptible
 from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from support.teaching.edits import bare
 
@@ -140,7 +140,7 @@ def write(
             if stop:
                 raise KeyboardInterrupt
     write_json(path, state)
-    any_process(False)  # nobody reads before the main process has written
+    barrier()
 
 
 def written_batches(
