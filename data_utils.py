@@ -147,14 +147,6 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
 # Packing
 
 
-class TimeSteps(NamedTuple):
-    """A batch as a recurrence reads it: by time step, then by sentence, the longest first."""
-
-    tokens: Tensor  # (tokens,)  which token of the batch stands where
-    sizes: Tensor  # (steps,)  how many sentences reach each time step, on the CPU
-    last: Tensor  # (sentences,)  where each sentence's last token stands
-
-
 class Batch(NamedTuple):
     """Sentences packed end to end, longest first.
 
@@ -191,16 +183,6 @@ class Batch(NamedTuple):
     def last_prefixes(self) -> Tensor:
         """Return the prefix that is each whole sentence, (sentences,)."""
         return self.prefix_ids[self.last_tokens]
-
-    def time_steps(self) -> TimeSteps:
-        """Return the order in which a recurrence reads the tokens."""
-        tokens = torch.argsort(self.position_ids, stable=True)
-        lengths, counts = (torch.tensor(column) for column in zip(*self.blocks, strict=True))
-        # How many sentences are longer than t, for each t.
-        sizes = ((lengths.unsqueeze(1) > torch.arange(lengths[0])) * counts.unsqueeze(1)).sum(0)
-        starts = (sizes.cumsum(0) - sizes)[lengths - 1].repeat_interleave(counts)
-        last = starts + torch.arange(len(starts))
-        return TimeSteps(tokens, sizes, last.to(tokens.device))
 
 
 def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Batch:

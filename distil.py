@@ -42,7 +42,7 @@ from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RECIPES
 from support.reporting import show_run
-from support.runs import Claim, claim, describe_run, run_folder
+from support.runs import Run, claim, describe_run, run_folder
 from support.teaching import (
     HELD_OUT,
     hold_out,
@@ -241,17 +241,22 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
     teacher_folder = options.teacher or run_folder(options, "LoRA")
+    key, unknown = None, {}  # a finished run is shown without its teacher
     try:
         key = teacher_fingerprint(teacher_folder, options)
     except UserError as error:
-        key = error  # a finished run is shown without its teacher
+        unknown["teacher"] = error
+    rules = identity_rules(options, "distil")
+    try:
+        rules |= file_rule(options)
+    except UserError as error:
+        unknown["transfer_file"] = error
     sources = {
         "base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None},
         "teacher": {"folder": str(teacher_folder), "fingerprint": key},
     }
-    rules = identity_rules(options, "distil")
-    description = describe_run(options, "distil", device, corpus, sources, **rules)
-    with claim(folder, description, options.overwrite) as run:
+    description = describe_run(options, "distil", device, corpus, sources, rules)
+    with claim(folder, description, options.overwrite, unknown) as run:
         if not run.finished:
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
@@ -264,7 +269,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
-            if identity_rules(options, "distil") != rules:
+            if not rules.items() >= file_rule(options).items():
                 raise replaced(options.transfer_file)
             keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
             corpus = with_transfer_set(options, base, corpus, written)
@@ -286,7 +291,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
     sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None}}
     rules = identity_rules(options, "rnn")
-    description = describe_run(options, "rnn", device, corpus, sources, **rules)
+    description = describe_run(options, "rnn", device, corpus, sources, rules)
     with claim(folder, description, options.overwrite) as run:
         if not run.finished:
             keep_freed_memory()
@@ -297,7 +302,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     return folder
 
 
-def finish(run: Claim, training: Training, base: Base) -> None:
+def finish(run: Run, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
     progress = train(training, run.folder)
@@ -308,18 +313,19 @@ def finish(run: Claim, training: Training, base: Base) -> None:
     run.finish(counts, progress.summary(), results, predictions, **decision.entries())
 
 
-def identity_rules(options: Namespace, mode: str) -> dict[str, str | UserError]:
-    """Return what changes a student's result beside its options: another rule is another run.
+def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
+    """Return what changes a student's result beside its options: another rule is another run."""
+    if not options.held_out:
+        return {}
+    rules = {"bias": BIAS_RULE, "copies": COPY_RULE}
+    written = mode == "distil" and options.transfer_size and options.transfer_source == "written"
+    if written and not options.transfer_file:
+        rules["prompts"] = PROMPT_RULE
+    return rules
 
-    Of a file that cannot be read it is the error, as `claim` takes it.
-    """
-    rules = {"bias": BIAS_RULE, "copies": COPY_RULE} if options.held_out else {}
-    if mode == "rnn" or options.transfer_source == "edits" or not options.transfer_size:
-        return rules
-    if options.transfer_file:
-        try:
-            content = read_bytes(options.transfer_file)
-        except UserError as error:
-            return rules | {"transfer_file": error}
-        return rules | {"transfer_file": hashlib.sha256(content).hexdigest()}
-    return rules | ({"prompts": PROMPT_RULE} if options.held_out else {})
+
+def file_rule(options: Namespace) -> dict[str, str]:
+    """Return the checksum of the transfer set's file, where there is one, for the identity."""
+    if not (options.transfer_file and options.transfer_size):
+        return {}
+    return {"transfer_file": hashlib.sha256(read_bytes(options.transfer_file)).hexdigest()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from data_utils import Batch
 from model import Head, Outputs
@@ -55,12 +56,18 @@ class DistilRNN(nn.Module):
         return torch.where(self.vocabulary[rows] == input_ids, rows, unknown)
 
     def outputs(self, batch: Batch) -> Outputs:
-        """Return the logits, and the state at every token, in the order of the time steps."""
-        steps = batch.time_steps()
-        embedded = self.dropout(self.embedding(self.rows(batch.input_ids[steps.tokens])))
-        states = recurrent_states(self.rnn, embedded, steps.sizes)  # (tokens, width)
-        logits = self.linear(self.dropout(states[steps.last]))
-        return Outputs(logits, states, steps.tokens)
+        """Return the logits, and the state at every token.
+
+        The states are in the order of a recurrence: by time step, then by sentence.
+        """
+        device = batch.input_ids.device
+        lengths = [length for length, count in batch.blocks for _ in range(count)]
+        steps = pack_sequence(torch.arange(sum(lengths)).split(lengths))
+        tokens = steps.data.to(device)  # (tokens,)  which token of the batch stands where
+        embedded = self.dropout(self.embedding(self.rows(batch.input_ids[tokens])))
+        states = recurrent_states(self.rnn, embedded, steps.batch_sizes)  # (tokens, width)
+        last = tokens.argsort()[batch.last_tokens]  # (sentences,)  where its last token stands
+        return Outputs(self.linear(self.dropout(states[last])), states, tokens)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (sentences, 2)."""

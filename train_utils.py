@@ -6,6 +6,7 @@ add up to the loss of the whole, and their gradients to its gradient.
 """
 
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data_utils import UNLABELLED, Batch, Split, most_tokens, pack, shuffled, within_budget
 from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.decisions import SOFTMAX, Decision
 from support.devices import Device
 from support.fingerprints import corpus_fingerprint, fingerprint
-from support.processes import rank_and_processes, sum_over_processes
+from support.processes import (
+    Interruption,
+    any_process,
+    interruptible,
+    rank_and_processes,
+    sum_over_processes,
+)
 from support.reporting import describe_epoch, measure, one_class_note
-from support.runs import Progress, resumable
+from support.runs import Progress, SavedState, check_finite
+
+READ_EVERY = {"cuda": 16}  # steps between looks at the losses on a GPU; 1 elsewhere
 
 # ---------------------------------------------------------------------------------------------
 # Losses
@@ -80,32 +90,87 @@ def train(training: Training, folder: Path) -> Progress:
     """Train with Adam what requires a gradient, and leave the best epoch's weights in the model.
 
     ``options.monitor`` on in_domain_dev chooses it. The state in ``folder`` is kept up to date, and
-    gone on from where there is one.
+    gone on from where there is one. SIGINT and SIGTERM raise KeyboardInterrupt between two steps,
+    the state saved.
     """
     options, split, parameters = training.options, training.corpus[TRAIN], training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=options.lr, fused=True)
-    with resumable(folder, parameters, optimizer, lesson_fingerprint(split)) as session:
-        while not session.progress.stopped:
-            training.model.train()
-            with session.epoch(options.epochs, len(split)) as bar:
-                for indices in batches_left(options, session.progress, len(split)):
-                    seed_dropout(options.sr_no, session.steps)
-                    result, counts = accumulate_gradients(training, indices)
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(options, session.steps, len(split))
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    session.stepped(result, counts.sentences, counts.labelled, bar)
-            row, line = finished_epoch(training, session.progress)
-            session.finish_epoch(row, options.monitor)
-            session.progress.stopped = reason_to_stop(options, session.progress)
-            session.save()
-            best = options.monitor != "none" and session.progress.best_epoch == row["epoch"]
-            print(line + ("  best so far" if best else ""), flush=True)
-            if session.stop_requested():
+    state = SavedState(folder, parameters, optimizer, lesson_fingerprint(split))
+    progress = state.progress
+    if progress.steps:
+        print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
+    with interruptible() as interruption:
+        while not progress.stopped:
+            train_epoch(training, optimizer, state, interruption)
+            row, note = finished_epoch(training, progress)
+            progress.finish_epoch(row, options.monitor)
+            if progress.best_epoch == progress.epoch:
+                state.keep_best()
+            progress.stopped = reason_to_stop(options, progress)
+            state.save()
+            if options.monitor != "none" and progress.best_epoch == progress.epoch:
+                note += "  best so far"
+            print(describe_epoch(row, options.epochs) + note, flush=True)
+            if any_process(interruption.requested):
                 raise KeyboardInterrupt
-        session.restore_best()
-    return session.progress
+    state.restore_best()
+    return progress
+
+
+def train_epoch(
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    state: SavedState,
+    interruption: Interruption,
+) -> None:
+    """Take the steps that are left of an epoch; save now and then, and where a stop is asked for.
+
+    A GPU is waited for once in `READ_EVERY` steps, not at every one.
+    """
+    options, split, progress = training.options, training.corpus[TRAIN], state.progress
+    training.model.train()
+    results, began = [], time.monotonic()
+    epoch, done = f"epoch {progress.epoch + 1}/{options.epochs}", progress.sentences
+    sizes = {"initial": done, "total": len(split), "unit": " sentences"}
+    with tqdm(desc=epoch, **sizes, disable=None, leave=False) as bar:
+        for indices in batches_left(options, progress, len(split)):
+            step = progress.steps + len(results)
+            seed_dropout(options.sr_no, step)
+            result, counts = accumulate_gradients(training, indices)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(options, step, len(split))
+            optimizer.step()
+            optimizer.zero_grad()
+            results.append((result, counts))
+            stop = any_process(interruption.requested)
+            if stop or len(results) == READ_EVERY.get(training.device.torch.type, 1):
+                began = count(results, progress, began, bar)
+                if stop or state.is_old():
+                    state.save()
+            if stop:
+                raise KeyboardInterrupt
+        count(results, progress, began, bar)
+
+
+def count(
+    results: list[tuple[Tensor, Counts]], progress: Progress, began: float, bar: tqdm
+) -> float:
+    """Add steps' results to the progress, and the time since ``began``; return the time now."""
+    for result, counts in results:
+        loss, correct, hint_loss = result.tolist()
+        progress.steps += 1
+        check_finite("the loss", loss + hint_loss, f"at step {progress.steps}")
+        progress.loss += loss * counts.sentences
+        progress.hint_loss += hint_loss * counts.sentences
+        progress.correct += int(correct)
+        progress.sentences += counts.sentences
+        progress.labelled += counts.labelled
+    results.clear()
+    now = time.monotonic()
+    progress.seconds += now - began
+    bar.set_postfix(progress.means(), refresh=False)
+    bar.update(progress.sentences - bar.n)
+    return now
 
 
 def lesson_fingerprint(split: Split) -> str:
@@ -173,19 +238,21 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
 
 
 def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
-    """Evaluate on in_domain_dev; return the epoch's row of history.csv, and the epoch in a line.
+    """Evaluate on in_domain_dev; return the epoch's row of history.csv, and a remark if any.
 
     ``val_loss`` is ``training.loss`` on in_domain_dev, comparable with ``train_loss``; the loss of
     hints, where there is one, is neither's part.
     """
-    dev = training.corpus[DEV]
+    dev, epoch = training.corpus[DEV], progress.epoch + 1
     logits = predict_logits(training.model, dev, training.device)
     metrics, means = measure(logits, dev.labels), progress.means()
+    val_loss = training.loss(logits, dev, Counts.of(dev)).item()
+    check_finite(f"the loss on {DEV}", val_loss, f"after epoch {epoch}")
     row = {
-        "epoch": progress.epoch + 1,
+        "epoch": epoch,
         "train_loss": means["loss"],
         "train_accuracy": means["accuracy"],
-        "val_loss": training.loss(logits, dev, Counts.of(dev)).item(),
+        "val_loss": val_loss,
         "val_accuracy": metrics["accuracy"],
         "val_mcc": metrics["mcc"],
         "seconds": round(progress.seconds, 3),
@@ -193,7 +260,7 @@ def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
     }
     if training.hint_loss:
         row["hint_loss"] = means.get("hint_loss", 0.0)
-    return row, describe_epoch(row, training.options.epochs) + one_class_note(metrics)
+    return row, one_class_note(metrics)
 
 
 def reason_to_stop(options: Namespace, progress: Progress) -> str:

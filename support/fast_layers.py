@@ -6,8 +6,6 @@ Reading and writing memory is what such layers cost.
 import torch
 from torch import Tensor, nn
 
-from data_utils import Batch
-
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which x is to be multiplied: autocast's, where it is on, or its own."""
@@ -28,24 +26,6 @@ def in_few_passes(backbone: nn.Module) -> None:
             x = torch.linspace(-1e-3, 1e-3, len(weight), device=weight.device)
             if torch.allclose(norm(x), module(x), rtol=1e-5, atol=1e-6):  # some add 1 to the weight
                 backbone.set_submodule(name, norm)
-
-
-def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
-    """Return the final hidden state (sentences, width) at each sentence's last token.
-
-    It is less work than every state: nobody reads the last block's other tokens. It needs keys and
-    values for every prefix, and everything after them for the last tokens only.
-    """
-    tokens = batch.prefix_tokens
-    hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
-    hidden = hidden.unsqueeze(0)  # (1, prefixes, width), as the blocks want it
-    *blocks, block = gpt2.h
-    for earlier in blocks:
-        hidden = earlier(hidden, batch=batch)
-    attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
-    hidden = hidden[:, batch.last_prefixes] + attended  # (1, sentences, width)
-    hidden = hidden + block.mlp(block.ln_2(hidden))
-    return gpt2.ln_f(hidden).squeeze(0)
 
 
 class RMSNorm(nn.Module):

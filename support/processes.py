@@ -5,8 +5,10 @@ every batch, and the sum of their gradients is that of one process.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from support.errors import UserError
@@ -50,7 +52,9 @@ def process_group() -> Iterator[None]:
     # that group would outlive its end below, and Gloo's threads now and then abort the exit.
     import torch.distributed.nn  # noqa: F401
 
-    dist.init_process_group()  # Gloo for tensors on the CPU, NCCL for those on GPUs
+    # Gloo for tensors on the CPU, NCCL for those on GPUs. Others may wait for the main process for
+    # as long as a teacher's pass takes.
+    dist.init_process_group(timeout=timedelta(days=7))
     try:
         if is_main():
             yield
@@ -127,3 +131,36 @@ def together() -> Iterator[None]:
         dist.all_gather_object(messages, message)
     if first := next(filter(None, messages), None):
         raise UserError(first)
+
+
+# ---------------------------------------------------------------------------------------------
+# Being asked to stop
+
+
+class Interruption:
+    """Whether the user has asked this process to stop, so that no step is cut in two."""
+
+    requested = False
+    by_keyboard = False
+
+    def note(self, number: int, frame: object) -> None:
+        """Handle a signal. A second SIGINT interrupts at once, without saving.
+
+        SIGTERM never does: torchrun sends one right after the first SIGINT.
+        """
+        if number == signal.SIGINT and self.by_keyboard:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.by_keyboard = self.by_keyboard or number == signal.SIGINT
+
+
+@contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Have SIGINT and SIGTERM noted, to be looked at between two steps."""
+    interruption = Interruption()
+    previous = {n: signal.signal(n, interruption.note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,19 +1,15 @@
-"""Recurrent layers: their states by time step, those of Elman's cell and of a GRU by hand.
+"""Compute the states of recurrent layers by time step: PyTorch's, and a GRU's by hand on a CPU.
 
-PyTorch's own on the CPU fill and add a gradient of a whole batch once a time step, and multiply for
-the weights' gradient as often; here each is done once, in one product. W are a layer's weights of
-its input, U those of its state, b and c their biases, in PyTorch's order of gates. Other layers
-compute themselves.
+PyTorch's own on the CPU adds up a gradient of a whole batch once a time step, and multiplies for
+the weights' gradient as often; in bf16 it does not compute at all. By hand each is done once, in
+one product. W are a layer's weights of its input, U those of its state, b and c their biases, in
+PyTorch's order of gates.
 """
-
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-
-from support.fast_layers import product_dtype
 
 # g y (1 - y) and g (1 - y^2), of y = sigmoid or tanh
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -24,15 +20,13 @@ def recurrent_states(rnn: nn.RNNBase, x: Tensor, sizes: Tensor) -> Tensor:
 
     ``rnn`` is any recurrent layer that takes a ``PackedSequence``, as PyTorch's do. ``sizes
     (steps,)``, on the CPU, are how many sentences reach each step, the longest sentences first.
-    Between layers is the dropout of ``rnn``.
     """
-    cell = {"RNN_TANH": Elman, "GRU": GRU}.get(rnn.mode) if is_plain(rnn) else None
-    if x.is_cuda or not cell:
-        return library_states(rnn, x, sizes)  # on a GPU cuDNN's is faster
+    if x.is_cuda or not is_plain(rnn) or rnn.mode != "GRU":
+        return library_states(rnn, x, sizes)
     for number, weights in enumerate(rnn.all_weights):
         if number:
             x = F.dropout(x, rnn.dropout, rnn.training)
-        x = cell.apply(x, *weights, sizes.tolist())
+        x = GRU.apply(x, *weights, sizes.tolist())
     return x
 
 
@@ -55,49 +49,6 @@ def library_states(rnn: nn.Module, x: Tensor, sizes: Tensor) -> Tensor:
         return rnn(PackedSequence(x.to(dtype), sizes))[0].data
 
 
-class Elman(torch.autograd.Function):
-    """Compute h_t = tanh(W x_t + b + U h_{t-1} + c), h_{-1} = 0 (Elman 1990), by time step.
-
-    With g_t = dL/dh_t, by the chain rule backwards in time:
-
-        dz_t = (g_t + U^T dz_{t+1}) (1 - h_t^2)
-        dL/dx_t = W^T dz_t    dL/db = dL/dc = sum dz_t
-        dL/dW = sum dz_t x_t^T    dL/dU = sum dz_t h_{t-1}^T
-    """
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, W: Tensor, U: Tensor, b: Tensor, c: Tensor, sizes: list[int]
-    ) -> Tensor:
-        """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
-        dtype, tokens = product_dtype(x), len(x)
-        x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
-        states = add_product(b + c, x, W.T)[:tokens]
-        steps = states.split(sizes)
-        steps[0].tanh_()
-        for before, now in pairwise(steps):
-            now.copy_(add_product(now, before[: len(now)], U.T)).tanh_()
-        ctx.save_for_backward(x, W, U, states)
-        ctx.sizes = sizes
-        return states
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        """g (tokens, width)."""
-        x, W, U, states = ctx.saved_tensors
-        slopes = 1 - states.square()
-        dz = g * slopes
-        steps = list(zip(dz.split(ctx.sizes), slopes.split(ctx.sizes), strict=True))
-        for (after, _), (now, slope) in pairwise(reversed(steps)):
-            some = len(after)
-            now[:some].addcmul_((whole_rows(after, U.dtype) @ U)[:some], slope[:some])
-        before = [h[:size] for h, size in zip(states.split(ctx.sizes), ctx.sizes[1:], strict=False)]
-        before = torch.cat(before) if before else states[:0]
-        later, before = (whole_rows(rows, U.dtype) for rows in (dz[ctx.sizes[0] :], before))
-        rows, dbias = whole_rows(dz, U.dtype), dz.sum(dim=0)
-        return (rows @ W)[: len(dz)], rows.T @ x, later.T @ before, dbias, dbias, None
-
-
 class GRU(torch.autograd.Function):
     """Compute the states of a gated recurrent unit (Cho et al. 2014), as cuDNN has it.
 
@@ -116,7 +67,9 @@ class GRU(torch.autograd.Function):
         ctx, x: Tensor, W: Tensor, U: Tensor, b: Tensor, c: Tensor, sizes: list[int]
     ) -> Tensor:
         """Return the states (tokens, width) of x (tokens, in), laid out as a PackedSequence."""
-        dtype, tokens, width = product_dtype(x), len(x), U.shape[1]
+        tokens, width = len(x), U.shape[1]
+        is_autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if is_autocast else x.dtype
         x, W, U = whole_rows(x, dtype), W.to(dtype), U.to(dtype)
         h, q = b.new_zeros(sizes[0], width), c.repeat(sizes[0], 1)
         states, ctx.steps = [], []

@@ -324,20 +324,6 @@ def test_each_distinct_prefix_of_a_batch_is_computed_once(sentences):
     assert [sentences[i] for i in order] == sorted(sentences)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
-def test_time_steps_are_those_of_a_packed_sequence(lengths):
-    split = split_of(lengths)
-    batch = pack(split, np.arange(len(lengths)), shared_prefixes=False)
-    rows = [split.input_ids[a:b] for a, b in itertools.pairwise(split.cu_seqlens)]
-    rows.sort(key=len, reverse=True)
-    expected = torch.nn.utils.rnn.pack_sequence(rows)
-    steps = batch.time_steps()
-    assert torch.equal(batch.input_ids[steps.tokens], expected.data)
-    assert torch.equal(steps.sizes, expected.batch_sizes)
-    assert torch.equal(steps.tokens[steps.last], batch.last_tokens)
-    assert batch.prefix_ids is None  # nobody asked for them
-
-
 def test_chosen_sentences_keep_the_teachers_answers():
     split = replace(
         split_of([3, 1, 2]),

@@ -51,7 +51,7 @@ from support.reporting.tables import (
     run_table,
     settings_table,
 )
-from support.runs import Progress, Session, check_finished, claim
+from support.runs import Progress, SavedState, check_finished, claim
 from train_utils import Training, cross_entropy, predict_logits, train
 
 JSON = st.recursive(
@@ -471,7 +471,7 @@ def test_any_state_is_resumed_or_refused(folder, tensors, metadata):
     path = folder / "state.safetensors"
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     parameter = nn.Parameter(torch.zeros(2))
-    session = tried(Session, folder, {"w": parameter}, torch.optim.Adam([parameter]))
+    session = tried(SavedState, folder, {"w": parameter}, torch.optim.Adam([parameter]))
     path.unlink()
     assert session or tensors is not WHOLE
     if session:
@@ -524,7 +524,7 @@ ROW = st.dictionaries(st.sampled_from(["val_accuracy", "val_mcc", "seconds"]), J
 
 
 def write_state(session):
-    """As `Session.save` does, whatever stands in its history."""
+    """As `SavedState.save` does, whatever stands in its history."""
     metadata = {"progress": json.dumps(asdict(session.progress))}
     session.path.write_bytes(safetensors.torch.save(session.tensors, metadata))
 
@@ -539,7 +539,7 @@ def test_any_progress_is_gone_on_from_or_refused(folder, changes):
     optimizer = torch.optim.Adam(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
-    session = Session(folder, dict(model.named_parameters()), optimizer)
+    session = SavedState(folder, dict(model.named_parameters()), optimizer)
     session.progress = Progress(**{**asdict(Progress(sentences=1, steps=1)), **changes})
     write_state(session)
     training = Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)

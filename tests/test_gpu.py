@@ -11,8 +11,8 @@ from conftest import NANO, classifier
 from data_utils import pack
 from finetune import published_config
 from lora import add_lora
+from model import dense_blocks, varlen_blocks
 from student import DistilRNN
-from support.attention import dense_blocks, varlen_blocks
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device, has_bf16

@@ -10,6 +10,7 @@ import warnings
 from argparse import Namespace
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +28,16 @@ from distil import distillation
 from finetune import load_teacher
 from predict import load_model
 from student import DistilRNN
-from support import devices, processes
+from support import processes
 from support.checkpoints import teacher_fingerprint
 from support.checkpoints.export import write_files
-from support.devices import CPU, choose_device, note_slow_bf16
+from support.devices import CPU
 from support.errors import UserError, explain
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
-from support.recurrence import library_states
 from support.reporting import describe, measure
 from support.reporting.finished import find_runs
 from support.reporting.metrics import matthews_corrcoef
-from support.runs import Progress, Session, check_finished, claim
-from support.runs.folder import State, state_of
+from support.runs import Progress, SavedState, check_finished, claim
 from train_utils import (
     Training,
     accumulate_gradients,
@@ -108,53 +107,6 @@ def test_a_model_that_answers_one_class_only_is_called_that():
 
 # ---------------------------------------------------------------------------------------------
 # The step
-
-
-def test_a_device_that_another_process_lacks_is_refused_in_all(monkeypatch):
-    """Each raises the first one's error."""
-
-    def gather(messages: list, message: str | None) -> None:
-        messages[:] = [message, "--device cuda:1: not usable here"]
-
-    monkeypatch.setattr(processes, "rank_and_processes", lambda: (0, 2))
-    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    with pytest.raises(UserError, match="--device cuda:1: not usable here"):
-        devices.choose_device("cpu", None)
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_a_processor_that_emulates_bf16_is_told_of_once(slow, monkeypatch, capsys):
-    clock = iter(range(100))  # every call a second later: fp32's four products, then bf16's
-
-    def seconds() -> float:
-        called = next(clock)
-        return called * (3 if slow and called >= 8 else 1)
-
-    monkeypatch.setattr("support.devices.time.perf_counter", seconds)
-    note_slow_bf16.cache_clear()
-    for _ in range(2):
-        choose_device("cpu", "bf16")
-    choose_device("cpu", "fp32")
-    said = "note: --precision bf16: this processor takes 3.0 times as long"
-    assert capsys.readouterr().err.count(said) == slow
-    note_slow_bf16.cache_clear()
-
-
-@pytest.mark.parametrize("name", ["meta", "cuda:99", "nonsense"])
-def test_a_device_that_cannot_compute_is_refused(name):
-    with pytest.raises(UserError, match=f"--device {name}: not usable here .*; use cpu"):
-        devices.choose_device(name)
-
-
-def test_no_recurrent_kernel_is_run_in_half_precision_under_autocast():
-    """Written out for PyTorch's own cell, which computes on GPUs."""
-    torch.manual_seed(0)
-    rnn, x, sizes = torch.nn.RNN(5, 7), torch.randn(5, 5), torch.tensor([3, 2])
-    expected = library_states(rnn, x, sizes)
-    with torch.autocast("cpu", dtype=torch.float16):
-        found = library_states(rnn, x.half().float(), sizes), library_states(rnn, x, sizes)
-    assert found[0].dtype == found[1].dtype == torch.float32
-    assert torch.equal(found[1], expected)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, distillation(2.0, 0.5)], ids=["ce", "kd"])
@@ -280,50 +232,55 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_one_that_was_not(
         assert torch.equal(tensor, weights[name]), name
 
 
-def test_progress_survives_json_bit_for_bit():
-    progress = Progress(loss=0.1 + 0.2, history=[{"train_loss": 1 / 3}], stopped="patience")
-    assert Progress(**json.loads(json.dumps(vars(progress)))) == progress
-
-
-def new_session(folder, value: float) -> Session:
-    """A session after one step of Adam."""
+def new_state(folder, value: float) -> SavedState:
+    """A state after one step of Adam, or of what the folder has."""
     parameter = torch.nn.Parameter(torch.full((3,), value))
     optimizer = torch.optim.Adam([parameter], lr=0.1)
     parameter.grad = torch.full((3,), value)
     optimizer.step()
-    return Session(folder, {"w": parameter}, optimizer)
+    return SavedState(folder, {"w": parameter}, optimizer, "a corpus")
 
 
 def test_the_state_keeps_weights_moments_best_weights_and_progress(tmp_path):
-    saved, loaded = new_session(tmp_path, 1.0), new_session(tmp_path, 7.0)
-    assert loaded.progress == Progress()  # there is no file yet
-    row = dict(epoch=1, val_loss=0.5, val_accuracy=0.5, val_mcc=0.0, seconds=1.0)
-    saved.finish_epoch(row, "none")
+    saved = new_state(tmp_path, 1.0)
+    assert saved.progress == Progress(corpus="a corpus")  # there is no file yet
+    row = dict(epoch=1, val_loss=0.1 + 0.2, val_accuracy=1 / 3, val_mcc=0.0, seconds=1.0)
+    saved.progress.finish_epoch(row, "none")
+    saved.keep_best()
     saved.parameters["w"].data += 1
     saved.progress.steps = 5
     saved.save()
-    assert loaded.load() == saved.progress
+    loaded = new_state(tmp_path, 7.0)
+    assert loaded.progress == saved.progress  # to the last bit
     assert (saved.progress.steps, saved.progress.best_epoch) == (5, 1)
-    assert torch.equal(loaded.parameters["w"], saved.parameters["w"])
-    assert torch.equal(loaded.best["w"], saved.best["w"])
-    assert not torch.equal(loaded.best["w"], loaded.parameters["w"])
-    assert set(saved.tensors) == {
-        f"{kind}.w" for kind in ("weight", "best", "step", "exp_avg", "exp_avg_sq")
-    }
+    kinds = ("weight", "best", "step", "exp_avg", "exp_avg_sq")
+    assert set(saved.tensors) == {f"{kind}.w" for kind in kinds}
     for name, tensor in saved.tensors.items():
         assert torch.equal(tensor, loaded.tensors[name]), name
+    assert not torch.equal(loaded.best["w"], loaded.parameters["w"])
+    loaded.restore_best()
+    assert torch.equal(loaded.best["w"], loaded.parameters["w"])
 
 
 def test_weights_that_are_not_finite_do_not_replace_the_saved_ones(tmp_path):
-    session = new_session(tmp_path, 1.0)
-    session.progress.steps = 1
-    session.save()
-    session.parameters["w"].data[1] = math.nan
-    session.progress.steps = 2
+    state = new_state(tmp_path, 1.0)
+    state.progress.steps = 1
+    state.save()
+    state.parameters["w"].data[1] = math.nan
+    state.progress.steps = 2
     with pytest.raises(UserError, match="weights are not finite after step 2"):
-        session.save()
-    assert session.load() == Progress(steps=1)
-    assert session.parameters["w"].isfinite().all()
+        state.save()
+    kept = new_state(tmp_path, 2.0)
+    assert kept.progress.steps == 1
+    assert kept.parameters["w"].isfinite().all()
+
+
+def test_a_state_saved_on_other_sentences_is_refused(small, tmp_path):
+    train(training_of(small, max_steps=2), tmp_path)
+    other = {**small, "in_domain_train": small["in_domain_train"].chosen(np.arange(100))}
+    with pytest.raises(UserError, match=r"state.safetensors: saved while training on other"):
+        train(training_of(other, new_student(small)), tmp_path)
+    assert train(training_of(small, max_steps=2), tmp_path).steps == 2
 
 
 def test_a_falling_learning_rate_ends_at_nothing_and_a_constant_one_is_itself():
@@ -415,17 +372,22 @@ MARK, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 WEIGHTS = "model.safetensors"
 
 
-def asked(lr: float, folder, overwrite=False, finish=True) -> bool:
-    """Whether the run of this learning rate is found finished; else trained, and maybe finished."""
-    description = {"identity": {"lr": lr, "base": "a" * 64}, "command": f"python run.py --lr {lr}"}
-    with claim(folder, description, overwrite) as claimed:
-        if not claimed.finished:
+def description(**identity) -> dict:
+    """What a run says of itself beforehand; its identity is a learning rate, unless told others."""
+    command = f"python run.py --lr {identity.get('lr')}"
+    return {"identity": {"base": "a" * 64, **identity}, "command": command}
+
+
+def asked(folder, overwrite=False, finish=True, unknown=None, **identity) -> bool:
+    """Whether this run is found finished; else it is trained, and finished where ``finish``."""
+    with claim(folder, description(**identity), overwrite, unknown) as run:
+        if not run.finished:
             assert (folder / MARK).exists()
-            (folder / STATE).write_text(f"state of {lr}")
-            (folder / WEIGHTS).write_text(f"weights of {lr}")
+            (folder / STATE).write_text(f"state of {identity}")
+            (folder / WEIGHTS).write_text(f"weights of {identity}")
             if finish:
-                claimed.finish({}, {}, {}, [{"split": "in_domain_dev"}])
-        return claimed.finished
+                run.finish({}, {}, {}, [{"split": "in_domain_dev"}])
+        return run.finished
 
 
 def files(folder) -> set[str]:
@@ -436,139 +398,131 @@ DONE = {METRICS, "predictions.csv", WEIGHTS}
 
 
 def test_a_finished_run_is_found_finished_and_holds_no_state(tmp_path):
-    assert not asked(0.1, tmp_path)
-    assert files(tmp_path) == DONE
+    assert not asked(tmp_path, lr=0.1)
+    for _ in range(2):
+        assert files(tmp_path) == DONE
+        check_finished(tmp_path)
+        assert asked(tmp_path, lr=0.1)
     assert read_json(tmp_path / METRICS)["identity"] == {"lr": 0.1, "base": "a" * 64}
-    check_finished(tmp_path)
-    assert asked(0.1, tmp_path)
-    assert files(tmp_path) == DONE
 
 
-def test_a_folders_state_has_a_name(tmp_path):
-    identity = {"lr": 0.1, "base": "a" * 64}
+def test_a_finished_run_is_shown_without_what_is_unknown_and_no_other_is(tmp_path, capsys):
+    error = {"teacher": UserError("no teacher there")}
+    with pytest.raises(UserError, match="no teacher there"):
+        asked(tmp_path, lr=0.1, teacher=None, unknown=error)
+    asked(tmp_path, lr=0.1, teacher="b" * 64)
+    for changes in ({"overwrite": True}, {"lr": 0.2}):
+        with pytest.raises(UserError, match="no teacher there"):
+            asked(tmp_path, **{"lr": 0.1, "teacher": None, "unknown": error} | changes)
+    assert asked(tmp_path, lr=0.1, teacher=None, unknown=error)
+    assert capsys.readouterr().err == "note: no teacher there; the run is finished, and is shown\n"
 
-    def state(**changes) -> State:
-        return state_of(tmp_path, identity | changes)[0]
 
-    assert state() is State.ABSENT
-    asked(0.1, tmp_path, finish=False)
-    assert (state(), state(lr=0.2)) == (State.UNFINISHED, State.FOREIGN)
-    (tmp_path / STATE).unlink()
-    (tmp_path / WEIGHTS).unlink()
-    assert state(lr=0.2) is State.ABSENT  # nothing would be lost
-    asked(0.1, tmp_path)
-    assert (state(), state(lr=0.2)) == (State.FINISHED, State.FOREIGN)
+RNN = {"mode": "rnn", "sr_no": 1, "lr": 0.001}
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_run_of_an_earlier_version_is_refused_and_says_so(tmp_path, finish):
-    asked(0.1, tmp_path, finish=finish)
-    state, reason = state_of(tmp_path, {"version": 2, "lr": 0.1, "base": "b" * 64})
-    assert state is State.FOREIGN
-    assert reason.startswith(": an earlier version of this project wrote this run")
-    assert "--overwrite" in reason
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        (
+            {"lr": 0.1},
+            {"lr": 0.2},
+            r"\(lr is 0.1 there, 0.2 here\)\. Add --overwrite .*--sr_no.*--out",
+        ),
+        ({"base": "a" * 64}, {"base": "b" * 64}, r"\(base is a{12} there, b{12} here\)"),
+        (RNN, {**RNN, "student_width": 256}, "student_width is 768 there, 256 here"),
+        ({}, {"version": 2}, ": an earlier version of this project wrote this run.*--overwrite"),
+    ],
+)
+def test_another_identity_is_refused_and_says_what_differs(tmp_path, finish, there, here, words):
+    asked(tmp_path, finish=finish, **there)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    with pytest.raises(UserError, match=words):
+        asked(tmp_path, **here)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 
 
 def test_an_option_that_came_later_has_its_published_value(tmp_path):
-    earlier = {"mode": "rnn", "sr_no": 1, "lr": 0.001}
-    (tmp_path / METRICS).write_text(json.dumps({"identity": earlier}))
-    now = earlier | {"lr_schedule": "constant", "student_width": 768, "held_out": 0}
-    assert state_of(tmp_path, now)[0] is State.FINISHED
-    state, reason = state_of(tmp_path, now | {"student_width": 256})
-    assert state is State.FOREIGN
-    assert "student_width is 768 there, 256 here" in reason
+    asked(tmp_path, **RNN)
+    assert asked(tmp_path, **RNN, lr_schedule="constant", student_width=768, held_out=0)
 
 
 def test_more_epochs_for_a_finished_run_are_refused_with_the_ways_out(tmp_path):
-    (tmp_path / METRICS).write_text(json.dumps({"identity": {"mode": "rnn", "epochs": 2}}))
-    _, reason = state_of(tmp_path, {"mode": "rnn", "epochs": 3})
-    assert "epochs is 2 there, 3 here" in reason
-    assert "A finished run is not extended" in reason
-    assert "--overwrite" in reason
-
-
-@pytest.mark.parametrize("finish", [True, False])
-def test_another_identity_is_refused_and_says_what_differs(tmp_path, finish):
-    asked(0.1, tmp_path, finish=finish)
-    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    words = r"lr is 0.1 there, 0.2 here\).*--overwrite.*--sr_no.*--out"
+    asked(tmp_path, mode="rnn", epochs=2)
+    words = "epochs is 2 there, 3 here.*A finished run is not extended.*--overwrite"
     with pytest.raises(UserError, match=words):
-        asked(0.2, tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+        asked(tmp_path, mode="rnn", epochs=3)
 
 
 def test_a_run_that_had_saved_nothing_makes_way_for_another(tmp_path):
     """As one whose options were refused after it had begun."""
-    description = {"identity": {"lr": 0.1}, "command": "python run.py --lr 0.1"}
-    with claim(tmp_path, description, overwrite=False) as claimed:
-        assert not claimed.finished
+    with claim(tmp_path, description(lr=0.1), overwrite=False) as run:
+        assert not run.finished
     assert files(tmp_path) == {MARK}
-    assert not asked(0.2, tmp_path)
+    assert not asked(tmp_path, lr=0.2)
     assert files(tmp_path) == DONE
 
 
-@pytest.mark.parametrize("content", [b"cut", b'{"old": "metrics"}', b'{"identity": []}'])
-@pytest.mark.parametrize("name", [MARK, METRICS])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *product((MARK, METRICS), (b"cut", b'{"old": "metrics"}', b'{"identity": []}')),
+        (WEIGHTS, b"of somebody"),
+        ("adapter_config.json", b"of somebody"),
+        (STATE, b"of somebody"),
+    ],
+)
 def test_a_folder_without_an_identity_is_refused_and_overwritten(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
     (tmp_path / WEIGHTS).write_text("whose?")
-    with pytest.raises(UserError, match="not a run of this project; add --overwrite"):
-        asked(0.1, tmp_path)
-    assert not asked(0.1, tmp_path, overwrite=True)
-    assert files(tmp_path) == DONE
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json", STATE])
-def test_files_of_a_model_without_a_run_are_not_overwritten_unasked(tmp_path, name):
-    (tmp_path / name).write_text("of somebody")
+    (tmp_path / name).write_bytes(content)
+    before = files(tmp_path)
     with pytest.raises(UserError, match="not a run of this project; add --overwrite to replace it"):
-        asked(0.1, tmp_path)
-    assert files(tmp_path) == {name}
+        asked(tmp_path, lr=0.1)
+    assert files(tmp_path) == before
+    assert not asked(tmp_path, overwrite=True, lr=0.1)
+    assert files(tmp_path) == DONE
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.2])
 def test_overwrite_clears_a_finished_run_before_the_first_step(tmp_path, lr):
-    asked(0.1, tmp_path)
-    with claim(tmp_path, {"identity": {"lr": lr}, "command": ""}, overwrite=True) as claimed:
-        assert not claimed.finished
+    asked(tmp_path, lr=0.1)
+    with claim(tmp_path, description(lr=lr), overwrite=True) as run:
+        assert not run.finished
         assert files(tmp_path) == {MARK}
 
 
 def test_overwrite_goes_on_with_this_run_where_it_was_interrupted_and_clears_any_other(tmp_path):
     def state_found(lr: float, overwrite: bool) -> str | None:
-        description = {"identity": {"lr": lr}, "command": ""}
-        with claim(tmp_path, description, overwrite) as claimed:
-            assert not claimed.finished
+        with claim(tmp_path, description(lr=lr), overwrite) as run:
+            assert not run.finished
             state = tmp_path / STATE
             found = state.read_text() if state.exists() else None
             state.write_text(str(lr))
         return found
 
-    assert state_found(0.1, overwrite=True) is None
-    assert state_found(0.1, overwrite=False) == "0.1"
-    assert state_found(0.1, overwrite=True) == "0.1"
-    assert state_found(0.2, overwrite=True) is None
-    assert state_found(0.2, overwrite=True) == "0.2"
+    asks = ((0.1, True), (0.1, False), (0.1, True), (0.2, True), (0.2, True))
+    assert [state_found(*ask) for ask in asks] == [None, "0.1", "0.1", None, "0.2"]
     (tmp_path / MARK).write_bytes(b"cut")
     assert state_found(0.2, overwrite=True) is None
 
 
 def test_a_kill_while_a_run_is_finished_is_gone_on_from(tmp_path):
-    asked(0.1, tmp_path, finish=False)
+    asked(tmp_path, finish=False, lr=0.1)
     mark, state = ((tmp_path / name).read_bytes() for name in (MARK, STATE))
-    asked(0.1, tmp_path)
+    asked(tmp_path, lr=0.1)
     (tmp_path / STATE).write_bytes(state)  # killed between the removal of the mark and of the state
-    assert asked(0.1, tmp_path)
+    assert asked(tmp_path, lr=0.1)
     assert files(tmp_path) == DONE
     (tmp_path / STATE).write_bytes(state)  # killed between metrics.json and the mark's removal
     (tmp_path / MARK).write_bytes(mark)
     with pytest.raises(UserError, match="not finished"):
         check_finished(tmp_path)
     before = files(tmp_path)
-    with claim(tmp_path, json.loads(mark), overwrite=False) as claimed:
-        assert not claimed.finished
+    with claim(tmp_path, json.loads(mark), overwrite=False) as run:
+        assert not run.finished
         assert files(tmp_path) == before >= {STATE, WEIGHTS}
-    assert not asked(0.1, tmp_path)
+    assert not asked(tmp_path, lr=0.1)
     assert files(tmp_path) == DONE
 
 
@@ -576,7 +530,7 @@ def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_pat
     moment, done = 0, False
     while not done:
         folder, changes_left = tmp_path / str(moment), list(range(moment))
-        asked(0.1, folder)
+        asked(folder, lr=0.1)
 
         def dying(change, changes_left=changes_left):
             def changing(*arguments, **settings):
@@ -590,12 +544,12 @@ def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_pat
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(os, "replace", dying(os.replace))
             patch.setattr(Path, "unlink", dying(Path.unlink))
-            done = not asked(0.2, folder, overwrite=True)
+            done = not asked(folder, overwrite=True, lr=0.2)
         if MARK not in files(folder):
             lr = read_json(folder / METRICS)["identity"]["lr"]
             assert files(folder) - {STATE, f"{MARK}.partial"} == DONE
-            assert (folder / WEIGHTS).read_text() == f"weights of {lr}"
-        assert not asked(0.2, folder, overwrite=True)
+            assert (folder / WEIGHTS).read_text() == f"weights of {dict(lr=lr)}"
+        assert not asked(folder, overwrite=True, lr=0.2)
         assert files(folder) == DONE
         moment += 1
     assert moment > len(DONE)
@@ -603,7 +557,7 @@ def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_pat
 
 def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
     folder = tmp_path / "checkpoints" / "LoRA_nano_7"
-    asked(0.1, folder, finish=False)
+    asked(folder, finish=False, lr=0.1)
     options = dict(teacher=folder, checkpoint=folder, gpt_variant="nano", sr_no=7, given=set())
     args = Namespace(**options, out_dir=tmp_path)
     words = r"not finished; finish it with: python run\.py --lr 0\.1$"
@@ -620,20 +574,18 @@ def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
 
 
 def test_a_second_command_on_the_same_folder_is_refused(tmp_path):
-    first = {"identity": {"lr": 0.1}, "command": ""}
-    with claim(tmp_path, first, False):
+    with claim(tmp_path, description(lr=0.1), overwrite=False):
         for overwrite in (False, True):
             with pytest.raises(UserError, match="another command is at work"):
-                asked(0.1, tmp_path, overwrite)
+                asked(tmp_path, overwrite, lr=0.1)
         assert files(tmp_path) == {MARK}
-    with claim(tmp_path, first, False) as claimed:  # free again
-        assert not claimed.finished
+    assert not asked(tmp_path, lr=0.1)  # free again
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written .*; choose another --out_dir"):
-        asked(0.1, tmp_path / "file" / "run")
+        asked(tmp_path / "file" / "run", lr=0.1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -721,12 +673,3 @@ def test_a_process_is_one_of_several_where_torchrun_says_how_many(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert (processes.is_main(), processes.is_first_of_machine()) == (main, first_of_machine)
-
-
-def test_a_state_saved_on_other_sentences_is_refused(small, tmp_path):
-    train(training_of(small, max_steps=2), tmp_path)
-    other = {**small, "in_domain_train": small["in_domain_train"].chosen(np.arange(100))}
-    student = new_student(small)
-    with pytest.raises(UserError, match=r"state.safetensors: saved while training on other"):
-        train(training_of(other, student), tmp_path)
-    assert train(training_of(small, max_steps=2), tmp_path).steps == 2

@@ -1,9 +1,9 @@
 """Runs: whose is a run's folder, what is its identity, and how does it survive a kill?"""
 
-from support.runs.folder import Claim, check_finished, claim, describe_run, run_folder
-from support.runs.resumption import Progress, Session, interruptible, resumable
+from support.runs.folder import Run, check_finished, claim, describe_run, run_folder
+from support.runs.resumption import Progress, SavedState, check_finite
 
 __all__ = [
-    "Claim", "Progress", "Session", "check_finished", "claim", "describe_run", "interruptible",
-    "resumable", "run_folder",
+    "Progress", "Run", "SavedState", "check_finished", "check_finite", "claim", "describe_run",
+    "run_folder",
 ]  # fmt: skip

@@ -7,9 +7,8 @@ which is written last. While it stands, the folder holds no model that may be us
 import platform
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -36,42 +35,21 @@ RESULTS = (  # what a finished run leaves, and another must not find
 )  # fmt: skip
 
 
-class State(Enum):
-    """What a folder holds, for a command that wants to run there."""
-
-    ABSENT = "nothing that would be lost"
-    UNFINISHED = "this run, to be gone on with"
-    FINISHED = "this run, done"
-    FOREIGN = "another run, or files of somebody else's"
-
-
-class Claim(NamedTuple):
-    """A folder that is this command's; ``description`` is what metrics.json says beforehand."""
-
-    folder: Path
-    description: dict
-    finished: bool
-
-    def finish(
-        self, parameters: dict, training: dict, results: dict, predictions: list, **more
-    ) -> None:
-        """Write what was measured, and with it that the run is finished.
-
-        ``results`` are by dev set, ``predictions`` the rows of predictions.csv, ``more`` further
-        entries of metrics.json.
-        """
-        write_csv(self.folder / "predictions.csv", predictions)
-        measured = {"parameters": parameters, "training": training, **more, **results}
-        write_json(self.folder / METRICS, {**self.description, **measured})
-        if is_main():
-            (self.folder / UNFINISHED).unlink()
-            (self.folder / STATE).unlink(missing_ok=True)
-
-
 def run_folder(options: Namespace, mode: str) -> Path:
     """Return where a run lives: ``<out_dir>/checkpoints/<mode>_<variant>_<sr_no>``."""
     name = f"{mode}_{variant_name(options.gpt_variant)}_{options.sr_no}"
     return options.out_dir / "checkpoints" / name
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse a folder whose run is not finished, naming the command that finishes it."""
+    if (folder / UNFINISHED).exists():
+        command = read_json(folder / UNFINISHED).get("command")
+        raise UserError(f"{folder}: this run is not finished; finish it with: {command}")
+
+
+# ---------------------------------------------------------------------------------------------
+# A run's description and identity
 
 
 def describe_run(
@@ -80,7 +58,7 @@ def describe_run(
     device: Device,
     corpus: dict[str, Split],
     sources: dict[str, dict],
-    **rules: str | UserError,
+    rules: dict[str, str] | None = None,
 ) -> dict:
     """Return what metrics.json says of a run beforehand, with the identity that it is known by.
 
@@ -89,8 +67,8 @@ def describe_run(
     """
     place = options.data_dir.resolve()
     inside = place.is_relative_to(PROJECT)
-    name = place.relative_to(PROJECT).as_posix() if inside else place.name
-    arguments, data = {**options.settings, **rules}, corpus_fingerprint(corpus)
+    arguments = options.settings | (rules or {})
+    data = corpus_fingerprint(corpus)
     counts = {
         name: {
             "sentences": len(split),
@@ -115,7 +93,7 @@ def describe_run(
             **arguments,
         },
         "data": {
-            "name": name,
+            "name": place.relative_to(PROJECT).as_posix() if inside else place.name,
             "folder": str(options.data_dir),
             "sha256": data,
             "files": file_fingerprints(options.data_dir),
@@ -132,96 +110,15 @@ def describe_run(
     }
 
 
-@contextmanager
-def claim(folder: Path, description: dict, overwrite: bool) -> Iterator[Claim]:
-    """Hold a run's folder, and tell whether its run is finished.
-
-    ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
-    it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
-    An entry of the identity may be the error that kept it from being known: a finished run is shown
-    without it, any other raises it.
-    """
-    with locked(folder / ".lock"):
-        finished = False
-        with together():
-            if is_main():
-                try:
-                    finished = prepare(folder, description, overwrite)
-                except OSError as error:
-                    raise no_folder(folder, error) from None
-        yield Claim(folder, description, any_process(finished))
-
-
-def prepare(folder: Path, description: dict, overwrite: bool) -> bool:
-    """Make a claimed folder ready for a run; return whether it is finished already."""
-    identity = description["identity"]
-    state, reason = state_of(folder, identity)
-    for error in (value for value in identity.values() if isinstance(value, UserError)):
-        if state is not State.FINISHED or overwrite:
-            raise error
-        print(f"note: {error}; the run is finished, and is shown", file=sys.stderr)
-    if state is State.FOREIGN and not overwrite:
-        raise UserError(f"{folder}{reason}")
-    if state is State.FINISHED and not overwrite:
-        (folder / STATE).unlink(missing_ok=True)  # left by a kill right after the mark's removal
-        return True
-    if state is not State.UNFINISHED:
-        # In this order, a kill between two lines leaves the old run's mark or the new one's.
-        (folder / STATE).unlink(missing_ok=True)
-        write_json(folder / UNFINISHED, {"command": description["command"], "identity": identity})
-        for name in RESULTS:
-            (folder / name).unlink(missing_ok=True)
-    return False
-
-
-def state_of(folder: Path, identity: dict) -> tuple[State, str]:
-    """Return the state of a folder for the run of this identity, and why it is a foreign one."""
-    unfinished = (folder / UNFINISHED).exists()
-    used = any((folder / name).exists() for name in (*RESULTS, STATE))
-    if not unfinished and not used:
-        return State.ABSENT, ""
-    try:
-        recorded = read_json(folder / (UNFINISHED if unfinished else METRICS)).get("identity")
-        if not isinstance(recorded, dict):
-            raise UserError("not a run of this project")
-    except UserError:
-        reason = ": not a run of this project; add --overwrite to replace it"
-        return (State.FOREIGN if used or not unfinished else State.ABSENT), reason
-    if differing := differences(recorded, identity):
-        # A run that has saved nothing makes way: nothing would be lost.
-        return (State.FOREIGN if used else State.ABSENT), another_run(differing, unfinished)
-    return (State.UNFINISHED if unfinished else State.FINISHED), ""
-
-
-def differences(recorded: dict, identity: dict) -> dict[str, tuple]:
+def differences(there: dict, here: dict) -> dict[str, tuple]:
     """Return the entries in which two identities differ, as they are there and here.
 
-    An option that an identity does not name has its published value: it came later. What is not
-    known here does not differ.
+    An option that an identity does not name has its published value: it came later.
     """
-    values = published(str(identity.get("mode")))
-    there, here = values | recorded, values | identity
-    return {
-        key: (there.get(key), here.get(key))
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and not isinstance(here.get(key), UserError)
-    }
-
-
-def another_run(differing: dict[str, tuple], unfinished: bool) -> str:
-    """Return what to say of a folder whose run differs in some entries."""
-    if "version" in differing:
-        return (
-            ": an earlier version of this project wrote this run, and told bases and teachers by "
-            "another rule; add --overwrite to replace it, or choose another --sr_no or --out_dir"
-        )
-    parts = [f"{key} is {short(a)} there, {short(b)} here" for key, (a, b) in differing.items()]
-    extended = set(differing) <= {"epochs", "max_steps"} and not unfinished
-    words = " A finished run is not extended: train it anew." if extended else ""
-    return (
-        f" holds another run ({'; '.join(parts)}).{words} Add --overwrite to replace it, or choose "
-        "another --sr_no or --out_dir"
-    )
+    values = published(str(here.get("mode")))
+    there, here = values | there, values | here
+    keys = sorted(there.keys() | here.keys())
+    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
 
 
 def short(value: object) -> str:
@@ -229,8 +126,106 @@ def short(value: object) -> str:
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def check_finished(folder: Path) -> None:
-    """Refuse a folder whose run is not finished, naming the command that finishes it."""
-    if (folder / UNFINISHED).exists():
-        command = read_json(folder / UNFINISHED).get("command")
-        raise UserError(f"{folder}: this run is not finished; finish it with: {command}")
+# ---------------------------------------------------------------------------------------------
+# Claiming a folder, and finishing its run
+
+
+class Run(NamedTuple):
+    """A run in a folder that is this command's."""
+
+    folder: Path
+    description: dict  # what metrics.json says beforehand
+    finished: bool
+
+    def finish(
+        self, parameters: dict, training: dict, results: dict, predictions: list, **more
+    ) -> None:
+        """Write what was measured, and with it that the run is finished.
+
+        ``results`` are by dev set, ``predictions`` the rows of predictions.csv, ``more`` further
+        entries of metrics.json.
+        """
+        write_csv(self.folder / "predictions.csv", predictions)
+        measured = {"parameters": parameters, "training": training, **more, **results}
+        write_json(self.folder / METRICS, {**self.description, **measured})
+        if is_main():
+            (self.folder / UNFINISHED).unlink()
+            (self.folder / STATE).unlink(missing_ok=True)
+
+
+@contextmanager
+def claim(
+    folder: Path, description: dict, overwrite: bool, unknown: dict[str, UserError] | None = None
+) -> Iterator[Run]:
+    """Hold a run's folder, and tell whether its run is finished.
+
+    ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
+    it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
+    ``unknown`` are the errors that kept entries of the identity from being known: a finished run is
+    shown without them, for any other the first is raised.
+    """
+    with locked(folder / ".lock"):
+        finished = False
+        with together():
+            if is_main():
+                try:
+                    finished = prepare(folder, description, overwrite, unknown or {})
+                except OSError as error:
+                    raise no_folder(folder, error) from None
+        yield Run(folder, description, any_process(finished))
+
+
+def prepare(
+    folder: Path, description: dict, overwrite: bool, unknown: dict[str, UserError]
+) -> bool:
+    """Make a claimed folder ready for a run; return whether it is finished already."""
+    unfinished = (folder / UNFINISHED).exists()
+    used = any((folder / name).exists() for name in (*RESULTS, STATE))
+    reason = ""  # why what is there is not this run
+    if unfinished or used:
+        reason = why_another(folder, description["identity"], unknown.keys())
+    finished = used and not unfinished and not reason
+    for error in unknown.values():
+        if overwrite or not finished:
+            raise error
+        print(f"note: {error}; the run is finished, and is shown", file=sys.stderr)
+    if reason and used and not overwrite:
+        raise UserError(f"{folder}{reason}")
+    if finished and not overwrite:
+        (folder / STATE).unlink(missing_ok=True)  # left by a kill right after the mark's removal
+        return True
+    if not unfinished or reason:
+        # In this order, a kill between two lines leaves the old run's mark or the new one's.
+        (folder / STATE).unlink(missing_ok=True)
+        mark = {"command": description["command"], "identity": description["identity"]}
+        write_json(folder / UNFINISHED, mark)
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+    return False
+
+
+def why_another(folder: Path, identity: dict, unknown: Iterable[str]) -> str:
+    """Return why the run in a folder is not that of this identity; nothing where it is."""
+    unfinished = (folder / UNFINISHED).exists()
+    try:
+        there = read_json(folder / (UNFINISHED if unfinished else METRICS)).get("identity")
+    except UserError:
+        there = None
+    if not isinstance(there, dict):
+        return ": not a run of this project; add --overwrite to replace it"
+    differing = {k: pair for k, pair in differences(there, identity).items() if k not in unknown}
+    if "version" in differing:
+        return (
+            ": an earlier version of this project wrote this run, and told bases and teachers by "
+            "another rule; add --overwrite to replace it, or choose another --sr_no or --out_dir"
+        )
+    if not differing:
+        return ""
+    parts = [f"{key} is {short(a)} there, {short(b)} here" for key, (a, b) in differing.items()]
+    words = ""
+    if differing.keys() <= {"epochs", "max_steps"} and not unfinished:
+        words = " A finished run is not extended: train it anew."
+    return (
+        f" holds another run ({'; '.join(parts)}).{words} Add --overwrite to replace it, or choose "
+        "another --sr_no or --out_dir"
+    )

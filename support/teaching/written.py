@@ -25,8 +25,7 @@ from support.errors import UserError, first_line
 from support.fast_layers import in_few_passes
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
-from support.processes import any_process, barrier, is_main
-from support.runs import interruptible
+from support.processes import any_process, barrier, interruptible, is_main
 from support.runs.locks import locked
 from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from support.teaching.edits import bare
