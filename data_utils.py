@@ -87,21 +87,17 @@ class Split:
         for indices in within_budget(self, np.arange(len(self)), max_tokens):
             yield self.chosen(indices)
 
-    def batches(
-        self, device: torch.device, shared_prefixes: bool, description: str | None = None
-    ) -> Iterator["Batch"]:
-        """Pack this process' share of the sentences, in an order that a model reads fast.
+    def batches(self, device: torch.device, description: str | None = None) -> Iterator["Batch"]:
+        """Pack this process' share of the sentences, those of equal length together.
 
-        Sentences with like beginnings go together where ``shared_prefixes``, sentences of equal
-        length otherwise. A progress bar shows under the description.
+        A progress bar shows under the description.
         """
         rank, processes = rank_and_processes()
-        order = by_prefix(self) if shared_prefixes else by_length(self)
-        pieces = list(within_budget(self, order, most_tokens(device)))[rank::processes]
+        pieces = list(within_budget(self, by_length(self), most_tokens(device)))[rank::processes]
         total, hidden = sum(map(len, pieces)), None if description else True
         with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
             for piece in pieces:
-                yield pack(self, piece, shared_prefixes).to(device)
+                yield pack(self, piece).to(device)
                 bar.update(len(piece))
 
 
@@ -152,10 +148,6 @@ class Batch(NamedTuple):
 
     Longest first puts sentences of equal length side by side, so that attention can view each such
     block as a dense one (model.py), and it is the order that a recurrence wants.
-
-    In a causal model what is computed at a token depends on the tokens up to it, its prefix, and
-    on nothing else: equal prefixes are computed once. They are numbered as they appear. "She sat ."
-    and "She slept ." have prefix_ids [0 1 2 0 3 4], met first at the tokens [0 1 2 4 5].
     """
 
     input_ids: Tensor  # (tokens,)
@@ -166,8 +158,6 @@ class Batch(NamedTuple):
     token_indices: Tensor  # (tokens,)  which token of the split each one is
     teacher_logits: Tensor | None  # (sentences, 2)
     hints: Tensor | None  # (tokens, hints)
-    prefix_ids: Tensor | None  # (tokens,)  which prefix ends at each token
-    prefix_tokens: Tensor | None  # (prefixes,)  the token where each prefix is met first
     blocks: tuple[tuple[int, int], ...]  # (length, sentences) of equally long ones, on the host
 
     def to(self, device: torch.device) -> "Batch":
@@ -179,24 +169,13 @@ class Batch(NamedTuple):
         """Return each sentence's last token, (sentences,)."""
         return self.cu_seqlens[1:] - 1
 
-    @property
-    def last_prefixes(self) -> Tensor:
-        """Return the prefix that is each whole sentence, (sentences,)."""
-        return self.prefix_ids[self.last_tokens]
 
-
-def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Batch:
-    """Pack the sentences ``indices (sentences,)`` of a split into one batch.
-
-    Prefixes are numbered where ``shared_prefixes``: for a model that computes each once.
-    """
+def pack(split: Split, indices: np.ndarray) -> Batch:
+    """Pack the sentences ``indices (sentences,)`` of a split into one batch."""
     indices = indices[np.argsort(-split.seqlens[indices], kind="stable")]
     part, lengths = split.chosen(indices), split.seqlens[indices]  # (sentences,), falling
     starts = np.repeat(part.cu_seqlens[:-1].numpy(), lengths)
     position_ids = np.arange(len(starts)) - starts
-    prefixes = (None, None)
-    if shared_prefixes:
-        prefixes = distinct_prefixes(part.input_ids.tolist(), position_ids.tolist())
     return Batch(
         input_ids=part.input_ids,
         position_ids=torch.from_numpy(position_ids),
@@ -206,28 +185,8 @@ def pack(split: Split, indices: np.ndarray, shared_prefixes: bool = True) -> Bat
         token_indices=split.token_indices(indices),
         teacher_logits=part.teacher_logits,
         hints=part.hints,
-        prefix_ids=prefixes[0],
-        prefix_tokens=prefixes[1],
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),
     )
-
-
-def distinct_prefixes(input_ids: list[int], position_ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Return ``Batch.prefix_ids`` and ``Batch.prefix_tokens`` of packed tokens."""
-    known: dict[tuple[int, int], int] = {}  # (the prefix before, the token) -> the prefix
-    prefix_ids, prefix_tokens = [], []
-    for place, (token, position) in enumerate(zip(input_ids, position_ids, strict=True)):
-        before = prefix_ids[-1] if position else -1
-        prefix_ids.append(known.setdefault((before, token), len(known)))
-        if len(known) > len(prefix_tokens):
-            prefix_tokens.append(place)
-    return torch.tensor(prefix_ids), torch.tensor(prefix_tokens)
-
-
-def by_prefix(split: Split) -> np.ndarray:
-    """Return the order (sentences,) that puts sentences with like beginnings together."""
-    bounds, tokens = split.cu_seqlens.tolist(), split.input_ids.tolist()
-    return np.array(sorted(range(len(split)), key=lambda i: tokens[bounds[i] : bounds[i + 1]]))
 
 
 def by_length(split: Split) -> np.ndarray:

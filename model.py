@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from data_utils import Batch
 from support.bases import check_packing, load_backbone
 from support.devices import has_bf16
-from support.fast_layers import in_few_passes
-
-ROWS = 128  # of a product of bf16 on a CPU: a multiple of this
 
 
 class Outputs(NamedTuple):
@@ -48,14 +45,14 @@ def packed_attention(
     """Attend causally within each packed sentence, for `transformers.AttentionInterface`.
 
     Args:
-        query: (1, heads, prefixes, head_dim); key and value alike, or with fewer heads, each for a
+        query: (1, heads, tokens, head_dim); key and value alike, or with fewer heads, each for a
             group of the query's (grouped-query attention, Ainslie et al. 2023).
         scaling: what the dot products are multiplied by.
         batch: how the tokens are packed.
         last_only: attend from each sentence's last token alone.
 
     Returns:
-        (1, prefixes, heads, head_dim), or (1, sentences, ...) where ``last_only``; and no weights.
+        (1, tokens, heads, head_dim), or (1, sentences, ...) where ``last_only``; and no weights.
     """
     # The kernel for variable lengths wants half precision, and a GPU that has it in hardware. On a
     # CPU the kernel for dense blocks is several times slower in half precision.
@@ -63,11 +60,9 @@ def packed_attention(
     attend, dtype = (varlen_blocks, torch.bfloat16) if half else (dense_blocks, torch.float32)
     if query.is_cuda and not half:
         attend = padded_block
-    rows = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1).to(dtype) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = (x.index_select(0, batch.prefix_ids) for x in rows)
-        out = attend(q, k, v, batch, last_only, scaling)
-    return (out if last_only else out.index_select(0, batch.prefix_tokens)).unsqueeze(0), None
+        return attend(q, k, v, batch, last_only, scaling).unsqueeze(0), None
 
 
 # The kernels take q, k and v (tokens, heads, head_dim), k and v of as many heads or fewer. They
@@ -151,13 +146,13 @@ class Head(nn.Linear):
 class Classifier(nn.Module):
     """A decoder and a bias-free 2-class head, named as in its `...ForSequenceClassification`."""
 
-    shares_prefixes = True  # sentences that begin alike cost less in one batch
-
     def __init__(self, backbone: nn.Module):
         """Put a new head on a backbone that `support.bases.loading.load_backbone` has loaded."""
         super().__init__()
         config = backbone.config
-        in_few_passes(backbone)
+        for name, module in list(backbone.named_modules()):
+            if type(module).__name__ == "NewGELUActivation":  # GPT-2's, of five passes over memory
+                backbone.set_submodule(name, nn.GELU("tanh"))
         self.prefix = backbone.base_model_prefix
         self.add_module(self.prefix, backbone)
         width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # the former is OPT's
@@ -171,16 +166,20 @@ class Classifier(nn.Module):
 
     def outputs(self, batch: Batch) -> Outputs:
         """Return the logits, and the state at every token."""
-        batch = in_repeating_shapes(batch)
-        states = prefix_states(self.backbone, batch)[batch.prefix_ids]
+        states = self.hidden_states(batch)
         return Outputs(self.score(states[batch.last_tokens]), states)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return logits (sentences, 2)."""
-        batch = in_repeating_shapes(batch)
         if self.backbone.config.model_type == "gpt2":
             return self.score(gpt2_last_states(self.backbone, batch))
-        return self.score(prefix_states(self.backbone, batch)[batch.last_prefixes])
+        return self.score(self.hidden_states(batch)[batch.last_tokens])
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Return the last layer's state at every token, (tokens, width)."""
+        ids, positions = batch.input_ids.unsqueeze(0), batch.position_ids.unsqueeze(0)
+        output = self.backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
+        return output.last_hidden_state[0]
 
 
 def load_classifier(folder: Path) -> Classifier:
@@ -190,40 +189,17 @@ def load_classifier(folder: Path) -> Classifier:
     return classifier
 
 
-def prefix_states(backbone: nn.Module, batch: Batch) -> Tensor:
-    """Return the final hidden state (prefixes, width) of each prefix."""
-    ids, positions = (
-        x[batch.prefix_tokens].unsqueeze(0) for x in (batch.input_ids, batch.position_ids)
-    )  # (1, prefixes)
-    output = backbone(input_ids=ids, position_ids=positions, use_cache=False, batch=batch)
-    return output.last_hidden_state[0]
-
-
 def gpt2_last_states(gpt2: nn.Module, batch: Batch) -> Tensor:
     """Return the final hidden state (sentences, width) at each sentence's last token.
 
     It is less work than every state: nobody reads the last block's other tokens. It needs keys and
-    values for every prefix, and everything after them for the last tokens only.
+    values for every token, and everything after them for the last tokens only.
     """
-    tokens = batch.prefix_tokens
-    hidden = gpt2.wte(batch.input_ids[tokens]) + gpt2.wpe(batch.position_ids[tokens])
-    hidden = hidden.unsqueeze(0)  # (1, prefixes, width), as the blocks want it
+    hidden = (gpt2.wte(batch.input_ids) + gpt2.wpe(batch.position_ids)).unsqueeze(0)
     *blocks, block = gpt2.h
     for earlier in blocks:
-        hidden = earlier(hidden, batch=batch)
+        hidden = earlier(hidden, batch=batch)  # (1, tokens, width)
     attended, _ = block.attn(block.ln_1(hidden), batch=batch, last_only=True)
-    hidden = hidden[:, batch.last_prefixes] + attended  # (1, sentences, width)
+    hidden = hidden[:, batch.last_tokens] + attended  # (1, sentences, width)
     hidden = hidden + block.mlp(block.ln_2(hidden))
     return gpt2.ln_f(hidden).squeeze(0)
-
-
-def in_repeating_shapes(batch: Batch) -> Batch:
-    """Return a batch for bf16 on a CPU: its first prefix repeated, unread, up to whole `ROWS`.
-
-    oneDNN, which multiplies there, spends a millisecond on each product of a new shape.
-    """
-    tokens = batch.prefix_tokens
-    if tokens.is_cuda or not torch.is_autocast_enabled("cpu"):
-        return batch
-    unread = tokens[:1].expand(-len(tokens) % ROWS)
-    return batch._replace(prefix_tokens=torch.cat([tokens, unread]))

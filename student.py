@@ -26,8 +26,6 @@ class DistilRNN(nn.Module):
     other token reads one row of zeros: the student knows nothing of it.
     """
 
-    shares_prefixes = False  # it steps through time: equal lengths go together
-
     def __init__(
         self,
         vocabulary: Tensor,

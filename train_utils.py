@@ -216,7 +216,7 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     counts = Counts.of(split, indices)
     result = torch.zeros(3, device=device.torch)
     for piece in within_budget(split, indices[rank::processes], most_tokens(device.torch)):
-        batch = pack(split, piece, model.shares_prefixes).to(device.torch)
+        batch = pack(split, piece).to(device.torch)
         with device.autocast():
             if training.hint_loss:
                 outputs = model.outputs(batch)
@@ -286,7 +286,7 @@ def predict_logits(
     """
     logits = torch.zeros(len(split), 2, device=device.torch)
     model.eval()
-    for batch in split.batches(device.torch, model.shares_prefixes, description):
+    for batch in split.batches(device.torch, description):
         with device.autocast():
             logits[batch.indices] = model(batch).float()
     sum_over_processes(logits)

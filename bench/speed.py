@@ -532,14 +532,12 @@ def writing_row(args: argparse.Namespace, device) -> Row:
     import torch
 
     from support.bases import load_language_model, load_tokenizer, token_ids
-    from support.fast_layers import in_few_passes
     from support.teaching import written
     from support.teaching.continuations import continuations, shared_prompt_attention
 
     base = args.smollm2 or args.gpt2
     tokenizer, model = load_tokenizer(base), device.place(load_language_model(base))
     writer = device.place(load_language_model(base, shared_prompt_attention))
-    in_few_passes(writer)
     _, wanted = written.sentence_tokens(tokenizer, device)
     ends = wanted.ends.nonzero().flatten()
     # Any text up to an end, as `generate` gives: nothing is given up.

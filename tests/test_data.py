@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import zipfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +14,7 @@ from conftest import serve_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_utils import Split, by_prefix, load_corpus, pack, shuffled, tokenize, within_budget
+from data_utils import Split, load_corpus, pack, shuffled, tokenize, within_budget
 from support.archive import fetch_cola
 from support.corpus import COLA_SHA256, SPLITS, find_corpus, parse_sentences, read_rows, read_split
 from support.errors import UserError
@@ -300,28 +299,6 @@ def test_the_order_depends_on_sr_no_and_epoch_alone():
     assert shuffled(100, 1, 2).tolist() != shuffled(100, 1, 3).tolist()
     assert shuffled(100, 1, 2).tolist() != shuffled(100, 2, 2).tolist()
     assert sorted(shuffled(100, 1, 2)) == list(range(100))
-
-
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=12))
-def test_each_distinct_prefix_of_a_batch_is_computed_once(sentences):
-    split = Split(
-        sentences=[""] * len(sentences),
-        input_ids=torch.tensor([token for sentence in sentences for token in sentence]),
-        cu_seqlens=torch.tensor(np.cumsum([0] + [len(sentence) for sentence in sentences])),
-        labels=torch.zeros(len(sentences), dtype=torch.long),
-    )
-    batch = pack(split, np.arange(len(sentences)))
-    bounds, ids = batch.cu_seqlens.tolist(), batch.input_ids.tolist()
-    ends = [
-        tuple(ids[start : place + 1])
-        for start, end in itertools.pairwise(bounds)
-        for place in range(start, end)
-    ]
-    assert len(batch.prefix_tokens) == len(set(ends))
-    for place, prefix in enumerate(batch.prefix_ids.tolist()):
-        assert ends[batch.prefix_tokens[prefix]] == ends[place]
-    order = by_prefix(split)
-    assert [sentences[i] for i in order] == sorted(sentences)
 
 
 def test_chosen_sentences_keep_the_teachers_answers():

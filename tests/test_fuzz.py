@@ -551,8 +551,6 @@ def test_any_progress_is_gone_on_from_or_refused(folder, changes):
 class Teacher(nn.Module):
     """Says the same of every sentence."""
 
-    shares_prefixes = False
-
     def forward(self, batch):
         return torch.ones(len(batch.labels), 2)
 

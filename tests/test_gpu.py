@@ -16,7 +16,6 @@ from student import DistilRNN
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device, has_bf16
-from support.fast_layers import in_few_passes
 from support.reporting import read_metrics
 from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
 from train_utils import Counts, cross_entropy, predict_logits
@@ -33,7 +32,7 @@ needs_bf16 = pytest.mark.skipif(
 
 def gradients(model, split, device) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean cross-entropy over a split, on the CPU."""
-    batch = pack(split, np.arange(len(split)), model.shares_prefixes).to(device.torch)
+    batch = pack(split, np.arange(len(split))).to(device.torch)
     device.place(model).train()
     with device.autocast():
         logits = model(batch)
@@ -97,7 +96,6 @@ def test_a_writers_likeliest_text_is_the_processors(nano_corpus):
     texts = []
     for device in (CPU, choose_device("cuda", "fp32")):
         model = device.place(load_language_model(NANO, shared_prompt_attention))
-        in_few_passes(model)
         nothing = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device.torch)
         any_token = ~nothing
         wanted = Wanted(any_token, any_token, nothing, 99, 1)

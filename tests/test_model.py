@@ -145,7 +145,7 @@ def test_the_kernel_for_variable_lengths_is_for_half_precision_on_a_gpu_that_has
         )
     monkeypatch.setattr("model.has_bf16", lambda device: bf16_in_hardware)
     batch = pack(nano_corpus["in_domain_dev"], np.arange(3))
-    query = torch.randn(1, 2, len(batch.prefix_tokens), 4)
+    query = torch.randn(1, 2, len(batch.input_ids), 4)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         out, _ = packed_attention(nn.Identity(), query, query, query, None, 0.5, batch=batch)
     dtype = torch.bfloat16 if kernel == "varlen" else torch.float32
@@ -206,7 +206,7 @@ def test_a_cell_that_is_added_trains_and_is_exported_as_pytorch_computes_it(
 ):
     """As "How to extend it" says: a line in `CELLS`; it is known by its name from then on."""
     monkeypatch.setitem(CELLS, "relu", partial(nn.RNN, nonlinearity="relu"))
-    batch = pack(nano_corpus[TRAIN], np.arange(32), False)
+    batch = pack(nano_corpus[TRAIN], np.arange(32))
     torch.manual_seed(0)
     student = DistilRNN(batch.input_ids.unique(), 24, cell="relu", layers=2)
     logits, states, tokens = student.outputs(batch)

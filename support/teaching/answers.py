@@ -96,7 +96,7 @@ def read_part(teacher: nn.Module, part: Split, device: Device, which: str) -> di
     """Return a part's "logits" (sentences, 2) and "states" (tokens, width); ``which`` is shown."""
     logits = torch.zeros(len(part), 2)
     states = torch.zeros(len(part.input_ids), teacher.score.in_features)
-    for batch in part.batches(device.torch, teacher.shares_prefixes, f"teacher reads part {which}"):
+    for batch in part.batches(device.torch, f"teacher reads part {which}"):
         with device.autocast():
             outputs = teacher.outputs(batch)
         logits[batch.indices.cpu()] = outputs.logits.float().cpu()

@@ -22,7 +22,6 @@ from support.bases import Base, load_language_model, token_ids, variant_name
 from support.corpus import TRAIN, parse_sentences
 from support.devices import Device
 from support.errors import UserError, first_line
-from support.fast_layers import in_few_passes
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, barrier, interruptible, is_main
@@ -147,7 +146,6 @@ def written_batches(
 ) -> Iterator[list[str]]:
     """Yield the whole sentences that each batch of prompts gives, from batch ``first`` on."""
     model = device.place(load_language_model(base.folder, shared_prompt_attention))
-    in_few_passes(model)
     separator, wanted = sentence_tokens(base.tokenizer, device)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
