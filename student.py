@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from data_utils import Batch
 from model import Head, Outputs
-from support.checkpoints import read_student
+from support.checkpoints.students import read_student
 from support.errors import UserError
 from support.files import copy_tensors
 from support.recurrence import recurrent_states

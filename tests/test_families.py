@@ -1,7 +1,6 @@
 """Decoders of many families against their own classifiers and PEFT; and what is refused."""
 
 import json
-from dataclasses import asdict
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -16,12 +15,12 @@ from transformers import AutoModelForSequenceClassification
 from bench.families import FAMILIES, REFUSED, make_base
 from data_utils import tokenize
 from finetune import published_config
-from lora import add_lora, lora_tensors, merge_lora
+from lora import add_lora, lora_tensors, merge_lora, peft_settings
 from model import load_classifier
 from support.bases import find_base, load_language_model
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
-from support.checkpoints import write_adapter
+from support.checkpoints.adapters import write_adapter
 from support.corpus import read_split
 from support.devices import CPU
 from support.errors import UserError
@@ -55,10 +54,10 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     base = find_base(str(folder))
     ours = load_classifier(folder)
     assert ours.state_dict().keys() == reference(folder).state_dict().keys()
-    config = published_config(ours)
-    add_lora(ours, config)
+    add_lora(ours, published_config(ours))
     add_noise(ours)
-    write_adapter(tmp_path / "adapter", asdict(config), lora_tensors(ours), str(folder), "")
+    settings = peft_settings(ours)
+    write_adapter(tmp_path / "adapter", settings, lora_tensors(ours), str(folder), "")
     theirs = peft.PeftModel.from_pretrained(
         reference(folder), tmp_path / "adapter", is_trainable=True
     ).eval()
