@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-from conftest import NANO, padded_logits
+from conftest import NANO, padded_logits, trained
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForSequenceClassification
@@ -34,14 +34,6 @@ def reference(folder) -> torch.nn.Module:
     return model
 
 
-@torch.no_grad()
-def add_noise(model: torch.nn.Module) -> None:
-    """As if trained, B included."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter += 0.05 * torch.randn_like(parameter)
-
-
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
     return read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")[0][:200]
@@ -52,11 +44,11 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     """With a trained adapter, and merged; the same parameters train, by the same names."""
     folder = make_base(family, FAMILIES[family], tmp_path / "base")
     base = find_base(str(folder))
+    assert base.max_length == FAMILIES[family].get("sliding_window", 160)
     ours = load_classifier(folder)
     assert ours.state_dict().keys() == reference(folder).state_dict().keys()
     add_lora(ours, published_config(ours))
-    add_noise(ours)
-    settings = peft_settings(ours)
+    settings = peft_settings(trained(ours))
     write_adapter(tmp_path / "adapter", settings, lora_tensors(ours), str(folder), "")
     theirs = peft.PeftModel.from_pretrained(
         reference(folder), tmp_path / "adapter", is_trainable=True
@@ -68,11 +60,6 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_a_sliding_window_limits_the_sentences(tmp_path):
-    folder = make_base("Mistral", FAMILIES["Mistral"], tmp_path)
-    assert find_base(str(folder)).max_length == 120
 
 
 @pytest.mark.parametrize("family", REFUSED)

@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, classifier, packed_copy, padded_logits
+from conftest import NANO, classifier, packed_copy, padded_logits, trained
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -40,16 +40,6 @@ PUBLISHED = dict(
 def layer_of(kind: type) -> nn.Module:
     torch.manual_seed(0)
     return Conv1D(7, 5) if kind is Conv1D else nn.Linear(5, 7)
-
-
-def trained(model: nn.Module) -> nn.Module:
-    """As if trained: noise on everything that trains, B included."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    return model
 
 
 def nano_lora(config: LoraConfig | None = None) -> Classifier:
