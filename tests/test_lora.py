@@ -251,7 +251,7 @@ def adapter(saved, tmp_path) -> Path:
         (lambda c: {**c, "r": 3}, r"lora_A.weight is \(4, .* where the model has \(3, "),
         (lambda c: {**c, "r": 10_000}, "rank 10000 does not fit"),
         (lambda c: {**c, "r": "four"}, "r = 'four'"),
-        (lambda c: {**c, "r": 0}, "rank 0 does not fit"),
+        (lambda c: {**c, "r": 0}, "r = 0; it is 1 or more"),
         (lambda c: {**c, "r": 10**400}, "too large for fp32"),
         (lambda c: {**c, "lora_alpha": 1e30}, r"lora_alpha = 1e\+30; it is too large for fp32"),
         (lambda c: {**c, "lora_dropout": 1.5}, r"lora_dropout = 1\.5"),

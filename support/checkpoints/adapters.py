@@ -84,6 +84,8 @@ def read_config(path: Path) -> tuple[LoraConfig, str]:
 
             check_pattern(entries["target_modules"])
         config = config_in(entries)
+        if config.r < 1:
+            raise ValueError(f"r = {config.r}; it is 1 or more")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return config, str(entries.get("base_model_name_or_path") or "")
