@@ -33,7 +33,8 @@ from data_utils import UNLABELLED, Batch, Split, tokenize
 from model import Outputs
 from student import DistilRNN
 from support.bases import Base
-from support.checkpoints import save_student, teacher_fingerprint
+from support.checkpoints.adapters import teacher_fingerprint
+from support.checkpoints.students import save_student
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory

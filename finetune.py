@@ -1,22 +1,22 @@
 """The LoRA run: from a base and a corpus to a saved adapter, and that adapter in memory again."""
 
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_utils import Split
 from lora import LoraConfig, add_lora, is_linear, lora_tensors, merge_lora, peft_settings
 from model import Classifier, load_classifier
 from support.bases import Base, base_fingerprint
-from support.checkpoints import adapter_fingerprint, find_own_base, read_adapter, write_adapter
-from support.checkpoints.peft_settings import matching
+from support.checkpoints.adapters import find_own_base, read_adapter, write_adapter
 from support.devices import choose_device, keep_freed_memory
-from support.errors import UserError, replaced
+from support.errors import UserError
 from support.files import copy_tensors
+from support.processes import barrier
 from support.reporting import read_metrics, show_run
 from support.runs import claim, describe_run, run_folder
 from train_utils import Training, count_parameters, cross_entropy, evaluate, train
@@ -25,17 +25,16 @@ from train_utils import Training, count_parameters, cross_entropy, evaluate, tra
 def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Fine-tune a base with LoRA, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "LoRA")
-    fingerprint = base_fingerprint(base.folder)
+    torch.manual_seed(options.sr_no)
+    model = load_classifier(base.folder)
+    fingerprint = base_fingerprint(model.backbone)
     sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": fingerprint}}
     description = describe_run(options, "LoRA", device, corpus, sources)
     with claim(folder, description, options.overwrite) as run:
         if not run.finished:
-            torch.manual_seed(options.sr_no)
-            model = load_same(base, fingerprint)
             rank, alpha, dropout = options.lora_rank, options.lora_alpha, options.lora_dropout
-            config = published_config(model, rank, alpha, dropout)
             try:
-                add_lora(model, config)
+                add_lora(model, published_config(model, rank, alpha, dropout))
             except ValueError as error:
                 raise UserError(f"LoRA: {error}") from None
             print_counts(count := count_parameters(model))
@@ -44,14 +43,14 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             training = Training(device.place(model), corpus, cross_entropy, options, device)
             progress = train(training, folder)
 
-            tensors, base_name = lora_tensors(model), options.gpt_variant
-            write_adapter(folder, peft_settings(model), tensors, base_name, fingerprint)
-            adapter = adapter_fingerprint(tensors, fingerprint, asdict(config))
+            settings, tensors = peft_settings(model), lora_tensors(model)
+            write_adapter(folder, settings, tensors, options.gpt_variant, fingerprint)
+            del model, training, tensors  # their memory
 
-            del model, training  # their memory; what is scored is merged as `load_teacher` does it
-            model = with_adapter(base, fingerprint, config, tensors, folder)
-            results, predictions = evaluate(device.place(model), corpus, device)
-            run.finish(count, progress.summary(), results, predictions, adapter=adapter)
+            barrier()  # what is scored is read from the folder, as `predict` does
+            teacher = load_teacher(folder, options.gpt_variant)
+            results, predictions = evaluate(device.place(teacher.model), corpus, device)
+            run.finish(count, progress.summary(), results, predictions, adapter=teacher.fingerprint)
         else:
             print_counts(read_metrics(folder)["parameters"])
     show_run(folder)
@@ -95,7 +94,6 @@ class Teacher(NamedTuple):
     """A saved LoRA classifier in memory."""
 
     model: Classifier
-    config: LoraConfig
     base: Base
     base_fingerprint: str
     fingerprint: str  # of base and adapter together
@@ -104,45 +102,29 @@ class Teacher(NamedTuple):
 def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) -> Teacher:
     """Load a saved LoRA classifier, ours or PEFT's, merged and frozen; else its layers train.
 
-    ``variant`` names the base; None takes the one that the adapter names.
+    ``variant`` names the base; None takes the one that the adapter names. Another base than the
+    adapter was trained on is refused.
     """
     saved = read_adapter(folder)
     base, trained_on = find_own_base(saved, folder, variant)
-    config = LoraConfig(**saved.settings)
-    model = with_adapter(base, trained_on, config, saved.tensors, folder, merged)
-    whole = adapter_fingerprint(saved.tensors, trained_on, saved.settings)
-    return Teacher(model, config, base, trained_on, whole)
-
-
-def with_adapter(
-    base: Base,
-    fingerprint: str,
-    config: LoraConfig,
-    tensors: dict[str, Tensor],
-    folder: Path,
-    merged: bool = True,
-) -> Classifier:
-    """Load a base of this fingerprint with an adapter, merged and frozen; else its layers train.
-
-    ``folder`` is where the adapter's ``tensors`` stand, for errors.
-    """
-    model, targets = load_same(base, fingerprint), config.target_modules
-    if isinstance(targets, str):
-        targets = matching(targets, dict(model.named_modules())) or [targets]
+    model = load_classifier(base.folder)
+    if trained_on != (here := base_fingerprint(model.backbone)):
+        raise UserError(
+            f"{folder} was trained on another base ({saved.base_name}, {trained_on[:12]}) than "
+            f"{base.name} ({here[:12]}); give its own with --gpt_variant"
+        )
+    config = saved.config
     try:
-        add_lora(model, replace(config, target_modules=targets))
+        if isinstance(config.target_modules, str):
+            from support.checkpoints.patterns import matching
+
+            names = matching(config.target_modules, dict(model.named_modules()))
+            config = replace(config, target_modules=names or [config.target_modules])
+        add_lora(model, config)
     except ValueError as error:
         raise UserError(f"{folder / 'adapter_config.json'}: {error}") from None
-    copy_tensors(folder / "adapter_model.safetensors", tensors, lora_tensors(model))
+    copy_tensors(folder / "adapter_model.safetensors", saved.tensors, lora_tensors(model))
     if merged:
         merge_lora(model)
         model.requires_grad_(False).eval()
-    return model
-
-
-def load_same(base: Base, fingerprint: str) -> Classifier:
-    """Load a base under a new head; refuse one that is not, or no longer, of this fingerprint."""
-    model = load_classifier(base.folder)
-    if fingerprint != base_fingerprint(base.folder):
-        raise replaced(base.folder)
-    return model
+    return Teacher(model, base, here, saved.fingerprint(here))

@@ -17,8 +17,8 @@ from support.bases import (
     load_tokenizer,
     words_unknown_to_nano,
 )
-from support.checkpoints import kind_of, read_decision, read_max_length
 from support.checkpoints.shipped import chosen_checkpoints
+from support.checkpoints.students import kind_of, read_decision, read_max_length
 from support.corpus import parse_sentences
 from support.decisions import SOFTMAX, Decision
 from support.devices import choose_device, keep_freed_memory

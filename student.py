@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from data_utils import Batch
 from model import Head, Outputs
-from support.checkpoints import read_student
+from support.checkpoints.students import read_student
 from support.errors import UserError
 from support.files import copy_tensors
 from support.recurrence import recurrent_states

@@ -26,8 +26,8 @@ from finetune import published_config
 from lora import add_lora, lora_tensors, merge_lora
 from model import load_classifier
 from support import PROJECT
-from support.bases import base_fingerprint, find_base
-from support.checkpoints import write_adapter
+from support.bases import find_base
+from support.checkpoints.adapters import write_adapter
 from support.checkpoints.export import save_merged
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
@@ -118,9 +118,7 @@ def compare(name: str, variant: str, corpus_folder: Path) -> None:
     ours = predict_logits(model, dev, CPU).double()
     with tempfile.TemporaryDirectory() as folder:
         adapter, merged = Path(folder, "adapter"), Path(folder, "merged")
-        write_adapter(
-            adapter, asdict(config), lora_tensors(model), variant, base_fingerprint(base.folder)
-        )
+        write_adapter(adapter, asdict(config), lora_tensors(model), variant, "")
         theirs = peft.PeftModel.from_pretrained(reference(base.folder), adapter, is_trainable=True)
         trained, _ = theirs.get_nb_trainable_parameters()
         in_peft = padded_logits(theirs, dev)

@@ -12,7 +12,6 @@ how small a difference can be. Last come the settings of PEFT's that are refused
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ from transformers import AutoModelForSequenceClassification
 from bench.inference_speed import onnx_session
 from data_utils import Split, load_corpus
 from finetune import load_teacher
-from lora import lora_tensors
+from lora import lora_tensors, peft_settings
 from student import DistilRNN
 from support.bases import Base, find_base
-from support.checkpoints import read_adapter, write_adapter
+from support.checkpoints.adapters import read_adapter, write_adapter
 from support.checkpoints.export import save_merged, save_onnx
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
@@ -97,7 +96,7 @@ def compare_all(
         yield f"PEFT's adapter read here, {name}", *compared(folder / name, theirs, dev)
     source, saved = folder / "the published set", folder / "ours"
     adapter = load_teacher(source, merged=False)
-    tensors, settings = lora_tensors(adapter.model), asdict(adapter.config)
+    tensors, settings = lora_tensors(adapter.model), peft_settings(adapter.model)
     base_name = read_adapter(source).base_name
     write_adapter(saved, settings, tensors, base_name, adapter.base_fingerprint)
     theirs = peft.PeftModel.from_pretrained(reference(base.folder), saved)

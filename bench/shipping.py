@@ -21,14 +21,13 @@ from bench.results import RESULTS, markdown
 from data_utils import Split, load_corpus
 from distil import set_threshold
 from finetune import load_teacher
-from lora import LoraConfig
 from student import load_student
 from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
-from support.checkpoints import kind_of, read_adapter, write_adapter
+from support.checkpoints.adapters import read_adapter, write_adapter
 from support.checkpoints.shipped import MODELS
-from support.checkpoints.students import SCALE, config_entries
+from support.checkpoints.students import SCALE, config_entries, kind_of
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX
 from support.devices import CPU
@@ -97,7 +96,7 @@ def ship(run: Path, target: Path) -> None:
     if kind_of(run) == "adapter":
         saved = read_adapter(run)
         rounded = {name: tensor.bfloat16() for name, tensor in saved.tensors.items()}
-        settings = asdict(LoraConfig(**saved.settings))  # in its order
+        settings = asdict(saved.config)
         write_adapter(target, settings, rounded, saved.base_name, saved.base_fingerprint)
         teacher = load_teacher(target, None)
         model, facts["adapter"] = teacher.model, teacher.fingerprint

@@ -831,11 +831,11 @@ def start_of_lora(args: argparse.Namespace) -> dict[str, float]:
     note("reading and tokenising")
     from finetune import published_config
     from lora import add_lora
-    from support.bases.fingerprint import fingerprint_of
+    from support.bases import base_fingerprint
 
     model = classifier(args.gpt2)
     note("weights")
-    fingerprint_of(model.transformer)
+    base_fingerprint(model.transformer)
     note("their fingerprint")
     add_lora(model, published_config(model))
     from support.fingerprints import corpus_fingerprint

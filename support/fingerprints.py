@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 
-def fingerprint(*parts: Tensor | str | bytes) -> str:
-    """Return SHA-256 over tensors, strings and bytes, each behind what says where it ends.
+def fingerprint(*parts: Tensor | str) -> str:
+    """Return SHA-256 over tensors and strings, each behind what says where it ends.
 
     So no other parts have the same fingerprint: ("ab", "c") is not ("a", "bc").
     """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            # Viewed as bytes, since NumPy has no bfloat16.
-            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        if isinstance(part, str):
+            content = part.encode()
+            digest.update(f"str {len(content)}:".encode())
         else:
-            kind, part = ("str", part.encode()) if isinstance(part, str) else ("bytes", part)
-            digest.update(f"{kind} {len(part)}:".encode())
-        digest.update(part)
+            # Viewed as bytes, since NumPy has no bfloat16.
+            content = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

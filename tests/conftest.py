@@ -75,6 +75,16 @@ def classifier(folder: Path = NANO) -> Classifier:
     return load_classifier(folder)
 
 
+def trained(model: torch.nn.Module) -> torch.nn.Module:
+    """As if trained: noise on everything that trains, B included."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
 def random_gpt2(**settings) -> GPT2ForSequenceClassification:
     """Hugging Face's classifier, GPT-2 base's size unless told otherwise, with random weights."""
     torch.manual_seed(0)

@@ -33,8 +33,8 @@ from distil import (
 from predict import load_model
 from student import DistilRNN
 from support.bases import find_base, load_tokenizer
-from support.checkpoints import read_decision, save_student
 from support.checkpoints.export import save_onnx
+from support.checkpoints.students import read_decision, save_student
 from support.decisions import SOFTMAX, Decision, decision_of, margins_of
 from support.devices import CPU
 from support.errors import UserError

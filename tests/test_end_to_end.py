@@ -151,12 +151,13 @@ def no_model(*arguments, **settings):
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "distil"])
-def test_a_finished_run_is_shown_without_loading_its_base_or_its_teacher(
+def test_a_finished_run_is_shown_and_a_student_without_loading_its_teacher(
     demo, call, mode, monkeypatch
 ):
     weights = max(checkpoint(demo.folder, mode).glob("*model.safetensors"))
     before = weights.stat().st_mtime_ns
-    monkeypatch.setattr("support.bases.loading.load_pretrained", no_model)
+    if mode == "distil":  # what LoRA trains on is known by being loaded
+        monkeypatch.setattr("support.bases.loading.load_pretrained", no_model)
     more = ("--transfer_size", 200) if mode == "distil" else ()
     result = call("--mode", mode, *demo.options, *more, "--out_dir", demo.folder)
     assert result.returncode == 0, result.stderr
@@ -284,7 +285,7 @@ def test_a_finished_student_is_shown_when_its_teacher_is_gone_and_no_other_is(de
 def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     demo, call, monkeypatch, tmp_path
 ):
-    """A teacher, a file of sentences and a base; nothing is trained under the wrong name."""
+    """A teacher and a file of sentences; nothing is trained under the wrong name."""
     (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
     teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
     more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
@@ -302,9 +303,6 @@ def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(distil, "sentences_of_file", read)
         assert f"mine.txt: {words}" in refusal(call(*distilled))
-    seen = iter(["one", "another"])
-    monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
-    assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -1,14 +1,13 @@
 """Decoders of many families against their own classifiers and PEFT; and what is refused."""
 
 import json
-from dataclasses import asdict
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
-from conftest import NANO, padded_logits
+from conftest import NANO, padded_logits, trained
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForSequenceClassification
@@ -16,12 +15,12 @@ from transformers import AutoModelForSequenceClassification
 from bench.families import FAMILIES, REFUSED, make_base
 from data_utils import tokenize
 from finetune import published_config
-from lora import add_lora, lora_tensors, merge_lora
+from lora import add_lora, lora_tensors, merge_lora, peft_settings
 from model import load_classifier
 from support.bases import find_base, load_language_model
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
-from support.checkpoints import write_adapter
+from support.checkpoints.adapters import write_adapter
 from support.corpus import read_split
 from support.devices import CPU
 from support.errors import UserError
@@ -35,14 +34,6 @@ def reference(folder) -> torch.nn.Module:
     return model
 
 
-@torch.no_grad()
-def add_noise(model: torch.nn.Module) -> None:
-    """As if trained, B included."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter += 0.05 * torch.randn_like(parameter)
-
-
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
     return read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")[0][:200]
@@ -53,12 +44,12 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     """With a trained adapter, and merged; the same parameters train, by the same names."""
     folder = make_base(family, FAMILIES[family], tmp_path / "base")
     base = find_base(str(folder))
+    assert base.max_length == FAMILIES[family].get("sliding_window", 160)
     ours = load_classifier(folder)
     assert ours.state_dict().keys() == reference(folder).state_dict().keys()
-    config = published_config(ours)
-    add_lora(ours, config)
-    add_noise(ours)
-    write_adapter(tmp_path / "adapter", asdict(config), lora_tensors(ours), str(folder), "")
+    add_lora(ours, published_config(ours))
+    settings = peft_settings(trained(ours))
+    write_adapter(tmp_path / "adapter", settings, lora_tensors(ours), str(folder), "")
     theirs = peft.PeftModel.from_pretrained(
         reference(folder), tmp_path / "adapter", is_trainable=True
     ).eval()
@@ -69,11 +60,6 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_a_sliding_window_limits_the_sentences(tmp_path):
-    folder = make_base("Mistral", FAMILIES["Mistral"], tmp_path)
-    assert find_base(str(folder)).max_length == 120
 
 
 @pytest.mark.parametrize("family", REFUSED)

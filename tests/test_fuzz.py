@@ -25,14 +25,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_utils import Split, tokenize
 from distil import with_answers
 from finetune import load_teacher, published_config
-from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
+from lora import add_lora, lora_tensors, merge_lora, peft_settings
 from predict import load_model, read_sentences
 from student import DistilRNN, load_student
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
-from support.checkpoints import kind_of, read_decision, save_student, write_adapter
-from support.checkpoints.peft_settings import read_settings
-from support.checkpoints.students import STUDENT
+from support.checkpoints.adapters import read_config, write_adapter
+from support.checkpoints.students import STUDENT, kind_of, read_decision, save_student
 from support.corpus import DEV, SPLITS, TRAIN, read_split
 from support.decisions import decision_of
 from support.devices import CPU
@@ -349,13 +348,12 @@ CHANGES = st.dictionaries(st.sampled_from([*FIELDS, "use_dora"]) | st.text(max_s
 @given(VALID, st.just({}) | CHANGES)
 def test_any_adapter_configuration_wraps_a_model_or_is_refused(folder, valid, changes):
     (folder / "adapter_config.json").write_text(json.dumps({**valid, **changes}))
-    found = tried(read_settings, folder / "adapter_config.json")
+    found = tried(read_config, folder / "adapter_config.json")
     assert found or changes
     if found:
-        config = LoraConfig(**found[0])
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         with suppress(ValueError):
-            add_lora(model, config)
+            add_lora(model, found[0])
         assert model(torch.zeros(1, 4)).shape == (1, 2)
 
 
@@ -363,8 +361,9 @@ def test_any_adapter_configuration_wraps_a_model_or_is_refused(folder, valid, ch
 def adapter(base, tmp_path_factory):
     """The folder of an adapter on the base."""
     folder, model = tmp_path_factory.mktemp("adapter"), classifier(base)
+    fingerprint = base_fingerprint(model.backbone)
     add_lora(model, published_config(model, r=1))
-    fingerprint, settings = base_fingerprint(base), peft_settings(model)
+    settings = peft_settings(model)
     write_adapter(folder, settings, lora_tensors(model), str(base), fingerprint)
     return folder
 

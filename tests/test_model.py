@@ -23,8 +23,8 @@ from model import dense_blocks, packed_attention, padded_block, varlen_blocks
 from student import CELLS, DistilRNN, load_student
 from support import PROJECT, processes
 from support.bases import find_base, load_tokenizer, token_ids
-from support.checkpoints import save_student
 from support.checkpoints.export import save_onnx
+from support.checkpoints.students import save_student
 from support.corpus import TRAIN
 from support.devices import CPU, choose_device, has_bf16, note_slow_bf16
 from support.errors import UserError
@@ -224,16 +224,6 @@ def test_a_cell_that_is_added_trains_and_is_exported_as_pytorch_computes_it(
     session = onnx_session(tmp_path / "student.onnx")
     (found,) = session.run(["logits"], {"input_ids": ids, "lengths": lengths})
     np.testing.assert_allclose(found, logits.detach().numpy(), atol=1e-5)
-
-
-def test_a_cell_that_onnx_has_no_form_for_is_refused_by_its_name(monkeypatch, tmp_path):
-    monkeypatch.setitem(CELLS, "odd", TwiceTheInput)
-    monkeypatch.setitem(CELLS, "unbiased", partial(nn.GRU, bias=False))
-    for cell in ("odd", "unbiased"):
-        student = DistilRNN(torch.arange(9), 8, cell=cell)
-        with pytest.raises(UserError, match=f"cell {cell} cannot be written as ONNX"):
-            save_onnx(student, load_tokenizer(NANO), tmp_path, tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_no_recurrent_kernel_is_run_in_half_precision_under_autocast():

@@ -17,9 +17,9 @@ from distil import set_threshold
 from predict import chosen_decision, load_model
 from student import load_student
 from support.bases import find_base
-from support.checkpoints import kind_of, read_decision, teacher_fingerprint
+from support.checkpoints.adapters import teacher_fingerprint
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
-from support.checkpoints.students import expand
+from support.checkpoints.students import expand, kind_of, read_decision
 from support.command_line import parse
 from support.corpus import DEV
 from support.devices import CPU

@@ -25,11 +25,10 @@ import data_utils
 import run
 from data_utils import Split
 from distil import distillation
-from finetune import load_teacher
 from predict import load_model
 from student import DistilRNN
 from support import processes
-from support.checkpoints import teacher_fingerprint
+from support.checkpoints.adapters import teacher_fingerprint
 from support.checkpoints.export import write_files
 from support.devices import CPU
 from support.errors import UserError, explain
@@ -565,7 +564,7 @@ def test_an_unfinished_run_is_no_model_and_says_what_finishes_it(tmp_path):
         (lambda _: load_model(folder, args)),
         (lambda _: teacher_fingerprint(folder, args)),
     )
-    for read in (check_finished, load_teacher, *asked_as_a_teacher):
+    for read in (check_finished, *asked_as_a_teacher):
         with pytest.raises(UserError, match=words):
             read(folder)
     (folder / METRICS).write_text("{}")  # the mark alone counts

@@ -66,20 +66,20 @@ def kind_of(name: str) -> str:
 def base_folder(name: str, weights: bool = True) -> Path:
     """Return a base's folder in Hugging Face format; fetched or converted on first use."""
     kind = kind_of(name)
+    if name == "nano" or kind == "folder":
+        return check_folder(NANO if name == "nano" else Path(name), weights)
     if name == "smollm2" or kind == "file":
         from support.bases.gguf import converted, find_smollm2
 
         return converted(find_smollm2() if name == "smollm2" else Path(name))
-    if name == "nano" or kind == "folder":
-        return check_folder(NANO if name == "nano" else Path(name), weights)
     if name.startswith((".", "/")):  # no name on the hub does
         raise UserError(f"base model {name}: no such folder; give it with --gpt_variant")
     name = name.removeprefix(OWNER)
-    if name in HUB_VARIANTS or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        from support.bases.hub import from_hub
+    if name not in HUB_VARIANTS and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
+            "nor a folder or .gguf file here; give it with --gpt_variant"
+        )
+    from support.bases.hub import from_hub
 
-        return from_hub(name, weights)
-    raise UserError(
-        f"base model {name}: neither one of {', '.join(VARIANTS)}, nor OWNER/NAME on the hub, "
-        "nor a folder or .gguf file here; give it with --gpt_variant"
-    )
+    return from_hub(name, weights)

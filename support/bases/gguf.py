@@ -7,6 +7,7 @@ fp32, into the user's cache, under the SHA-256 of its content.
 import hashlib
 import importlib.util
 import io
+import os
 import shutil
 import sys
 from contextlib import nullcontext, redirect_stderr
@@ -16,9 +17,7 @@ import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
-from support.bases.fingerprint import cache_folder
 from support.bases.loading import WEIGHTS, check_folder
 from support.bases.pretrained import read_pretrained
 from support.errors import UserError, first_line
@@ -47,7 +46,8 @@ def converted(path: Path) -> Path:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    folder = cache_folder() / f"{path.stem}-{sha256(path)[:16]}"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(caches, "lora_and_distillation", f"{path.stem}-{sha256(path)[:16]}")
     if is_whole(folder):
         return folder
     try:
@@ -86,9 +86,6 @@ def convert(path: Path, folder: Path) -> None:
     source.mkdir(parents=True)
     (source / path.name).symlink_to(path.resolve())
     try:
-        import accelerate  # noqa: F401  transformers reads with both
-        import gguf  # noqa: F401
-
         with quiet:  # its progress bar does not ask whether anybody looks
             model = read_pretrained(
                 AutoModelForCausalLM, source, gguf_file=path.name, dtype=torch.float32
@@ -96,30 +93,21 @@ def convert(path: Path, folder: Path) -> None:
         tokenizer = read_pretrained(AutoTokenizer, source, gguf_file=path.name)
         # What it was, and no longer is; older releases of transformers do not say so.
         vars(model.config).pop("quantization_config", None)
-        save(model, partial)
+        # From any process: ``save_pretrained`` of a model writes on the first of a group alone.
+        model.config.save_pretrained(partial)
+        model.generation_config.save_pretrained(partial)
+        tied, tensors = model.all_tied_weights_keys, model.state_dict()
+        whole = {name: t.contiguous() for name, t in tensors.items() if name not in tied}
+        save_file(whole, partial / WEIGHTS, {"format": "pt"})
         tokenizer.save_pretrained(partial)
         shutil.rmtree(source)
-        if not is_whole(partial):
-            raise UserError(f"{folder}: what was written there is not whole; run the command again")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except ImportError as error:
-        message = f"{path}: needs {error.name}; pip install -r requirements.txt"
-        raise UserError(message) from None
-    except (ValueError, LookupError, TypeError, RuntimeError) as error:  # of transformers
+    except (ImportError, ValueError, LookupError, TypeError, RuntimeError) as error:
         why = f"not a GGUF file of a model that transformers knows ({first_line(error)})"
         raise UserError(f"{path}: {why}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def save(model: nn.Module, folder: Path) -> None:
-    """Write a model from any process; ``save_pretrained`` does on the first of a group alone."""
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tied = model.all_tied_weights_keys
-    tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name not in tied}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
 def sha256(path: Path) -> str:

@@ -21,25 +21,22 @@ MIXERS = {"conv", "linear_attention", "mamba", "recurrent"}  # of a configuratio
 
 
 def check_folder(folder: Path, weights: bool) -> Path:
-    """Return a folder that has all that a base needs, and nothing that would be run."""
-    config = read_json(folder / CONFIG)
-    check_needs_no_code(config, folder)
+    """Return a folder that has all that a base needs, and nothing that would be run.
+
+    Its weights, where they are needed, are safetensors, and all that would be loaded are there.
+    """
+    check_needs_no_code(read_json(folder / CONFIG), folder)
     names = {path.name for path in folder.iterdir()}
     for file in ("vocab.json", "merges.txt"):
         if not {file, TOKENIZER, "tokenizer.model"} & names:
             raise UserError(f"{folder / file}: no such file; the folder lacks its tokenizer")
-    if weights:
-        check_weights(folder, names)
-    return folder
-
-
-def check_weights(folder: Path, names: set[str]) -> None:
-    """Refuse a folder whose weights are no safetensors, or are not all that would be loaded."""
-    shards = [WEIGHTS]
+    if not weights:
+        return folder
+    shards = {WEIGHTS}
     if WEIGHTS not in names and INDEX in names:
         index = read_json(folder / INDEX).get("weight_map")
-        shards = [str(name) for name in index.values()] if isinstance(index, dict) else shards
-    for name in shards:
+        shards = {str(name) for name in index.values()} if isinstance(index, dict) else shards
+    for name in sorted(shards):
         if name not in names or not name.endswith(".safetensors"):
             what = "not safetensors" if name in names else "no such file"
             raise UserError(
@@ -51,37 +48,26 @@ def check_weights(folder: Path, names: set[str]) -> None:
             f"{folder / 'adapter_config.json'}: an adapter beside its base; move it to a folder of "
             "its own"
         )
+    return folder
 
 
-def load_backbone(folder: Path, attention: Callable) -> nn.Module:
+def load_backbone(folder: Path, attention: Callable | None = None) -> nn.Module:
     """Load a base's blocks, with ``attention``, by `AttentionInterface`, in place of their own."""
     from transformers import AutoModel
 
-    return with_attention(load_pretrained(AutoModel, folder), "packed", attention)
+    return load_pretrained(AutoModel, folder, attention)
 
 
 def load_language_model(folder: Path, attention: Callable | None = None) -> nn.Module:
-    """Load a base with its own head, for generation; ``attention`` as above, or its own."""
+    """Load a base with its own head, for generation; ``attention`` as above."""
     from transformers import AutoModelForCausalLM
 
-    model = load_pretrained(AutoModelForCausalLM, folder)
-    return with_attention(model, "writing", attention) if attention else model
+    return load_pretrained(AutoModelForCausalLM, folder, attention)
 
 
-def with_attention(model: nn.Module, name: str, attention: Callable) -> nn.Module:
-    """Return a model whose blocks attend by a function of ours."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(name, attention)
-    model.set_attn_implementation(name)
-    return model
-
-
-def load_pretrained(architecture: type, folder: Path) -> nn.Module:
+def load_pretrained(architecture: type, folder: Path, attention: Callable | None) -> nn.Module:
     """Load a folder's weights in fp32, with the model's own dropout off, in evaluation mode."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AttentionInterface, AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -92,7 +78,7 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
             # Packages of others would read them, or kernels from the hub.
             raise UserError(f"{folder}: its weights are quantised; only plain ones are read")
         if architecture is AutoModel:  # the blocks alone, for a classifier
-            check_configuration(config, folder)
+            check_architecture(config, folder)
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
@@ -100,51 +86,49 @@ def load_pretrained(architecture: type, folder: Path) -> nn.Module:
         config.output_attentions = config.output_hidden_states = False
         config.return_dict = True
         config._attn_implementation = None  # which may name other packages, or code on the hub
-        model, info = read_pretrained(
-            architecture,
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        settings = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+        model, info = read_pretrained(architecture, folder, output_loading_info=True, **settings)
         if min(config.num_hidden_layers, config.num_attention_heads) < 1:
             raise ValueError("config.json: no layers or no heads")
         if not getattr(config, "initializer_range", 0) >= 0:
             raise ValueError("config.json: initializer_range is out of range")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} first")
-    except (
-        # What transformers raises for files that are broken or contradict each other.
-        OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError,
-        AttributeError, ImportError, SafetensorError, StrictDataclassError,
-    ) as error:  # fmt: skip
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # transformers has no one kind for files that are broken
         reason = f"cannot be loaded ({first_line(error)}); copy or download the folder again"
         raise UserError(f"{folder}: {reason}") from None
+    if attention:
+        AttentionInterface.register(attention.__name__, attention)
+        model.set_attn_implementation(attention.__name__)
     return model.eval()
 
 
-def check_configuration(config, folder: Path) -> None:
+def check_architecture(config, folder: Path) -> None:
     """Refuse, before any weight is read, a model that is no decoder of the kind that is needed."""
     from transformers.models.auto import modeling_auto as auto
 
-    kind, reason = type(config), ""
-    architecture = auto.MODEL_MAPPING.get(kind, None)
-    if getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder with a decoder"
-    elif auto.MODEL_FOR_MASKED_LM_MAPPING.get(kind, None):
-        reason = "it is an encoder"
-    elif not (architecture and auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)):
-        reason = "it is no decoder that transformers knows"
-    elif getattr(architecture, "_is_stateful", False) or MIXERS & set(
-        getattr(config, "layer_types", None) or ()
-    ):
-        reason = "it has recurrent or convolutional layers, which would mix packed sentences"
-    elif not getattr(architecture, "_supports_attention_backend", False):
-        reason = "its attention does not go through transformers' AttentionInterface"
-    elif not auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(kind, None):
-        reason = "transformers has no classifier of its family"
-    elif any(getattr(config, key, None) for key in CAPS):
-        reason = "it caps its attention scores"
-    if reason:
-        raise UserError(f"{folder}: {config.model_type} cannot be used here: {reason}")
+    kind = type(config)
+    model = auto.MODEL_MAPPING.get(kind, None)
+    layers = set(getattr(config, "layer_types", None) or ())
+    reasons = {
+        "it is an encoder with a decoder": getattr(config, "is_encoder_decoder", False),
+        "it is an encoder": kind in auto.MODEL_FOR_MASKED_LM_MAPPING,
+        "it is no decoder that transformers knows": (
+            model is None or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+        ),
+        "it has recurrent or convolutional layers, which would mix packed sentences": (
+            getattr(model, "_is_stateful", False) or layers & MIXERS
+        ),
+        "its attention does not go through transformers' AttentionInterface": (
+            not getattr(model, "_supports_attention_backend", False)
+        ),
+        "transformers has no classifier of its family": (
+            kind not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        ),
+        "it caps its attention scores": any(getattr(config, key, None) for key in CAPS),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{folder}: {config.model_type} cannot be used here: {reason}")

@@ -4,7 +4,6 @@ A folder may bring code of its own: ``auto_map`` in its configurations names it,
 asks on standard input whether to run it, unless it is told. Nothing else here has it read a folder.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,18 @@ def check_needs_no_code(config: dict, folder: Path) -> None:
     """
     if "configuration_files" in config:  # transformers would read one of these in its place
         raise UserError(f"{folder}: config.json names other files to be read; take that entry out")
-    known = "auto_map" not in config
-    if not known:
+    needs_code = any(map(brings_code, config.values()))
+    if "auto_map" in config and not needs_code:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        known = str(config.get("model_type")) in CONFIG_MAPPING
-    if not known or any("auto_map" in part for part in parts_of(config)):
+        needs_code = str(config.get("model_type")) not in CONFIG_MAPPING
+    if needs_code:
         raise UserError(
             f"{folder}: {config.get('model_type')} cannot be used here: it needs code of its own "
             "(auto_map in config.json), which is never run; choose a base that transformers knows"
         )
 
 
-def parts_of(config: dict) -> Iterator[dict]:
-    """Yield the configurations inside of one, however deep."""
-    for value in config.values():
-        if isinstance(value, dict):
-            yield value
-            yield from parts_of(value)
+def brings_code(part: object) -> bool:
+    """Return whether a part of a configuration, or a part inside of it, names code."""
+    return isinstance(part, dict) and ("auto_map" in part or any(map(brings_code, part.values())))

@@ -16,20 +16,38 @@ from torch import nn
 from support import VERSION
 from support.bases import Base, load_auto_tokenizer, save_tokenizer
 from support.bases.pretrained import read_pretrained
-from support.checkpoints.students import STUDENT
 from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.files import cannot_write, write_bytes
-from support.recurrence import is_plain
 
 LABELS = {0: "unacceptable", 1: "acceptable"}
-# By a layer's ``mode``: ONNX's cell, its order of PyTorch's gates, and its settings.
+# By a layer's ``mode``: ONNX's cell, its settings, and its order of PyTorch's gates.
 ONNX_CELLS = {
-    "RNN_TANH": ("RNN", (0,), {"activations": ["Tanh"]}),
-    "RNN_RELU": ("RNN", (0,), {"activations": ["Relu"]}),
-    "GRU": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
-    "LSTM": ("LSTM", (0, 3, 1, 2), {}),
+    "RNN_TANH": ("RNN", 'activations = ["Tanh"], ', [0]),
+    "RNN_RELU": ("RNN", 'activations = ["Relu"], ', [0]),
+    "GRU": ("GRU", "linear_before_reset = 1, ", [1, 0, 2]),
+    "LSTM": ("LSTM", "", [0, 3, 1, 2]),
 }
+# Every layer of the student stands between the two parts; 6 is int32, as cells want lengths.
+OPENING = """<ir_version: 9, opset_import: ["": 17]>
+distil_rnn (int64[batch, time] input_ids, int64[batch] lengths)
+    => (float[batch, 2] logits, float[batch] p_acceptable) {
+    row = Gather (rows, input_ids)
+    embedded = Gather (embedding, row)
+    steps = Cast <to = 6> (lengths)
+    X0 = Transpose <perm = [1, 0, 2]> (embedded)
+"""
+LAYER = """
+    Y{n}, last{n} = {cell} <{settings}hidden_size = {width}> (X{before}, W{n}, R{n}, B{n}, steps)
+    X{n} = Squeeze (Y{n}, direction)
+"""
+CLOSING = """
+    state = Squeeze (last%d, first)
+    logits = Gemm <transB = 1> (state, weight, bias)
+    sloped = MatMul (logits, slopes)
+    log_odds = Add (sloped, intercept)
+    p_acceptable = Sigmoid (log_odds)
+}"""
 
 
 def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
@@ -86,15 +104,12 @@ def save_onnx(
 
     Inputs, both int64: ``input_ids (batch, time)``, padded with any of the tokenizer's ids, and
     ``lengths (batch,)``. Outputs: ``logits (batch, 2)`` and ``p_acceptable (batch,)``; what margin
-    of the logits decides stands in the metadata. The graph is written node by node: ONNX's cells
-    read each sentence to its own length, and no example batch is traced whose shape could be frozen
+    of the logits decides stands in the metadata. The graph is written as text: ONNX's cells read
+    each sentence to its own length, and no example batch is traced whose shape could be frozen
     into it.
     """
-    rnn = model.rnn
-    if not is_plain(rnn):
-        raise UserError(f"{source}: a student's cell {model.cell} cannot be written as ONNX here")
     try:
-        from onnx import TensorProto, checker, helper, numpy_helper
+        from onnx import checker, helper, numpy_helper, parser
     except ImportError:
         raise UserError("a student as ONNX: pip install -r requirements-export.txt") from None
     constants = {
@@ -102,56 +117,27 @@ def save_onnx(
         "embedding": model.embedding.weight,
         "first": torch.tensor([0]),  # axes
         "direction": torch.tensor([1]),
-        "linear.weight": model.linear.weight,
-        "linear.bias": model.linear.bias,
+        "weight": model.linear.weight,
+        "bias": model.linear.bias,
         "slopes": torch.tensor([-decision.slope, decision.slope]),
         "intercept": torch.tensor(decision.intercept),
     }
-    node = helper.make_node
-    nodes = [
-        node("Gather", ["rows", "input_ids"], ["row"]),  # (batch, time)
-        node("Gather", ["embedding", "row"], ["embedded"]),  # (batch, time, width)
-        node("Transpose", ["embedded"], ["X0"], perm=[1, 0, 2]),  # (time, batch, width)
-        node("Cast", ["lengths"], ["lengths32"], to=TensorProto.INT32),  # as cells want them
-    ]
-    kind, order, settings = ONNX_CELLS[rnn.mode]
-    for n, weights in enumerate(rnn.all_weights, start=1):
-        blocks = (tensor.chunk(len(order)) for tensor in weights)
-        W, R, b, c = (torch.cat([some[gate] for gate in order]) for some in blocks)
-        named = {f"W{n}": W, f"R{n}": R, f"B{n}": torch.cat([b, c])}
-        constants |= {name: tensor.unsqueeze(0) for name, tensor in named.items()}  # one direction
-        inputs = [f"X{n - 1}", *named, "lengths32"]
-        nodes += [
-            node(kind, inputs, [f"Y{n}", f"last{n}"], hidden_size=rnn.hidden_size, **settings),
-            node("Squeeze", [f"Y{n}", "direction"], [f"X{n}"]),  # (time, batch, width)
-        ]
-    nodes += [
-        node("Squeeze", [f"last{n}", "first"], ["state"]),  # (batch, width)
-        node("Gemm", ["state", "linear.weight", "linear.bias"], ["logits"], transB=1),
-        node("MatMul", ["logits", "slopes"], ["sloped"]),  # (batch,)
-        node("Add", ["sloped", "intercept"], ["log_odds"]),
-        node("Sigmoid", ["log_odds"], ["p_acceptable"]),
-    ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        STUDENT,
-        [
-            value("input_ids", TensorProto.INT64, ["batch", "time"]),
-            value("lengths", TensorProto.INT64, ["batch"]),
-        ],
-        [
-            value("logits", TensorProto.FLOAT, ["batch", 2]),
-            value("p_acceptable", TensorProto.FLOAT, ["batch"]),
-        ],
-        [numpy_helper.from_array(t.detach().numpy(), name) for name, t in constants.items()],
+    cell, settings, order = ONNX_CELLS[model.rnn.mode]
+    text, width = OPENING, model.rnn.hidden_size
+    for n, weights in enumerate(model.rnn.all_weights, start=1):
+        text += LAYER.format(n=n, before=n - 1, cell=cell, settings=settings, width=width)
+        gates = (tensor.chunk(len(order)) for tensor in weights)
+        W, R, b, c = (torch.cat([some[gate] for gate in order]) for some in gates)
+        for name, tensor in (("W", W), ("R", R), ("B", torch.cat([b, c]))):
+            constants[f"{name}{n}"] = tensor.unsqueeze(0)  # of the one direction
+    onnx_model = parser.parse_model(text + CLOSING % n)
+    onnx_model.graph.initializer.extend(
+        numpy_helper.from_array(tensor.detach().numpy(), name) for name, tensor in constants.items()
     )
-    opset = [helper.make_opsetid("", 17)]
-    onnx_model = helper.make_model(graph, opset_imports=opset, ir_version=9)
-    labels = {f"label_{label}": name for label, name in LABELS.items()}
     edges = {"threshold": decision.threshold}
     edges |= {f"threshold_{rule}": edge for rule, edge in (decision.thresholds or {}).items()}
-    facts = {**labels, "tokenizer": "tokenizer.json", "version": VERSION}
+    facts = {f"label_{label}": name for label, name in LABELS.items()}
+    facts |= {"tokenizer": "tokenizer.json", "version": VERSION}
     facts |= {name: str(edge) for name, edge in edges.items()}
     helper.set_model_props(onnx_model, facts)
     checker.check_model(onnx_model, full_check=True)
