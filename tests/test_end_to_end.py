@@ -189,70 +189,61 @@ def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call
     assert all(row in again for row in rows)  # as `all` showed them
 
 
-def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_run(
+def test_a_finished_student_is_shown_when_its_teacher_or_file_is_gone_and_no_other_is(
     demo, call, tmp_path
 ):
-    path = tmp_path / "mine.txt"
-    path.write_text("The dogs chased a cat.\nThe dogs chase cat a.\nShe smiled.\n")
+    file, teacher, away = tmp_path / "mine.txt", checkpoint(tmp_path, "LoRA"), tmp_path / "away"
+    shutil.copytree(checkpoint(demo.folder, "LoRA"), teacher)
+    file.write_text("The dogs chased a cat.\nThe dogs chase cat a.\nShe smiled.\n")
     more = ("--transfer_source", "written", "--transfer_size", 3, "--transfer_file", "mine.txt")
-    cell = ("--student_cell", "gru", "--student_layers", 2)
-    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0, "--max_steps", 2)
-    options = ("--mode", "distil", *demo.options, *more, *cell, *teacher)
+    cell = ("--student_cell", "gru", "--student_layers", 2, "--hint_weight", 0)
+    options = ("--mode", "distil", *demo.options, *more, *cell)
     done(call(*options))
-    config = json.loads((checkpoint(tmp_path, "distil") / "config.json").read_text())
-    assert config["cell"] == "gru"
-    path.write_text(path.read_text().replace("She", "He"))
-    assert "transfer_file is" in refusal(call(*options))
-    path.unlink()
-    shown = done(call(*options))
-    assert "note: mine.txt: no such file; the run is finished, and is shown" in shown.stderr
-    assert "kept epoch" in shown.stdout
-    assert "mine.txt: no such file" in refusal(call(*options, "--sr_no", 8))
-
-
-def test_a_finished_student_is_shown_when_its_teacher_is_gone_and_no_other_is(demo, call, tmp_path):
     folder = checkpoint(tmp_path, "distil")
-    shutil.copytree(checkpoint(demo.folder, "distil"), folder)
+    assert json.loads((folder / "config.json").read_text())["cell"] == "gru"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    options = ("--mode", "distil", *demo.options, "--transfer_size", 200)
-    result = done(call(*options))
-    assert "kept epoch" in result.stdout
-    assert "LoRA_nano_7: no teacher there" in result.stderr
-    assert "the run is finished, and is shown" in result.stderr
-    for other in (("--lr", 0.01), ("--overwrite",), ("--sr_no", 8)):
-        assert "no teacher there; run: python run.py" in refusal(call(*options, *other))
-    after = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert before.items() <= after.items()
-    assert not checkpoint(tmp_path, "LoRA").exists()
+    for gone, words in ((file, "mine.txt: no such file"), (teacher, "LoRA_nano_7: no teacher")):
+        gone.rename(away)
+        shown = done(call(*options))
+        assert "kept epoch" in shown.stdout
+        assert words in shown.stderr
+        assert "the run is finished, and is shown" in shown.stderr
+        for other in (("--lr", 0.01), ("--overwrite",)):
+            assert words in refusal(call(*options, *other))
+        away.rename(gone)
+    assert "no teacher there; run: python run.py" in refusal(call(*options, "--sr_no", 8))
+    file.write_text(file.read_text().replace("She", "He"))
+    assert "transfer_file is" in refusal(call(*options))  # another file is another run
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     unfinished = {"identity": read_metrics(folder)["identity"]}
     (folder / "unfinished.json").write_text(json.dumps(unfinished))
-    assert "no teacher there" in refusal(call(*options))
+    file.unlink()
+    assert "mine.txt: no such file" in refusal(call(*options))
 
 
 def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     demo, call, monkeypatch, tmp_path
 ):
-    """A teacher, a file of sentences and a base; nothing is trained under the wrong name."""
+    """A base, a file of sentences and a teacher; nothing is trained under the wrong name."""
     (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
     teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
     more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
     distilled = ("--mode", "distil", *demo.options, *more, *teacher)
     words = "replaced by another while this command ran; give the command again"
+    seen = iter(["one", "another"])
     with monkeypatch.context() as patch:
-        patch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
-        assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
+        patch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
+        assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
 
     def read(path, *rest):
         path.write_text("The dogs chased a cat.\nHe smiled.\n")
         return sentences_of_file(path, *rest)
 
     sentences_of_file = distil.sentences_of_file
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "sentences_of_file", read)
-        assert f"mine.txt: {words}" in refusal(call(*distilled))
-    seen = iter(["one", "another"])
-    monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
-    assert f"nano: {words}" in refusal(call("--mode", "LoRA", *demo.options))
+    monkeypatch.setattr(distil, "sentences_of_file", read)
+    assert f"mine.txt: {words}" in refusal(call(*distilled))
+    monkeypatch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
+    assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -567,7 +558,9 @@ def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_pa
     options = ("--mode", "distil", *demo.options, *hints, "--teacher", teacher, "--out_dir")
     done(call(*options, tmp_path / "one"))
     done(torchrun(*options, tmp_path / "two"))
-    assert_same_training(*(checkpoint(tmp_path / name, "distil") for name in ("one", "two")))
+    runs = [checkpoint(tmp_path / name, "distil") for name in ("one", "two")]
+    assert_same_training(*runs)
+    assert read_metrics(runs[0])["training"]["steps"] == 4  # in two epochs
     one, two = (next((tmp_path / name / "transfer").glob("*.json")) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
