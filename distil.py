@@ -41,7 +41,7 @@ from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError, replaced
 from support.files import read_bytes, write_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
-from support.options import RECIPES
+from support.options import HINTS_COST
 from support.reporting import show_run
 from support.runs import Run, claim, describe_run, run_folder
 from support.teaching import (
@@ -129,8 +129,8 @@ def sentences_by_base(
 
     ``base_key`` is the base's fingerprint.
     """
-    shares = {"edits": 0, "written": options.transfer_size, "both": options.transfer_size // 2}
-    if not (size := shares[options.transfer_source]):
+    size = options.transfer_size
+    if options.transfer_source == "edits" or not size:
         return {}
     if options.transfer_file:
         return sentences_of_file(options.transfer_file, corpus, size)
@@ -262,8 +262,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
 
-            if cost := RECIPES[options.recipe]:
-                print(f"--recipe {options.recipe}: {cost}")
+            if options.recipe == "hints":
+                print(f"--recipe hints: {HINTS_COST}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
             if teacher.fingerprint != key:
                 raise replaced(teacher_folder)

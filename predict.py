@@ -2,6 +2,8 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,16 +12,11 @@ from torch import nn
 
 from data_utils import UNLABELLED, tokenize
 from student import load_student
-from support.bases import (
-    find_base,
-    load_auto_tokenizer,
-    load_language_model,
-    load_tokenizer,
-    words_unknown_to_nano,
-)
+from support import PROJECT
+from support.bases import find_base, load_auto_tokenizer, load_language_model, load_tokenizer
 from support.checkpoints.shipped import chosen_checkpoints
 from support.checkpoints.students import kind_of, read_decision, read_max_length
-from support.corpus import parse_sentences
+from support.corpus import SPLITS, parse_sentences, read_split
 from support.decisions import SOFTMAX, Decision
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
@@ -85,10 +82,10 @@ def run_predict(args: Namespace) -> None:
     """
     device = choose_device(args.device, args.precision)
     sentences, labels, source, lines = read_sentences(args)
-    logits = {}  # (sentences, 2), by the name of the model
-    keep_freed_memory()
     folders = chosen_checkpoints(args)
     decisions = {name: chosen_decision(name, folder, args) for name, folder in folders.items()}
+    logits = {}  # (sentences, 2), by the name of the model
+    keep_freed_memory()
     for name, folder in folders.items():
         model, tokenizer, max_length = load_model(folder, args)
         split = tokenize(tokenizer, sentences, labels, max_length, source, lines)
@@ -101,11 +98,13 @@ def run_predict(args: Namespace) -> None:
     judged = {name: judgements(logits[name], decisions[name]) for name in logits}
     for line in json_lines(sentences, judged) if args.json else table(sentences, judged):
         print(line)
-    for name in logits if UNLABELLED not in labels else ():
+    if UNLABELLED in labels:
+        return
+    for name in logits:
         metrics = measure(logits[name], split.labels, decisions[name])
-        lines = f"{describe(metrics)}\n{confusion(metrics)}"
         heading = f"{name}:\n" if len(logits) > 1 else ""
-        print(heading + lines, file=sys.stderr if args.json else sys.stdout)
+        scores = f"{heading}{describe(metrics)}\n{confusion(metrics)}"
+        print(scores, file=sys.stderr if args.json else sys.stdout)
 
 
 def chosen_decision(name: str, folder: Path, args: Namespace) -> Decision:
@@ -148,8 +147,23 @@ def read_sentences(args: Namespace) -> tuple[list[str], list[int], str, list[int
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
     sentences, labels, lines = parse_sentences(content, source)
     if blank := lines[-1] - len(lines):
-        print(f"{source}: {blank} blank line{'s' * (blank > 1)} passed over", file=sys.stderr)
+        what = "blank line" if blank == 1 else "blank lines"
+        print(f"{source}: {blank} {what} passed over", file=sys.stderr)
     return sentences, labels or [UNLABELLED] * len(sentences), source, lines
+
+
+def words_unknown_to_nano(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:
+    """Return the words that are not in nano's lexicon, where the tokenizer is nano's."""
+    nano = PROJECT / "nano"
+    if tokenizer.to_str() != load_tokenizer(nano).to_str():
+        return []
+    known = [read_split(nano / "corpus" / "raw" / f"{split}.tsv")[0] for split in SPLITS]
+    return sorted(words_of(sentences) - words_of(chain(*known)))
+
+
+def words_of(sentences: Iterable[str]) -> set[str]:
+    """Return the words in lower case, without the marks at a sentence's end."""
+    return {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}
 
 
 # ---------------------------------------------------------------------------------------------

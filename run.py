@@ -9,9 +9,8 @@ import os
 import sys
 from itertools import product
 
-from support.command_line import parse
 from support.errors import UserError, explain
-from support.options import TRAINING, options_of
+from support.options import TRAINING, options_of, parse, settings_of
 from support.processes import PeerLost, is_first_of_machine, is_main, process_group, together
 from support.setup import setup
 
@@ -21,24 +20,17 @@ def dispatch(args: argparse.Namespace) -> None:
     if args.mode in TRAINING:
         with process_group():
             train(args)
-    if not is_main():
+    if not is_main() or args.mode in ("LoRA", "distil", "rnn"):
         return
-    if args.mode in ("report", "all"):
-        from report import run_report
-
-        run_report(args)
-    elif args.mode == "gen":
-        from predict import run_gen
-
-        run_gen(args)
+    if args.mode == "gen":
+        from predict import run_gen as run
     elif args.mode == "predict":
-        from predict import run_predict
-
-        run_predict(args)
+        from predict import run_predict as run
     elif args.mode == "export":
-        from predict import run_export
-
-        run_export(args)
+        from predict import run_export as run
+    else:
+        from report import run_report as run
+    run(args)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -52,24 +44,20 @@ def train(args: argparse.Namespace) -> None:
         corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
     if base.kind == "folder":  # which stands before the hub's base of its name
         print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
-    modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
-    runs = [
-        (mode, options_of(args, mode, sr_no, len(corpus[TRAIN])))
-        for sr_no, mode in product(args.sr_nos, modes)
-    ]
-    for mode, options in runs:
-        if mode != "LoRA" and options.held_out:
-            from support.teaching import hold_out
+    if args.mode != "LoRA":
+        from support.teaching import hold_out
 
-            hold_out(corpus, options.held_out)  # refused before an hour has gone by
-    for mode, options in runs:
+        # Every student holds out as many: refused here, not when a teacher has been trained.
+        hold_out(corpus, settings_of(args, "rnn")["held_out"])
+    modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
+    for sr_no, mode in product(args.sr_nos, modes):
         if mode == "LoRA":
             from finetune import run_lora as run
         elif mode == "distil":
             from distil import run_distil as run
         else:
             from distil import run_rnn as run
-        folder = run(options, base, corpus)
+        folder = run(options_of(args, mode, sr_no, len(corpus[TRAIN])), base, corpus)
         if is_main():
             from support.reporting.curves import plot_curves
 

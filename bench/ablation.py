@@ -50,7 +50,6 @@ SETTINGS = {  # a name, and the mode with its options
     "80,000": f"{RECIPE} --transfer_size 80000 --epochs 9",
     "120,000": f"{RECIPE} --transfer_size 120000 --epochs 6",
     "edits": f"{RECIPE} --transfer_source edits",
-    "both": f"{RECIPE} --transfer_source both",
     "no hints": f"{RECIPE} --hint_weight 0",
     "weight 3": f"{RECIPE} --hint_weight 3",
     "weight 10": f"{RECIPE} --hint_weight 10",

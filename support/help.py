@@ -1,55 +1,59 @@
-"""Write what --help says, from the table of options."""
+"""Answer --help, and a command line without a mode that there is."""
 
-import textwrap
+import difflib
+from argparse import HelpFormatter, Namespace
 
-from support.options import MODES, OPTIONS, RECIPES, STUDENTS, Option
+from support.options import HINTS_COST, MODES, RECIPES, Parser, parser_of
 
-LEFT, WIDTH = 28, 100  # columns
+ABOUT = {  # what a mode does, and an example
+    "gen": ("continue a prompt", "--prompt 'The teacher'"),
+    "LoRA": ("fine-tune a base on CoLA with LoRA", "--gpt_variant gpt2-medium"),
+    "distil": ("teach the student; needs a LoRA run", "--sr_no 22915"),
+    "rnn": ("train the student without a teacher", ""),
+    "predict": ("judge sentences; a student ships", "'The cat sleeps.'"),
+    "export": ("a saved model for other programs", "--checkpoint DIR"),
+    "report": ("compare the finished runs", "--sr_no 22915-22919"),
+    "all": ("LoRA, rnn, distil and report in a row", "--gpt_variant nano"),
+}
 
 
-def overview() -> str:
-    """Return the modes, each with what it does and an example."""
-    lines = [f"  {mode:<8} {does:<40} run.py {example}" for mode, (does, example) in MODES.items()]
+def answer(parser: Parser, wanted: Namespace) -> None:
+    """Print the modes, or one mode's options, and exit; an unknown mode is an error."""
+    mode = wanted.mode
+    if mode in MODES:
+        print(options_of_mode(mode), end="")
+    elif mode is None and wanted.help:
+        print(modes())
+    else:
+        known = {name.lower(): name for name in MODES}
+        like = difflib.get_close_matches(str(mode).lower(), known, 1, 0.7)
+        advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(MODES)}"
+        parser.error(f"--mode {mode}: {advice}" if mode else f"--mode: {advice}")
+    parser.exit()
+
+
+def modes() -> str:
+    """Return each mode with what it does and an example."""
+    rows = [f"  {m:<8} {does:<40} run.py --mode {m} {e}" for m, (does, e) in ABOUT.items()]
     return "\n".join([
         "Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.\n",
         "usage: python run.py --mode MODE [options] [SENTENCE ...]\n",
-        *lines,
-        "\npython run.py --mode MODE --help lists the options of a mode.\n",
+        *rows,
+        "\npython run.py --mode MODE --help lists the options of a mode.",
     ])  # fmt: skip
 
 
-def mode_help(mode: str) -> str:
-    """Return a mode's options, each with its default, and what the recipes set there."""
-    does, example = MODES[mode]
-    lines = [f"{mode}: {does}.\n", f"example: python run.py {example}\n"]
-    for option in OPTIONS:
-        if mode in option.modes:
-            flag = option.flag if option.flag.startswith("--") else ""
-            metavar = "|".join(option.kind) if isinstance(option.kind, tuple) else option.metavar
-            left = f"  {flag} {metavar or ''}"
-            words = textwrap.wrap(option.help + default_of(option, mode), WIDTH - LEFT)
-            if len(left) > LEFT - 2:
-                lines.append(left)
-                left = ""
-            lines += [f"{left:<{LEFT}}{words[0]}", *(" " * LEFT + more for more in words[1:])]
-    student = "distil" if mode == "all" else mode
-    for recipe in tuple(RECIPES)[1:] if mode in STUDENTS else ():
-        rows = [
-            option for option in OPTIONS if recipe in option.recipes and student in option.modes
-        ]
-        values = [(option.flag, option.value(recipe, student)) for option in rows]
-        words = " ".join(f"{flag} {value}" for flag, value in values if value is not None)
-        lines.append("")
-        words += f"; {cost}" if student == "distil" and (cost := RECIPES[recipe]) else ""
-        lines += textwrap.wrap(f"--recipe {recipe} is {words}", WIDTH, subsequent_indent="    ")
-    return "\n".join(lines) + "\n"
-
-
-def default_of(option: Option, mode: str) -> str:
-    """Return an option's default in brackets; nothing where there is none."""
-    default = option.default if mode == "all" else option.value("published", mode)
-    if isinstance(default, dict):
-        default = ", ".join(f"{name} {value}" for name, value in default.items())
-    if isinstance(default, tuple):
-        default = default[0]
-    return "" if default is None or default is False or default == [] else f" [{default}]"
+def options_of_mode(mode: str) -> str:
+    """Return a mode's options, each with its published value, and what the recipes set."""
+    parser, (does, example) = parser_of(mode), ABOUT[mode]
+    parser.description, parser.usage = does, f"python run.py --mode {mode} {example}"
+    parser.formatter_class = lambda prog: HelpFormatter(prog, max_help_position=36, width=100)
+    for recipe, by_mode in RECIPES.items():
+        for student, values in by_mode.items():
+            if mode in (student, "all"):
+                words = " ".join(f"--{name} {value}" for name, value in values.items())
+                if recipe == "hints":
+                    more = {"distil": HINTS_COST, "rnn": "it takes as many steps as distil"}
+                    words += f"; {more[student]}"
+                parser.add_argument_group(f"--recipe {recipe}, {student}", words)
+    return parser.format_help()

@@ -1,50 +1,61 @@
-"""Describe every option once.
+"""Every option in one row of `parser_of`; what a recipe sets; the options of one run.
 
-What a recipe sets, a run's identity, the help, and which option means something to which mode:
-all of it is read from `OPTIONS`.
+A value is the one that is given, else the recipe's, else the published one: its row's default.
 """
 
+import argparse
 import os
+import shlex
+import sys
 from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-MODES = {  # what it does, and an example
-    "gen": ("continue a prompt", "--mode gen --prompt 'The teacher'"),
-    "LoRA": ("fine-tune a base on CoLA with LoRA", "--mode LoRA --gpt_variant gpt2-medium"),
-    "distil": ("teach the student; needs a LoRA run", "--mode distil --sr_no 22915"),
-    "rnn": ("train the student without a teacher", "--mode rnn"),
-    "predict": ("judge sentences; a student ships", "--mode predict 'The cat sleeps.'"),
-    "export": ("a saved model for other programs", "--mode export --checkpoint DIR"),
-    "report": ("compare the finished runs", "--mode report --sr_no 22915-22919"),
-    "all": ("LoRA, rnn, distil and report in a row", "--mode all --gpt_variant nano"),
-}
-TRAINING, STUDENTS, TAUGHT = (
-    ("LoRA", "rnn", "distil", "all"),
-    ("distil", "rnn", "all"),
-    ("distil", "all"),
-)
+from support import PROJECT
+from support.processes import is_main
+
+MODES = ("gen", "LoRA", "distil", "rnn", "predict", "export", "report", "all")
+TRAINING = ("LoRA", "distil", "rnn", "all")
 RULES = ("balanced", "accuracy")  # of a student's threshold
-RECIPES = {  # and what a taught student costs by it
-    "published": None,
-    "hints": "smollm2 on two cores: about 3 hours and 5 GiB; with --transfer_file 2 hours and 2.5 GiB",
-    "nano": None,
-}
+HINTS = {
+    "batch_size": 512, "lr": 2e-3, "lr_schedule": "linear", "student_cell": "gru",
+    "student_layers": 2, "student_dropout": 0.3, "held_out": 1000,
+}  # fmt: skip
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {  # by mode, what differs from the published
+    "published": {},
+    "hints": {
+        "distil": HINTS | {
+            "epochs": 6, "monitor": "none", "transfer_size": 200_000, "transfer_source": "written",
+            "hint_weight": 30.0, "embedding_start": "teacher",
+        },
+        # It learns its sentences by heart: the best epoch is kept, and no patience ends it.
+        "rnn": HINTS | {"monitor": "mcc", "patience": 1000},
+    },
+    "nano": {
+        "distil": {"student_width": 256, "transfer_size": 40_000, "hint_weight": 10.0},
+        "rnn": {"student_width": 256},
+    },
+}  # fmt: skip
+HINTS_COST = "on two cores smollm2 takes about 3 h and 5 GiB; with --transfer_file 2 h and 2.5 GiB"
+OUTSIDE = (  # a run's identity
+    "mode", "sr_no", "gpt_variant", "out_dir", "device", "precision", "data_dir", "recipe",
+    "overwrite", "teacher", "transfer_file",
+)  # fmt: skip
+
+NEEDS = {"transfer_source": "transfer_size", "hint_width": "hint_weight", "threshold": "held_out"}
 
 
-# ---------------------------------------------------------------------------------------------
-# Types of values
+def number(kind: type, low: float, high: float = inf, above: bool = False) -> Callable:
+    """Return an argparse type: a number from ``low``, or ``above`` it, to ``high``."""
 
-
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False):
-    """Return an argparse type: a number in [low, high], or in (low, high] where ``open_low``."""
-
-    def parse_number(text: str):
+    def parse_number(text: str) -> float:
         value = kind(text)
-        if not (low <= value <= high) or (open_low and value == low) or value == float("inf"):
-            bounds = f"{'more than' if open_low else 'at least'} {low}"
-            bounds += f" and at most {high}" if high != float("inf") else ""
-            raise ArgumentTypeError(f"{text} is out of range: {bounds}")
+        if not low <= value <= high or value == inf or (above and value == low):
+            upper = f" and at most {high}" if high < inf else ""
+            lower = f"{'more than' if above else 'at least'} {low}"
+            raise ArgumentTypeError(f"{text} is out of range: {lower}{upper}")
         return value
 
     parse_number.__name__ = {int: "whole number", float: "number"}[kind]  # for argparse's errors
@@ -73,131 +84,157 @@ def serial_numbers(text: str) -> tuple[str, list[int]]:
 
 def path(text: str) -> Path:
     """Parse a path, with ~ for the home folder, also in --option=~/place."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
-def variant(text: str) -> str:
-    """Parse the name of a base; a folder or file may begin with ~."""
-    return os.path.expanduser(text) if text.startswith("~") else text
+class Parser(argparse.ArgumentParser):
+    """Report an error in one line; of several processes the main one does."""
+
+    def error(self, message: str) -> None:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"run.py: error: {message}; see --help\n" if is_main() else None)
 
 
-count, size = number(int, 1), number(int, 0)
-positive, share, dropout = (
-    number(float, 0, open_low=True),
-    number(float, 0, 1),
-    number(float, 0, 0.99),
-)
-softness = number(float, 0.01, 1000)  # far beyond, the divergence or T^2 overflows
+def parser_of(mode: str) -> Parser:
+    """Return the parser of a mode's options."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    count, size, positive = number(int, 1), number(int, 0), number(float, 0, above=True)
+    share, dropout = number(float, 0, 1), number(float, 0, 0.99)
+
+    def add(flag: str, help: str, default: Any = None, **more: Any) -> None:
+        shown = help if default is None else f"{help} [{default}]"
+        parser.add_argument(flag, help=shown, default=default, **more)
+
+    variants = "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"
+    add("--mode", argparse.SUPPRESS)
+    add("--sr_no", "the seed, also in names; several: 1,2 or 1-5", "22915", type=serial_numbers)
+    add("--gpt_variant", variants, "gpt2", type=os.path.expanduser)
+    add("--out_dir", "for checkpoints/, plots/, transfer/, exports/, the report", ".", type=path)
+    if mode not in ("export", "report"):
+        add("--device", "auto, cpu, cuda, cuda:1, mps", "auto")
+        add("--precision", "fp32; bf16 where the GPU has it", choices=("fp32", "bf16"))
+    if mode in TRAINING:
+        add("--data_dir", "a folder in CoLA's layout [cola_public; nano's own]", type=path)
+        add("--batch_size", "sentences an optimiser step, of all processes", 128, type=count)
+        add("--lr", "Adam's learning rate", 1e-3, type=positive)
+        add("--epochs", "passes over the corpus [LoRA 10, a student 5]", type=count)
+        parser.set_defaults(epochs=10 if mode == "LoRA" else 5)
+        add("--patience", "stop after so many epochs without a better one", 3, type=count)
+        monitors = ("accuracy", "mcc", "none")
+        add("--monitor", "what chooses the epoch; none: the last", "accuracy", choices=monitors)
+        schedules = ("constant", "linear")
+        add("--lr_schedule", "linear falls to 0 over all epochs", "constant", choices=schedules)
+        add("--max_steps", "stop after so many optimiser steps", type=count)
+        parser.add_argument("--overwrite", action="store_true", help="train what is finished again")
+    if mode in ("LoRA", "all"):
+        add("--lora_rank", "r, the rank of the correction", 4, type=count)
+        add("--lora_alpha", "the correction times alpha / r [the rank]", type=positive)
+        add("--lora_dropout", "dropout before A", 0.0, type=dropout)
+    if mode in ("distil", "rnn", "all"):
+        add("--recipe", "what it sets stands below [published; nano for nano]", choices=RECIPES)
+        add("--student_width", "units of embedding and state", 768, type=number(int, 1, 65536))
+        add("--student_cell", "Elman's, or with gates", "rnn", choices=("rnn", "gru", "lstm"))
+        add("--student_layers", "recurrent layers", 1, type=number(int, 1, 8))
+        add("--student_dropout", "dropout of embedding and state, in training", 0.0, type=dropout)
+        add("--held_out", "labelled sentences kept apart, for its thresholds", 0, type=size)
+        add("--threshold", "where it decides: for MCC, or accuracy", RULES[0], choices=RULES)
+    if mode in ("distil", "all"):
+        starts, sizes = ("random", "teacher"), number(int, 0, 1_000_000)
+        # Far beyond these, the divergence or T^2 overflows.
+        add("--kd_temperature", "softens both sides", 2.0, type=number(float, 0.01, 1000))
+        add("--kd_alpha", "weight of the KD term against cross-entropy", 0.5, type=share)
+        add("--transfer_size", "extra sentences that the teacher labels", 0, type=sizes)
+        add("--transfer_source", "edits, or by the base", "edits", choices=("edits", "written"))
+        add("--transfer_file", "sentences, one a line, in place of written ones", type=path)
+        add("--hint_weight", "weight of the teacher's states", 0.0, type=number(float, 0, 1e6))
+        add("--hint_width", "how many of their components", 128, type=count)
+        add("--embedding_start", "where the student's embedding starts", starts[0], choices=starts)
+    if mode == "distil":
+        add("--teacher", "a LoRA run [the one of this variant and sr_no]", type=path)
+    if mode == "all":
+        parser.set_defaults(teacher=None)  # the LoRA run beside it
+    if mode == "gen":
+        add("--prompt", "the text to continue", "The teacher")
+        add("--max_new_tokens", "tokens to add", 50, type=count)
+        add("--temperature", "0 takes the likeliest token", 0.8, type=number(float, 0))
+        add("--top_k", "sample among so many likeliest; 0 all", 50, type=size)
+        add("--top_p", "or the likeliest of this mass", 1.0, type=number(float, 0, 1, above=True))
+        add("--num_samples", "how many continuations", 1, type=count)
+    if mode in ("predict", "export"):
+        add("--checkpoint", "a saved model, or student, smollm2", type=path, action="append")
+    if mode == "predict":
+        add("--input", "one sentence a line, or a file in CoLA's layout", type=path)
+        add("--threshold", "where a student decides [as set in training]", choices=RULES)
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+        parser.add_argument("sentences", nargs="*", help="to judge [--input or standard input]")
+    return parser
 
 
-# ---------------------------------------------------------------------------------------------
-# The table
+def parse(argv: list[str] | None = None) -> Namespace:
+    """Parse and check the command line; ``given`` names the options that it has."""
+    argv = sys.argv[1:] if argv is None else argv
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--mode")
+    first.add_argument("-h", "--help", action="store_true")
+    wanted = first.parse_known_args(argv)[0]
+    if wanted.help or wanted.mode not in MODES:
+        from support.help import answer  # which no run needs
 
-
-class Option(NamedTuple):
-    """A row of the table; a tuple as ``kind`` lists the choices, and bool is a switch."""
-
-    flag: str
-    metavar: str | None
-    kind: Any
-    default: Any  # the published value; a dict has one for each mode
-    recipes: dict[str, Any]  # what the other recipes set; a dict has a value for some modes
-    identity: bool  # whether it changes the result, and so belongs to a run's identity
-    modes: tuple[str, ...]
-    help: str
-
-    @property
-    def name(self) -> str:
-        """Return the name in the parsed arguments."""
-        return self.flag.removeprefix("--")
-
-    def value(self, recipe: str | None, mode: str) -> Any:
-        """Return what a recipe gives it in a mode."""
-        value = self.recipes.get(recipe, self.default)
-        if isinstance(value, dict):
-            value = value.get(mode, self.default)
-        return value.get(mode) if isinstance(value, dict) else value
-
-
-YES, NO = True, False
-ALL, BUT = tuple(MODES), tuple(mode for mode in MODES if mode not in ("export", "report"))
-# Beside hints the untaught student takes as many steps, by the same schedule. It learns its
-# sentences by heart, so the epoch with the best MCC is kept, and no patience ends it.
-OPTIONS = tuple(Option(*row) for row in (
-    ("--sr_no", "N", serial_numbers, ("22915", [22915]), {}, NO, ALL, "the random seed; it names the outputs; training and report take several: 1,2 or 1-5"),
-    ("--gpt_variant", "NAME", variant, "gpt2", {}, NO, ALL, "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"),
-    ("--out_dir", "DIR", path, Path("."), {}, NO, ALL, "for checkpoints/, plots/, transfer/, exports/, the report"),
-    ("--device", "NAME", str, "auto", {}, NO, BUT, "auto, cpu, cuda, cuda:1, mps"),
-    ("--precision", None, ("fp32", "bf16"), None, {}, NO, BUT, "fp32; bf16 where the GPU has it"),
-    ("--data_dir", "DIR", path, None, {}, NO, TRAINING, "a folder in CoLA's layout [cola_public; nano's own]"),
-    ("--recipe", None, tuple(RECIPES), None, {}, NO, STUDENTS, "values for the options below [published; for nano: nano]"),
-    ("--batch_size", "N", count, 128, {"hints": {"distil": 512, "rnn": 512}}, YES, TRAINING, "sentences an optimiser step, of all processes"),
-    ("--lr", "X", positive, 1e-3, {"hints": {"distil": 2e-3, "rnn": 2e-3}}, YES, TRAINING, "Adam's learning rate"),
-    ("--epochs", "N", count, {"LoRA": 10, "distil": 5, "rnn": 5}, {"hints": {"distil": 6, "rnn": None}}, YES, TRAINING, "passes over the corpus; rnn with --recipe hints: as many steps as distil takes"),
-    ("--patience", "N", count, 3, {"hints": {"rnn": 1000}}, YES, TRAINING, "stop after N epochs without a better one"),
-    ("--monitor", None, ("accuracy", "mcc", "none"), "accuracy", {"hints": {"distil": "none", "rnn": "mcc"}}, YES, TRAINING, "what early stopping watches on in_domain_dev; none keeps the last epoch"),
-    ("--lr_schedule", None, ("constant", "linear"), "constant", {"hints": {"distil": "linear", "rnn": "linear"}}, YES, TRAINING, "linear falls to 0 over all epochs"),
-    ("--max_steps", "N", count, None, {}, YES, TRAINING, "stop after N optimiser steps"),
-    ("--overwrite", None, bool, False, {}, NO, TRAINING, "train again what is finished"),
-    ("--lora_rank", "N", count, 4, {}, YES, ("LoRA", "all"), "r, the rank of the correction"),
-    ("--lora_alpha", "X", positive, None, {}, YES, ("LoRA", "all"), "the correction times alpha / r [the rank]"),
-    ("--lora_dropout", "P", dropout, 0.0, {}, YES, ("LoRA", "all"), "dropout before A"),
-    ("--student_width", "N", number(int, 1, 65536), 768, {"nano": 256}, YES, STUDENTS, "units of the student's embedding and state"),
-    ("--student_cell", None, ("rnn", "gru", "lstm"), "rnn", {"hints": "gru"}, YES, STUDENTS, "Elman's cell, or one with gates"),
-    ("--student_layers", "N", number(int, 1, 8), 1, {"hints": 2}, YES, STUDENTS, "recurrent layers, one above the other"),
-    ("--student_dropout", "P", dropout, 0.0, {"hints": 0.3}, YES, STUDENTS, "dropout of embedding and state, while training"),
-    ("--held_out", "N", size, 0, {"hints": 1000}, YES, STUDENTS, "labelled sentences kept from training, to set its thresholds on"),
-    ("--threshold", None, RULES, {"distil": "balanced", "rnn": "balanced"}, {}, YES, (*STUDENTS, "predict"), "where a student decides: for MCC, or for accuracy; predict: as set in training"),
-    ("--kd_temperature", "T", softness, 2.0, {}, YES, TAUGHT, "softens teacher and student"),
-    ("--kd_alpha", "X", share, 0.5, {}, YES, TAUGHT, "weight of the KD term against cross-entropy"),
-    ("--transfer_size", "N", number(int, 0, 1_000_000), 0, {"hints": 200_000, "nano": 40_000}, YES, TAUGHT, "extra sentences that the teacher labels"),
-    ("--transfer_source", None, ("edits", "written", "both"), "edits", {"hints": "written"}, YES, TAUGHT, "edited training sentences, or written by the base"),
-    ("--transfer_file", "FILE", path, None, {}, NO, TAUGHT, "sentences, one a line, in the place of those that the base writes; .gz too"),
-    ("--hint_weight", "X", number(float, 0, 1e6), 0.0, {"hints": 30.0, "nano": 10.0}, YES, TAUGHT, "weight of the teacher's hidden states"),
-    ("--hint_width", "N", count, 128, {}, YES, TAUGHT, "how many of their components"),
-    ("--embedding_start", None, ("random", "teacher"), "random", {"hints": "teacher"}, YES, TAUGHT, "where the student's embedding starts"),
-    ("--teacher", "DIR", path, None, {}, NO, ("distil",), "a LoRA run [the one of this variant and sr_no]"),
-    ("--prompt", "TEXT", str, "The teacher", {}, NO, ("gen",), "the text to continue"),
-    ("--max_new_tokens", "N", count, 50, {}, NO, ("gen",), "tokens to add"),
-    ("--temperature", "X", number(float, 0), 0.8, {}, NO, ("gen",), "0 takes the likeliest token"),
-    ("--top_k", "N", size, 50, {}, NO, ("gen",), "sample among the N likeliest; 0 all"),
-    ("--top_p", "P", number(float, 0, 1, open_low=True), 1.0, {}, NO, ("gen",), "sample among the likeliest of this mass"),
-    ("--num_samples", "N", count, 1, {}, NO, ("gen",), "how many continuations"),
-    ("--checkpoint", "DIR", path, [], {}, NO, ("predict", "export"), "a saved teacher or student, or one that ships: student, smollm2 [one's own LoRA run; in predict else student]; predict takes several"),
-    ("--input", "FILE", path, None, {}, NO, ("predict",), "one sentence a line, or a file in CoLA's layout"),
-    ("--json", None, bool, False, {}, NO, ("predict",), "one JSON object a line instead of a table"),
-    ("sentences", "SENTENCE", str, [], {}, NO, ("predict",), "to judge; none: from --input or standard input"),
-))  # fmt: skip
+        answer(first, wanted)
+    mode, parser = wanted.mode, parser_of(wanted.mode)
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        parser.error(f"{unknown[0]} means nothing to --mode {mode}")
+    args.argv, args.command = argv, shlex.join(["python", "run.py", *argv])
+    args.given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    args.serial, args.sr_nos = args.sr_no
+    args.sr_no = args.sr_nos[0]
+    if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
+        parser.error(f"--sr_no: --mode {mode} takes one number")
+    if mode == "export" and len(args.checkpoint or []) > 1:
+        parser.error("--checkpoint: --mode export takes one")
+    if mode in TRAINING:
+        nano = args.gpt_variant == "nano"
+        args.data_dir = args.data_dir or PROJECT / ("nano/corpus" if nano else "cola_public")
+        args.recipe = vars(args).get("recipe") or ("nano" if nano else "published")
+        settings = settings_of(args, "distil")
+        for name, needed in NEEDS.items():
+            if name in args.given and not settings[needed]:
+                parser.error(f"--{name} means nothing without --{needed}")
+        if "transfer_file" in args.given and settings["transfer_source"] != "written":
+            parser.error("--transfer_file means nothing without --transfer_source written")
+    return args
 
 
 def published(mode: str) -> dict[str, Any]:
     """Return the published value of each option in the identity of a mode's runs."""
-    values = {o.name: o.value("published", mode) for o in OPTIONS if o.identity and mode in o.modes}
-    return values | ({"lora_alpha": values["lora_rank"]} if mode == "LoRA" else {})
+    return settings_of(Namespace(argv=[], recipe="published"), mode)
+
+
+def settings_of(args: Namespace, mode: str) -> dict[str, Any]:
+    """Return the value of each option in the identity of a mode's run."""
+    parser = parser_of(mode)
+    parser.set_defaults(**RECIPES[args.recipe].get(mode, {}))
+    values = vars(parser.parse_known_args(args.argv)[0])  # of `all` it knows what is its own
+    settings = {name: value for name, value in values.items() if name not in OUTSIDE}
+    if mode == "LoRA":
+        settings["lora_alpha"] = settings["lora_alpha"] or settings["lora_rank"]
+    return settings
 
 
 def options_of(args: Namespace, mode: str, sr_no: int, sentences: int) -> Namespace:
-    """Return the options of one run: those given, and its recipe's for the rest.
+    """Return the options of one run on so many training sentences; ``settings`` in its identity."""
+    settings = settings_of(args, mode)
+    beside = args.recipe == "hints" and (args.mode == "all" or "epochs" not in args.given)
+    if mode == "rnn" and beside:
+        settings["epochs"] = epochs_beside(settings_of(args, "distil"), sentences)
+    return Namespace(**vars(args) | settings | {"sr_no": sr_no, "settings": settings})
 
-    ``settings`` of the result are those in the run's identity. ``sentences`` is the size of the
-    training split: beside hints the untaught student takes as many steps as the taught one, which
-    sees a transfer set too.
+
+def epochs_beside(taught: dict[str, Any], sentences: int) -> int:
+    """Return in how many epochs an untaught student takes as many steps as one taught with hints.
+
+    The taught one has a transfer set beside the labelled sentences that are not held out.
     """
-    values = {o.name: chosen(args, o, mode) for o in OPTIONS if o.identity}
-    if (
-        mode == "rnn"
-        and args.recipe == "hints"
-        and (args.mode == "all" or "epochs" not in args.given)
-    ):
-        taught = {o.name: chosen(args, o, "distil") for o in OPTIONS}
-        labelled = max(sentences - taught["held_out"], 1)
-        values["epochs"] = round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))
-    values["lora_alpha"] = values["lora_alpha"] or values["lora_rank"]
-    settings = {name: values[name] for name in published(mode)}
-    return Namespace(**vars(args) | values | {"sr_no": sr_no, "settings": settings})
-
-
-def chosen(args: Namespace, option: Option, mode: str) -> Any:
-    """Return an option's value in a mode: as given, or as the recipe has it."""
-    given = option.name in args.given
-    return getattr(args, option.name) if given else option.value(args.recipe, mode)
+    labelled = max(sentences - taught["held_out"], 1)
+    return round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))

@@ -42,10 +42,10 @@ from support.bases.finding import base_folder, kind_of
 from support.bases.pretrained import read_pretrained
 from support.checkpoints.adapters import SavedAdapter, read_adapter, write_adapter
 from support.checkpoints.shipped import MODELS, SHIPPED
-from support.command_line import parse
 from support.errors import UserError
 from support.files import read_json
 from support.fingerprints import corpus_fingerprint, fingerprint
+from support.options import parse
 
 # ---------------------------------------------------------------------------------------------
 # Finding and loading

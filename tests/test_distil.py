@@ -178,10 +178,7 @@ def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_c
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "mine.txt.gz"])
-@pytest.mark.parametrize("source", ["written", "both"])
-def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(
-    nano_corpus, tmp_path, name, source
-):
+def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(nano_corpus, tmp_path, name):
     """Blank lines, sentences of the corpus and repeated ones are counted."""
     base, path = find_base("nano")._replace(max_length=40), tmp_path / name
     known = nano_corpus["in_domain_train"].sentences[0]
@@ -196,8 +193,7 @@ def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(
     ]
     content = "\n".join(lines).encode()
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    size = {"written": 3, "both": 6}[source]
-    options = Namespace(transfer_size=size, transfer_source=source, transfer_file=path, sr_no=3)
+    options = Namespace(transfer_size=3, transfer_source="written", transfer_file=path, sr_no=3)
     written = sentences_by_base(options, base, "its fingerprint", nano_corpus, CPU)
     with pytest.raises(
         UserError, match=rf"{name}, line 6: \d+ tokens, where the model takes 1 to 40"

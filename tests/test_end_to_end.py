@@ -4,12 +4,12 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -30,21 +30,21 @@ from bench.kills import TRAINS, compare_killed
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_split
-from support.options import RULES
 from support.reporting import describe
 from support.reporting.finished import find_runs
 
 NANO_RUN = ("--gpt_variant", "nano", "--sr_no", 7)
 QUICK = (*NANO_RUN, "--max_steps", 6, "--epochs", 2, "--batch_size", 32)
 SENTENCES = ["The teacher sleeps.", "The teacher sleep."]
-
-
+DEV_FILE = NANO / "corpus" / "raw" / "in_domain_dev.tsv"
 COMMAND = [sys.executable, str(PROJECT / "run.py")]
 
 
 class Demo(NamedTuple):
+    """A folder in which ``--mode all`` has run, the options but for --mode, and what it printed."""
+
     folder: Path
-    options: tuple  # but for --mode and --out_dir
+    options: tuple
     result: subprocess.CompletedProcess
 
 
@@ -61,14 +61,12 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, data):
-    """A folder in which ``--mode all`` has run, quickly; with what options, and what it printed."""
+    """The demonstration, quickly: other tests look at its runs and change nothing there."""
     folder = tmp_path_factory.mktemp("demo")
     options = (*QUICK, "--data_dir", data)
     more = ("--transfer_size", 200, "--out_dir", folder)
     command = [*COMMAND, "--mode", "all", *map(str, (*options, *more))]
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    assert result.returncode == 0, result.stderr
-    return Demo(folder, options, result)
+    return Demo(folder, options, done(subprocess.run(command, capture_output=True, text=True)))
 
 
 @pytest.fixture
@@ -89,36 +87,46 @@ def call(tmp_path, monkeypatch, capsys):
     return in_process
 
 
+def done(result):
+    """A command that is done."""
+    assert result.returncode == 0, result.stderr
+    return result
+
+
 def checkpoint(folder, mode):
     return folder / "checkpoints" / f"{mode}_nano_7"
 
 
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def answers(result) -> list[dict]:
+    """What ``predict --json`` printed."""
+    return [json.loads(line) for line in done(result).stdout.splitlines()]
+
+
 # ---------------------------------------------------------------------------------------------
-# What works
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys, run\n"
-        "try: run.main(['--help'])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'torch', 'numpy', 'pandas', 'transformers', 'matplotlib'} & set(sys.modules)"
-    )
-    for words in ("['--help']", "['--mode', 'distil', '--help']"):
-        command = [sys.executable, "-c", code.replace("['--help']", words)]
-        subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+# Training
 
 
 def test_all_leaves_every_file_of_the_design(demo):
     folder, _, result = demo
-    for mode, weights in (
-        ("LoRA", ["adapter_config.json", "adapter_model.safetensors"]),
-        ("rnn", ["model.safetensors", "config.json", "tokenizer.json"]),
-        ("distil", ["model.safetensors", "config.json", "tokenizer.json"]),
-    ):
-        for name in [*weights, "history.csv", "metrics.json"]:
-            assert (checkpoint(folder, mode) / name).stat().st_size > 0, name
-        assert not (checkpoint(folder, mode) / "state.safetensors").exists()
+    student = ["model.safetensors", "config.json", "tokenizer.json"]
+    teacher = ["adapter_config.json", "adapter_model.safetensors"]
+    for mode, weights in (("LoRA", teacher), ("rnn", student), ("distil", student)):
+        run = checkpoint(folder, mode)
+        assert all((run / name).stat().st_size > 0 for name in (*weights, "predictions.csv"))
+        assert not (run / "state.safetensors").exists()
+        history, metrics = pd.read_csv(run / "history.csv"), read_metrics(run)
+        assert list(history) == [
+            "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc",
+            "seconds", "sentences_per_second", *(["hint_loss"] if mode == "distil" else []),
+        ]  # fmt: skip
+        assert metrics["training"]["steps"] == 6
+        best = history.iloc[metrics["training"]["best_epoch"] - 1]
+        assert metrics[DEV]["accuracy"] == best.val_accuracy
+        assert metrics[DEV]["mcc"] == best.val_mcc
         for curve in ("loss", "accuracy"):
             picture = folder / "plots" / f"{mode}_nano_7_{curve}.png"
             assert picture.read_bytes().startswith(b"\x89PNG")
@@ -131,178 +139,108 @@ def test_all_leaves_every_file_of_the_design(demo):
     assert result.stderr == ""  # no progress bar, and no warning, where the output is piped
 
 
-def test_the_history_and_the_metrics_are_of_the_design(demo):
-    for mode in ("LoRA", "rnn", "distil"):
-        history = pd.read_csv(checkpoint(demo.folder, mode) / "history.csv")
-        assert list(history) == [
-            "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc",
-            "seconds", "sentences_per_second", *(["hint_loss"] if mode == "distil" else []),
-        ]  # fmt: skip
-        metrics = json.loads((checkpoint(demo.folder, mode) / "metrics.json").read_text())
-        assert metrics["training"]["steps"] == 6
-        best = history.iloc[metrics["training"]["best_epoch"] - 1]
-        assert metrics["in_domain_dev"]["accuracy"] == best.val_accuracy
-        assert metrics["in_domain_dev"]["mcc"] == best.val_mcc
-
-
-def no_model(*arguments, **settings):
-    """Stand where a base would be loaded."""
-    raise AssertionError("a base was loaded")
-
-
-@pytest.mark.parametrize("mode", ["LoRA", "distil"])
+@pytest.mark.parametrize(("mode", "more"), [("LoRA", ()), ("distil", ("--transfer_size", 200))])
 def test_a_finished_run_is_shown_and_a_student_without_loading_its_teacher(
-    demo, call, mode, monkeypatch
+    demo, call, mode, more, monkeypatch
 ):
+    def no_model(*arguments, **settings):
+        raise AssertionError("a base was loaded")
+
     weights = max(checkpoint(demo.folder, mode).glob("*model.safetensors"))
     before = weights.stat().st_mtime_ns
     if mode == "distil":  # what LoRA trains on is known by being loaded
         monkeypatch.setattr("support.bases.loading.load_pretrained", no_model)
-    more = ("--transfer_size", 200) if mode == "distil" else ()
-    result = call("--mode", mode, *demo.options, *more, "--out_dir", demo.folder)
-    assert result.returncode == 0, result.stderr
+    options = ("--mode", mode, *demo.options, *more, "--out_dir", demo.folder)
+    result = done(call(*options))
     assert "accuracy" in result.stdout
     assert ("Number of parameters: " in result.stdout) == (mode == "LoRA")
     assert "epoch 1/" not in result.stdout
     assert weights.stat().st_mtime_ns == before
+    assert "lr is 0.001 there, 0.01 here" in refusal(call(*options, "--lr", 0.01))
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "rnn"])
 def test_a_folder_that_bears_a_hubs_name_is_told(call, tmp_path, data, mode):
     shutil.copytree(NANO, tmp_path / "gpt2", ignore=shutil.ignore_patterns("corpus"))
     few = ("--max_steps", 1, "--data_dir", data)
-    result = call("--mode", mode, "--gpt_variant", "gpt2", *few)
-    assert result.returncode == 0, result.stderr
+    result = done(call("--mode", mode, "--gpt_variant", "gpt2", *few))
     assert f"note: base gpt2: a folder, {tmp_path / 'gpt2'}\n" in result.stderr
-    metrics = json.loads((tmp_path / f"checkpoints/{mode}_gpt2_22915/metrics.json").read_text())
+    metrics = read_metrics(tmp_path / f"checkpoints/{mode}_gpt2_22915")
     assert (metrics["base"]["name"], metrics["base"]["kind"]) == ("gpt2", "folder")
     assert metrics["identity"]["base"] == metrics["base"]["fingerprint"]
 
 
 def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call, tmp_path):
-    options = (*QUICK, "--data_dir", demo.options[demo.options.index("--data_dir") + 1])
-    several = ("--mode", "rnn", *options, "--sr_no", "6-7", "--out_dir", tmp_path)
-    result = call(*several)
-    assert result.returncode == 0, result.stderr
-    alone, together = (checkpoint(folder, "rnn") for folder in (demo.folder, tmp_path))
+    several = ("--mode", "rnn", *demo.options, "--sr_no", "6-7")
+    done(call(*several))
     for name in ("model.safetensors", "predictions.csv"):
-        assert (alone / name).read_bytes() == (together / name).read_bytes()
+        alone, together = (checkpoint(f, "rnn") / name for f in (demo.folder, tmp_path))
+        assert alone.read_bytes() == together.read_bytes()
     assert "epoch 1/" not in call(*several).stdout  # both are finished
-    result = call("--mode", "report", "--sr_no", "6-7", "--out_dir", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "Report_6-7.pdf").read_bytes().startswith(b"%PDF")
+    done(call("--mode", "report", "--sr_no", "6-7"))
     assert (tmp_path / "plots" / "rnn_nano_6-7_loss.png").exists()
-    result = call("--mode", "report", "--sr_no", "6-8", "--out_dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = done(call("--mode", "report", "--sr_no", "6-8"))
     assert "rnn_nano_8" in result.stderr  # what is missing is named, and the rest is reported
-    assert (tmp_path / "Report_6-8.pdf").read_bytes().startswith(b"%PDF")
+    for several in ("6-7", "6-8"):
+        assert (tmp_path / f"Report_{several}.pdf").read_bytes().startswith(b"%PDF")
+    again = done(call("--mode", "report", "--sr_no", 7, "--out_dir", demo.folder)).stdout
+    printed = demo.result.stdout.splitlines()
+    rows = [line for line in printed if line.startswith(("LoRA ", "distil "))]
+    assert rows
+    assert all(row in again for row in rows)  # as `all` showed them
 
 
-def test_the_same_run_folder_with_other_options_is_refused(demo, call):
-    line = refusal(call("--mode", "LoRA", *demo.options, "--lr", 0.01, "--out_dir", demo.folder))
-    assert "lr is 0.001 there, 0.01 here" in line
-
-
-def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
-    few = ("--data_dir", data, "--epochs", 1, "--max_steps", 1)
-    options = ("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200)
-    with monkeypatch.context() as earlier:
-        earlier.setattr("distil.BIAS_RULE", "as many as there are")
-        assert call(*options).returncode == 0
-        assert "kept epoch" in call(*options).stdout
-    assert "bias is as many as there are there, as learnt here" in refusal(call(*options))
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_students_threshold_is_that_of_its_training_in_every_figure(call, data, tmp_path, rule):
-    """What predict says by itself is what metrics.json and predictions.csv have."""
-    few = ("--data_dir", data, "--epochs", 1, "--max_steps", 9, "--batch_size", 32)
-    trained = call("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200, "--threshold", rule)
-    assert trained.returncode == 0, trained.stderr
-    (run,) = find_runs(tmp_path, [7])[0].runs
-    edge = run.predictions[DEV].decision.threshold
-    assert f"threshold: a margin of {edge:+.2f}, p(acceptable) = " in trained.stdout
-    assert f" ({rule}), set on 200 held-out sentences" in trained.stdout
-    options = ("--mode", "predict", "--json", "--checkpoint", run.folder, "--input")
-    for split in SPLITS[1:]:
-        result = call(*options, data / "raw" / f"{split}.tsv")
-        found, kept = pd.read_json(io.StringIO(result.stdout), lines=True), run.predictions[split]
-        assert found["label"].tolist() == kept.answers.tolist()
-        assert found["p_acceptable"].tolist() == pytest.approx(
-            kept.decision.p_acceptable(kept.margins).tolist(), abs=1e-6
-        )
-        assert describe(run.metrics[split]) in result.stderr
-        assert f"({rule})" in result.stderr or rule == "accuracy"
-
-
-def test_a_student_learns_from_a_file_of_sentences_and_another_file_is_another_run(
-    demo, call, tmp_path, monkeypatch
+def test_a_finished_student_is_shown_when_its_teacher_or_file_is_gone_and_no_other_is(
+    demo, call, tmp_path
 ):
-    path = tmp_path / "mine.txt"
-    path.write_text("The dogs chased a cat.\nThe dogs chase cat a.\nShe smiled.\n")
-    more = ("--transfer_source", "written", "--transfer_size", 3, "--transfer_file", path)
-    cell = ("--student_cell", "gru", "--student_layers", 2)
-    teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0, "--max_steps", 2)
-    options = ("--mode", "distil", *demo.options, *more, *cell, *teacher)
-    result = call(*options)
-    assert result.returncode == 0, result.stderr
-    assert "kept epoch" in call(*options).stdout
-    assert (
-        json.loads((tmp_path / "checkpoints/distil_nano_7/config.json").read_text())["cell"]
-        == "gru"
-    )
-    path.write_text(path.read_text().replace("She", "He"))
-    assert "transfer_file is" in refusal(call(*options))
-    path.unlink()
-    result = call(*options)
-    assert (
-        "note: mine.txt: no such file; the run is finished, and is shown"
-        in result.stderr.replace(f"{tmp_path}/", "")
-    )
-    assert "kept epoch" in result.stdout
-    assert "mine.txt: no such file" in refusal(call(*options, "--sr_no", 8))
-
-
-def test_a_finished_student_is_shown_when_its_teacher_is_gone_and_no_other_is(demo, call, tmp_path):
+    file, teacher, away = tmp_path / "mine.txt", checkpoint(tmp_path, "LoRA"), tmp_path / "away"
+    shutil.copytree(checkpoint(demo.folder, "LoRA"), teacher)
+    file.write_text("The dogs chased a cat.\nThe dogs chase cat a.\nShe smiled.\n")
+    more = ("--transfer_source", "written", "--transfer_size", 3, "--transfer_file", "mine.txt")
+    cell = ("--student_cell", "gru", "--student_layers", 2, "--hint_weight", 0)
+    options = ("--mode", "distil", *demo.options, *more, *cell)
+    done(call(*options))
     folder = checkpoint(tmp_path, "distil")
-    shutil.copytree(checkpoint(demo.folder, "distil"), folder)
-    options = ("--mode", "distil", *demo.options, "--transfer_size", 200)
-    result = call(*options)
-    assert result.returncode == 0, result.stderr
-    assert "kept epoch" in result.stdout
-    assert "LoRA_nano_7: no teacher there" in result.stderr
-    assert "the run is finished, and is shown" in result.stderr
+    assert json.loads((folder / "config.json").read_text())["cell"] == "gru"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for other in (("--lr", 0.01), ("--overwrite",), ("--sr_no", 8)):
-        assert "no teacher there; run: python run.py" in refusal(call(*options, *other))
+    for gone, words in ((file, "mine.txt: no such file"), (teacher, "LoRA_nano_7: no teacher")):
+        gone.rename(away)
+        shown = done(call(*options))
+        assert "kept epoch" in shown.stdout
+        assert words in shown.stderr
+        assert "the run is finished, and is shown" in shown.stderr
+        for other in (("--lr", 0.01), ("--overwrite",)):
+            assert words in refusal(call(*options, *other))
+        away.rename(gone)
+    assert "no teacher there; run: python run.py" in refusal(call(*options, "--sr_no", 8))
+    file.write_text(file.read_text().replace("She", "He"))
+    assert "transfer_file is" in refusal(call(*options))  # another file is another run
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert not checkpoint(tmp_path, "LoRA").exists()
-    identity = json.loads((folder / "metrics.json").read_text())["identity"]
-    (folder / "unfinished.json").write_text(json.dumps({"identity": identity}))
-    assert "no teacher there" in refusal(call(*options))
+    unfinished = {"identity": read_metrics(folder)["identity"]}
+    (folder / "unfinished.json").write_text(json.dumps(unfinished))
+    file.unlink()
+    assert "mine.txt: no such file" in refusal(call(*options))
 
 
 def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     demo, call, monkeypatch, tmp_path
 ):
-    """A teacher and a file of sentences; nothing is trained under the wrong name."""
+    """A file of sentences and a teacher; nothing is trained under the wrong name."""
     (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
     teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
     more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
     distilled = ("--mode", "distil", *demo.options, *more, *teacher)
     words = "replaced by another while this command ran; give the command again"
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
-        assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
 
     def read(path, *rest):
         path.write_text("The dogs chased a cat.\nHe smiled.\n")
         return sentences_of_file(path, *rest)
 
     sentences_of_file = distil.sentences_of_file
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "sentences_of_file", read)
-        assert f"mine.txt: {words}" in refusal(call(*distilled))
+    monkeypatch.setattr(distil, "sentences_of_file", read)
+    assert f"mine.txt: {words}" in refusal(call(*distilled))
+    monkeypatch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
+    assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -319,244 +257,168 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
         return written_sentences(base, key, corpus, *rest)
 
     with monkeypatch.context() as earlier:
+        earlier.setattr("distil.BIAS_RULE", "as many as there are")
         earlier.setattr("distil.PROMPT_RULE", "any training sentence")
         earlier.setattr("distil.written_sentences", watched)
-        result = call(*options)
-        assert result.returncode == 0, result.stderr
+        done(call(*options))
     (corpus,) = corpora
     assert len(corpus["held_out"]) == 200
     assert not set(corpus["held_out"].sentences) & set(corpus["in_domain_train"].sentences)
-    words = "prompts is any training sentence there, none held out here"
-    assert words in refusal(call(*options))
+    line = refusal(call(*options))
+    assert "bias is as many as there are there, as learnt here" in line
+    assert "prompts is any training sentence there, none held out here" in line
+
+
+# ---------------------------------------------------------------------------------------------
+# Using what was trained
+
+
+@pytest.mark.parametrize(
+    ("mode", "precision", "rule"),
+    [
+        ("LoRA", "fp32", None),
+        ("LoRA", "bf16", None),
+        ("rnn", "bf16", None),
+        ("rnn", "fp32", "balanced"),
+        ("rnn", "fp32", "accuracy"),
+    ],
+)
+def test_what_is_scored_is_the_model_as_predict_loads_it(
+    demo, call, mode, precision, rule, tmp_path
+):
+    """To the last bit of every logit; a student's threshold is that of its training."""
+    device = ("--precision", precision)
+    held = ("--held_out", 200, "--threshold", rule) if rule else ()
+    trained = done(call("--mode", mode, *demo.options, *device, *held, "--lr", 0.01))
+    (run,) = find_runs(tmp_path, [7])[0].runs
+    if rule:
+        edge = run.predictions[DEV].decision.threshold
+        assert f"threshold: a margin of {edge:+.2f}, p(acceptable) = " in trained.stdout
+        assert f" ({rule}), set on 200 held-out sentences" in trained.stdout
+    table = pd.read_csv(run.folder / "predictions.csv")
+    for split in SPLITS[1:]:
+        path = demo.options[-1] / "raw" / f"{split}.tsv"
+        options = ("--mode", "predict", "--json", "--checkpoint", run.folder, *device)
+        result = call(*options, "--input", path)
+        said, kept = pd.DataFrame(answers(result)), run.predictions[split]
+        logits = table[table["split"] == split][["logit_0", "logit_1"]].to_numpy().tolist()
+        assert said["logits"].tolist() == logits
+        assert said["label"].tolist() == kept.answers.tolist()
+        p = kept.decision.p_acceptable(kept.margins)
+        assert said["p_acceptable"].tolist() == pytest.approx(p.tolist(), abs=1e-6)
+        assert describe(run.metrics[split]) in result.stderr
+        assert ("(balanced)" in result.stderr) == (rule == "balanced")
+    if (mode, precision) == ("LoRA", "fp32"):
+        base = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2)
+        base.config.pad_token_id = 0
+        theirs = peft.PeftModel.from_pretrained(base, run.folder).eval()
+        expected = padded_logits(theirs, load_tokenizer(NANO), read_split(path)[0])
+        torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "distil"])
 def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, tmp_path):
-    options = ("--mode", "predict", "--json", "--checkpoint", checkpoint(demo.folder, mode))
-    (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
-    outputs = {
-        call(*options, *SENTENCES).stdout,
-        call(*options, "--input", "sentences.txt").stdout,
-        call(*options, input="\n".join(SENTENCES) + "\n").stdout,
-    }
-    assert len(outputs) == 1
-    for line, sentence in zip(outputs.pop().splitlines(), SENTENCES, strict=True):
-        found = json.loads(line)
-        assert found["sentence"] == sentence
-        probabilities = torch.tensor(found["logits"]).softmax(0)
-        assert found["label"] == int(probabilities.argmax())
-        assert found["p_acceptable"] == pytest.approx(probabilities[1].item(), abs=1e-6)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("mode", ["LoRA", "rnn"])
-def test_what_is_scored_is_the_model_as_predict_loads_it(demo, call, mode, precision, tmp_path):
-    """To the last bit of every logit."""
-    device = ("--precision", precision)
-    assert call("--mode", mode, *demo.options, *device, "--lr", 0.01).returncode == 0
-    folder = checkpoint(tmp_path, mode)
-    predictions = pd.read_csv(folder / "predictions.csv")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    for split in SPLITS[1:]:
-        path = demo.options[-1] / "raw" / f"{split}.tsv"
-        options = ("--mode", "predict", "--json", "--checkpoint", folder, *device)
-        said = [json.loads(row) for row in call(*options, "--input", path).stdout.splitlines()]
-        rows = predictions[predictions["split"] == split]
-        assert [row["logits"] for row in said] == rows[["logit_0", "logit_1"]].to_numpy().tolist()
-        answers = [row["label"] for row in said]
-        assert metrics[split]["predicted_acceptable"] == sum(answers)
-        assert metrics[split]["correct"] == (rows["label"] == answers).sum()
-
-
-def test_a_student_judges_in_a_process_without_the_libraries_that_take_seconds(demo, call):
-    code = (
-        "import sys, run\n"
-        "status = run.main(sys.argv[1:])\n"
-        "print(*sys.modules, file=sys.stderr)\n"
-        "sys.exit(status)"
-    )
-    options = ("--mode", "predict", "--json", "--checkpoint", str(checkpoint(demo.folder, "rnn")))
-    command = [sys.executable, "-c", code, *options, *SENTENCES]
-    result = subprocess.run(
-        command, cwd=PROJECT, capture_output=True, encoding="utf-8", check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == call(*options, *SENTENCES).stdout
-    modules = set(result.stderr.split())
-    assert {"torch", "tokenizers"} <= modules
-    slow = {"transformers", "huggingface_hub", "pandas", "scipy", "matplotlib", "reportlab"}
-    assert not (slow | {"onnx", "onnxruntime", "torch._dynamo"}) & modules
+    """From a file with a byte order mark, and with blank lines, too; as JSON and as a table."""
+    options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, mode))
+    expected = call(*options, "--json", *SENTENCES)
+    for answer, sentence in zip(answers(expected), SENTENCES, strict=True):
+        p = torch.tensor(answer["logits"]).softmax(0)
+        assert (answer["sentence"], answer["label"]) == (sentence, int(p.argmax()))
+        assert answer["p_acceptable"] == pytest.approx(p[1].item(), abs=1e-6)
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
+    assert call(*options, "--json", "--input", "bom.txt").stdout == expected.stdout
+    for text, note in (
+        ("\ufeff{}\n{}", ""),
+        ("{}\n\n{}", "standard input: 1 blank line passed over\n"),
+        ("{}\n\n \n{}\n\n", "standard input: 2 blank lines passed over\n"),
+    ):
+        piped = call(*options, "--json", input=text.format(*SENTENCES))
+        assert (piped.stdout, piped.stderr) == (expected.stdout, note)
+    header, *rows = call(*options, *SENTENCES).stdout.splitlines()
+    assert header.split() == ["p(acceptable)", "judgement", "sentence"]
+    for row, answer in zip(rows, answers(expected), strict=True):
+        word = ("unacceptable", "acceptable")[answer["label"]]
+        assert row.split(maxsplit=2) == [f"{answer['p_acceptable']:.3f}", word, answer["sentence"]]
 
 
 def test_a_file_in_colas_layout_is_judged_by_its_sentences_and_scored(demo, call):
-    path = NANO / "corpus" / "raw" / "in_domain_dev.tsv"
-    sentences, labels = read_split(path)
+    sentences, labels = read_split(DEV_FILE)
     options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"))
-    result = call(*options, "--input", path)
-    *_, first, second = result.stdout.splitlines()
-    rows = [json.loads(line) for line in call(*options, "--json", *sentences).stdout.splitlines()]
-    answers = [row["label"] for row in rows]
-    assert f"accuracy {accuracy_score(labels, answers):.2%}" in first
-    assert f"MCC {matthews_corrcoef(labels, answers):.3f}" in first
-    for count in confusion_matrix(labels, answers).ravel():
+    *_, first, second = call(*options, "--input", DEV_FILE).stdout.splitlines()
+    rows = answers(call(*options, "--json", *sentences))
+    found = [row["label"] for row in rows]
+    assert f"accuracy {accuracy_score(labels, found):.2%}" in first
+    assert f"MCC {matthews_corrcoef(labels, found):.3f}" in first
+    for count in confusion_matrix(labels, found).ravel():
         assert re.search(rf"\b{count}\b", second)
-    scored = call(*options, "--json", "--input", path)
-    assert [json.loads(line) for line in scored.stdout.splitlines()] == rows
+    scored = call(*options, "--json", "--input", DEV_FILE)
+    assert answers(scored) == rows
     assert first in scored.stderr
 
 
-def test_a_tab_in_a_sentence_is_refused_with_its_line(demo, call):
-    options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"))
-    line = refusal(call(*options, input="Fine.\nNot\tfine.\n"))
-    assert "standard input, line 2: a tab in the sentence" in line
-    assert "line 2: 2 tab-separated" in refusal(call(*options, input="a\t1\t\tFine.\nNot\tfine.\n"))
-
-
-def test_a_byte_order_mark_and_blank_lines_change_no_judgement(demo, call, tmp_path):
-    options = ("--mode", "predict", "--json", "--checkpoint", checkpoint(demo.folder, "rnn"))
-    expected = call(*options, *SENTENCES).stdout
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
-    assert call(*options, "--input", "bom.txt").stdout == expected
-    assert call(*options, input="\ufeff" + "\n".join(SENTENCES)).stdout == expected
-    for text, words in (
-        ("\n\n".join(SENTENCES), "1 blank line "),
-        ("{}\n\n \n{}\n\n", "2 blank lines "),
-    ):
-        result = call(*options, input=text.format(*SENTENCES))
-        assert result.stdout == expected
-        assert f"standard input: {words}passed over" in result.stderr
-
-
-def test_any_sentence_is_printed_where_the_locale_is_ascii(demo, run):
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
-    student = checkpoint(demo.folder, "rnn")
-    result = run("--mode", "predict", "--checkpoint", student, "Étude — ok.", env=ascii_only)
-    assert result.returncode == 0, result.stderr
-    assert "Étude — ok." in result.stdout
-    few = ("--gpt_variant", "nano", "--max_new_tokens", 2)
-    result = run("--mode", "gen", *few, "--prompt", "Étude", env=ascii_only)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Étude")
+def test_predict_shows_several_models_side_by_side(demo, call):
+    """What each says is what it says alone."""
+    folders = [checkpoint(demo.folder, mode) for mode in ("LoRA", "rnn")]
+    names, predict = [folder.name for folder in folders], ("--mode", "predict")
+    alone = [answers(call(*predict, "--json", "--checkpoint", f, *SENTENCES)) for f in folders]
+    options = (*predict, *(word for f in folders for word in ("--checkpoint", f)))
+    both = answers(call(*options, "--json", *SENTENCES))
+    header, *rows = call(*options, *SENTENCES).stdout.splitlines()
+    assert header.split() == [*names, "sentence"]
+    for row, found, *each in zip(rows, both, *alone, strict=True):
+        assert list(found["models"]) == names
+        cells = [f"{answer['p_acceptable']:.3f}" for answer in each]
+        assert row.split()[0:4:2] == cells
+        sentence = {"sentence": found["sentence"]}
+        assert [sentence | answer for answer in found["models"].values()] == each
+    labelled = call(*options, "--input", DEV_FILE).stdout
+    assert all(f"\n{name}:\naccuracy " in labelled for name in names)
 
 
 @pytest.mark.parametrize("mode", ["LoRA", "rnn"])
 def test_nano_says_that_it_knows_its_own_lexicon_alone(demo, call, mode):
     options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, mode))
     assert "note: nano knows its own small lexicon alone" in call(*options, "The cat purrs.").stderr
-    own, _ = read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")
-    assert call(*options, *own[:20]).stderr == ""
-
-
-def test_a_path_may_begin_with_the_home_folder(demo, call, monkeypatch, tmp_path):
-    """As --option=~/place, which no shell expands."""
-    monkeypatch.setenv("HOME", str(demo.folder.parent))
-    home = f"~/{demo.folder.name}"
-    student = f"--checkpoint={home}/checkpoints/rnn_nano_7"
-    (demo.folder / "some.txt").write_text("Fine.")
-    result = call("--mode", "predict", student, f"--input={home}/some.txt")
-    assert result.returncode == 0, result.stderr
-    result = call("--mode", "report", "--sr_no", 7, f"--out_dir={home}")
-    assert result.returncode == 0, result.stderr
-    args = front_door.parse(["--mode", "distil", "--teacher=~/a", "--data_dir=~/b"])
-    assert (args.teacher, args.data_dir) == (demo.folder.parent / "a", demo.folder.parent / "b")
-    assert not (tmp_path / "~").exists()
-
-
-def test_predict_prints_a_table(demo, call):
-    result = call("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"), *SENTENCES)
-    header, *rows = result.stdout.splitlines()
-    assert header.split() == ["p(acceptable)", "judgement", "sentence"]
-    for row, sentence in zip(rows, SENTENCES, strict=True):
-        assert row.endswith(sentence)
-        assert row.split()[1] in ("acceptable", "unacceptable")
-
-
-def test_predict_shows_several_models_side_by_side(demo, call):
-    """What each says is what it says alone."""
-    folders = [checkpoint(demo.folder, mode) for mode in ("LoRA", "rnn")]
-    options = ("--mode", "predict", *(word for f in folders for word in ("--checkpoint", f)))
-    alone = [
-        call("--mode", "predict", "--json", "--checkpoint", folder, *SENTENCES).stdout
-        for folder in folders
-    ]
-    both = call(*options, "--json", *SENTENCES).stdout.splitlines()
-    for line, *answers in zip(both, *map(str.splitlines, alone), strict=True):
-        found = json.loads(line)
-        assert list(found["models"]) == [folder.name for folder in folders]
-        for models, answer in zip(found["models"].values(), map(json.loads, answers), strict=True):
-            assert {"sentence": found["sentence"], **models} == answer
-    header, *rows = call(*options, *SENTENCES).stdout.splitlines()
-    assert header.split() == [*(folder.name for folder in folders), "sentence"]
-    for row, line in zip(rows, both, strict=True):
-        for cell, answer in zip(
-            row.split()[::2], json.loads(line)["models"].values(), strict=False
-        ):
-            assert cell == f"{answer['p_acceptable']:.3f}"
-    labelled = call(*options, "--input", NANO / "corpus" / "raw" / "in_domain_dev.tsv").stdout
-    for folder in folders:
-        assert f"\n{folder.name}:\naccuracy " in labelled
-
-
-def test_checkpoints_that_cannot_be_used_so_are_refused(demo, call):
-    one = ("--checkpoint", checkpoint(demo.folder, "rnn"))
-    assert "one is given twice" in refusal(call("--mode", "predict", *one, *one, "Hello."))
-    missing = (*one, "--checkpoint", "nowhere")
-    assert "nowhere: no such" in refusal(call("--mode", "predict", *missing, "Hello."))
-    threshold = (*one, "--threshold", "balanced", "Hello.")
-    line = refusal(call("--mode", "predict", *threshold))
-    assert "--threshold balanced: rnn_nano_7 decides at p = 0.5 alone" in line
-    assert "--mode export takes one" in refusal(call("--mode", "export", *one, *one))
-
-
-def test_peft_loads_the_saved_adapter_and_agrees_with_predict(demo, call):
-    folder = checkpoint(demo.folder, "LoRA")
-    sentences = read_split(NANO / "corpus" / "raw" / "out_of_domain_dev.tsv")[0][:50]
-    result = call("--mode", "predict", "--json", "--checkpoint", folder, *sentences)
-    ours = torch.tensor([json.loads(line)["logits"] for line in result.stdout.splitlines()])
-    base = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2)
-    base.config.pad_token_id = 0
-    theirs = peft.PeftModel.from_pretrained(base, folder).eval()
-    expected = padded_logits(theirs, load_tokenizer(NANO), sentences)
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert call(*options, *read_split(DEV_FILE)[0][:20]).stderr == ""
 
 
 def test_gen_gives_the_same_text_for_the_same_sr_no(run, call):
-    options = ("--mode", "gen", "--gpt_variant", "nano", "--max_new_tokens", 20)
-    first = run(*options, "--sr_no", 1)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("The teacher")
+    """In a process of its own, where the locale is ASCII, too."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    options = (
+        "--mode",
+        "gen",
+        "--gpt_variant",
+        "nano",
+        "--max_new_tokens",
+        20,
+        "--prompt",
+        "Étude",
+    )
+    first = done(run(*options, "--sr_no", 1, env=ascii_only))
+    assert first.stdout.startswith("Étude")
     assert first.stderr == ""
     assert call(*options, "--sr_no", 1).stdout == first.stdout
     assert call(*options, "--sr_no", 2).stdout != first.stdout
-    greedy = call(*options, "--temperature", 0, "--num_samples", 2).stdout.split("---")
-    assert greedy[1].partition("\n")[2].strip() == greedy[2].partition("\n")[2].strip()
-    tiny = call(*options, "--temperature", 1e-39).stdout
-    assert tiny.strip() == greedy[1].partition("\n")[2].strip()
+    _, *greedy = call(*options, "--temperature", 0, "--num_samples", 2).stdout.split("---")
+    one, two = (text.partition("\n")[2].strip() for text in greedy)
+    assert one == two == call(*options, "--temperature", 1e-39).stdout.strip()
 
 
-def test_report_alone_gives_the_same_table(demo, call):
-    result = call("--mode", "report", "--sr_no", 7, "--out_dir", demo.folder)
-    assert result.returncode == 0, result.stderr
-    rows = [
-        line for line in demo.result.stdout.splitlines() if line.startswith(("LoRA ", "distil "))
-    ]
-    assert rows
-    assert all(row in result.stdout for row in rows)
-
-
-def test_export_writes_both_kinds_and_leaves_nothing_where_there_is_no_checkpoint(
-    call, demo, tmp_path
-):
-    assert "no such checkpoint" in refusal(call("--mode", "export", "--checkpoint", "nowhere"))
-    assert list(tmp_path.iterdir()) == []
+def test_export_writes_both_kinds(call, demo, tmp_path):
     for mode, file in (("LoRA", "model.safetensors"), ("distil", "student.onnx")):
-        result = call("--mode", "export", "--checkpoint", checkpoint(demo.folder, mode))
-        assert result.returncode == 0, result.stderr
+        done(call("--mode", "export", "--checkpoint", checkpoint(demo.folder, mode)))
         assert (tmp_path / "exports" / f"{mode}_nano_7" / file).stat().st_size > 0
 
 
 # ---------------------------------------------------------------------------------------------
 # Interrupting
+
+
+def start(options, tmp_path, stdout=subprocess.DEVNULL) -> subprocess.Popen:
+    """Start the command in a process of its own."""
+    command, pipe = [*COMMAND, *map(str, options)], subprocess.PIPE
+    return subprocess.Popen(command, cwd=tmp_path, encoding="utf-8", stdout=stdout, stderr=pipe)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -565,10 +427,7 @@ def test_a_command_keeps_its_folder_until_a_signal_ends_it_and_the_same_one_goes
 ):
     options = ("--mode", "rnn", *NANO_RUN, "--data_dir", data, "--epochs", 3, "--batch_size", 16)
     folder = checkpoint(tmp_path, "rnn")
-    first = subprocess.Popen(
-        [*COMMAND, *map(str, options)], cwd=tmp_path, encoding="utf-8",
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    first = start(options, tmp_path)
     try:
         while not (folder / "state.safetensors").exists():  # the first epoch's end
             assert first.poll() is None
@@ -584,27 +443,20 @@ def test_a_command_keeps_its_folder_until_a_signal_ends_it_and_the_same_one_goes
     if number == signal.SIGINT:
         assert first.returncode == 130
         assert error == "\nrun.py: interrupted; the same command goes on from the last save\n"
-    result = call(*options)
-    assert result.returncode == 0, result.stderr
-    assert "resuming after step" in result.stdout
-    assert json.loads((folder / "metrics.json").read_text())["training"]["stopped"] == "epochs"
+    assert "resuming after step" in done(call(*options)).stdout
+    assert read_metrics(folder)["training"]["stopped"] == "epochs"
 
 
 def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(call, tmp_path, data):
     few = ("--data_dir", data, "--epochs", 2, "--batch_size", 32)
     options = ("--mode", "rnn", *NANO_RUN, *few, "--overwrite")
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, options)], cwd=tmp_path, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = start(options, tmp_path, subprocess.PIPE)
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait() == 130
     assert "the same command without --overwrite goes on" in error
     assert "Traceback" not in error
-    result = call(*options)
-    assert result.returncode == 0, result.stderr
-    assert "resuming after step 32, in epoch 2" in result.stdout
+    assert "resuming after step 32, in epoch 2" in done(call(*options)).stdout
 
 
 def test_three_kills_change_nothing(tmp_path, data):
@@ -616,24 +468,24 @@ def test_three_kills_change_nothing(tmp_path, data):
 def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):
     """While its base writes, its teacher reads, and it trains; its folder has no projection."""
     teacher = checkpoint(demo.folder, "LoRA")
-    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 1500)
+    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 800)
     hints = (*hints, "--embedding_start", "teacher", "--student_dropout", 0.3, "--held_out", 200)
     some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
     options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]
     assert compare_killed(tmp_path, kills=3, seed=3, options=options) == []
-    folder = checkpoint(tmp_path / "alone", "distil")
     assert len(list((tmp_path / "alone" / "transfer").glob("teacher_*.safetensors"))) > 1
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        found = set(file.keys())
-    with safe_open(checkpoint(demo.folder, "rnn") / "model.safetensors", framework="pt") as file:
-        assert found == set(file.keys())
+    names = []
+    for folder in (checkpoint(tmp_path / "alone", "distil"), checkpoint(demo.folder, "rnn")):
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            names.append(set(file.keys()))
+    assert names[0] == names[1]
 
 
 def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
     demo, call, tmp_path, monkeypatch
 ):
     shutil.copytree(demo.folder / "checkpoints", tmp_path / "checkpoints")
-    steps = []
+    steps, cross_entropy = [], finetune.cross_entropy
 
     def interrupted(*examples):
         steps.append(1)
@@ -641,22 +493,18 @@ def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
             raise KeyboardInterrupt
         return cross_entropy(*examples)
 
-    cross_entropy = finetune.cross_entropy
     monkeypatch.setattr(finetune, "cross_entropy", interrupted)
     again = ("--mode", "LoRA", *demo.options, "--lr", "3e-3")
     result = call(*again, "--overwrite")
     assert result.returncode == 130
-    assert result.stderr.endswith(
-        "the same command without --overwrite goes on from the last save\n"
-    )
+    assert result.stderr.endswith("command without --overwrite goes on from the last save\n")
     for mode in (["predict", *SENTENCES], ["export"], ["distil"]):
         line = refusal(call("--mode", *mode, *NANO_RUN))
         assert "LoRA_nano_7: this run is not finished; finish it with: python run.py" in line
         assert "--lr 3e-3 --overwrite" in line
     assert [run.mode for run in find_runs(tmp_path, [7])] == ["distil", "rnn"]
-    result = call(*again)
-    assert result.returncode == 0, result.stderr
-    assert call("--mode", "predict", *NANO_RUN, *SENTENCES).returncode == 0
+    done(call(*again))
+    done(call("--mode", "predict", *NANO_RUN, *SENTENCES))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -666,11 +514,9 @@ def test_a_run_overwritten_and_interrupted_leaves_no_model_for_use(
 def torchrun(*arguments, script=COMMAND[1]) -> subprocess.CompletedProcess:
     """The command in two processes, over Gloo, on a thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.run(
-        [*launcher, script, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+    command = [*launcher, script, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
 
 
 def assert_same_training(one, two):
@@ -678,16 +524,13 @@ def assert_same_training(one, two):
     histories = [pd.read_csv(folder / "history.csv") for folder in (one, two)]
     for column in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
         assert histories[1][column].tolist() == pytest.approx(histories[0][column], rel=1e-5)
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    metrics = [read_metrics(folder) for folder in (one, two)]
     assert [m["hardware"]["processes"] for m in metrics] == [1, 2]
-    for split in ("in_domain_dev", "out_of_domain_dev"):
+    predictions = pd.read_csv(two / "predictions.csv")
+    for split in SPLITS[1:]:
         assert metrics[1][split]["correct"] == metrics[0][split]["correct"]
-        assert metrics[1][split]["sentences"] == len(read_predictions(two, split))
-
-
-def read_predictions(folder, split):
-    predictions = pd.read_csv(folder / "predictions.csv")
-    return predictions[predictions["split"] == split]["line"].unique()
+        assert metrics[1][split]["sentences"] == (predictions["split"] == split).sum()
+    assert not predictions.duplicated(["split", "line"]).any()
 
 
 def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path):
@@ -696,25 +539,25 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
     shutil.copytree(checkpoint(demo.folder, "rnn"), finished)
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     options = (*demo.options, "--transfer_size", 200, "--out_dir", tmp_path)
-    result = torchrun("--mode", "all", *options)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Number of parameters: ") == 1
-    assert result.stdout.count("kept epoch") == 3
-    assert result.stdout.count("report: ") == 1
+    result = done(torchrun("--mode", "all", *options))
+    counts = {"Number of parameters: ": 1, "kept epoch": 3, "report: ": 1}
+    assert {words: result.stdout.count(words) for words in counts} == counts
     for mode in ("LoRA", "distil"):
         assert_same_training(checkpoint(demo.folder, mode), checkpoint(tmp_path, mode))
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
 def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_path):
+    """The second batch has one of the 900 sentences, and leaves one process without any."""
     teacher = checkpoint(demo.folder, "LoRA")
-    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 200)
-    hints = (*hints, "--embedding_start", "teacher", "--held_out", 200)
+    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 100)
+    hints = (*hints, "--embedding_start", "teacher", "--held_out", 200, "--batch_size", 899)
     options = ("--mode", "distil", *demo.options, *hints, "--teacher", teacher, "--out_dir")
-    assert call(*options, tmp_path / "one").returncode == 0
-    result = torchrun(*options, tmp_path / "two")
-    assert result.returncode == 0, result.stderr
-    assert_same_training(*(checkpoint(tmp_path / name, "distil") for name in ("one", "two")))
+    done(call(*options, tmp_path / "one"))
+    done(torchrun(*options, tmp_path / "two"))
+    runs = [checkpoint(tmp_path / name, "distil") for name in ("one", "two")]
+    assert_same_training(*runs)
+    assert read_metrics(runs[0])["training"]["steps"] == 4  # in two epochs
     one, two = (next((tmp_path / name / "transfer").glob("*.json")) for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
@@ -736,178 +579,116 @@ with process_group():
     torch.optim.Adam([torch.zeros(1, requires_grad=True)]).step()
 os.write(1, f"{{before < during > threads() == before}}\\n".encode())
 """)
-    result = torchrun(script=script)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True", "True"]
-
-
-@pytest.mark.parametrize(("local_rank", "lines"), [(0, 1), (1, 0)])
-def test_what_a_machine_lacks_is_said_there_once(call, monkeypatch, local_rank, lines):
-    """As on the second machine of several: its processes are not the main one."""
-    environment = {"WORLD_SIZE": 4, "RANK": 2 + local_rank, "LOCAL_RANK": local_rank}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(front_door, "process_group", nullcontext)  # the others are not there
-    result = call("--mode", "rnn", *QUICK, "--data_dir", "nowhere")
-    assert result.returncode == 2
-    assert result.stderr.count("run.py: error: --data_dir nowhere") == lines
-
-
-def test_a_rank_without_other_processes_silences_nothing(demo, call, monkeypatch):
-    """As left over in a shell or set by another launcher."""
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert "--mode" in refusal(call("--mode", "dance"))
-    assert "--data_dir nowhere" in refusal(call("--mode", "rnn", *QUICK, "--data_dir", "nowhere"))
-    result = call("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"), *SENTENCES)
-    assert result.returncode == 0
-    assert SENTENCES[0] in result.stdout
-
-
-def test_an_error_that_every_process_meets_is_said_once(tmp_path):
-    nowhere = ("--data_dir", tmp_path / "nowhere")
-    result = torchrun("--mode", "rnn", *QUICK, *nowhere, "--out_dir", tmp_path)
-    assert result.returncode != 0
-    assert result.stderr.count("run.py: error: --data_dir") == 1
-
-
-def test_a_process_without_a_sentence_of_the_batch_does_no_harm(call, tmp_path, data):
-    few = ("--max_steps", 3, "--batch_size", 1, "--data_dir", data)
-    options = ("--mode", "rnn", *NANO_RUN, *few, "--out_dir")
-    assert call(*options, tmp_path / "one").returncode == 0
-    result = torchrun(*options, tmp_path / "two")
-    assert result.returncode == 0, result.stderr
-    assert_same_training(*(checkpoint(tmp_path / name, "rnn") for name in ("one", "two")))
+    assert done(torchrun(script=script)).stdout.split() == ["True", "True"]
 
 
 # ---------------------------------------------------------------------------------------------
 # Bad input: one line, exit status 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--mode", "dance"], "--mode dance: choose one of gen, LoRA"),
-        (["--mode", "lora"], "--mode lora: did you mean LoRA?"),
-        (["--prompt", "no mode"], "--mode: choose one of gen, LoRA"),
-        (["--mode", "LoRA", "--recipe", "hints"], "--recipe means nothing to --mode LoRA"),
-        (
-            ["--mode", "distil", "--transfer_size", 2_000_000_000],
-            "--transfer_size: 2000000000 is out",
-        ),
-        (["--mode", "gen", *NANO_RUN, "--device", "meta"], "--device meta: not usable here"),
-        (["--mode", "gen", "--lora_rank", 3], "--lora_rank means nothing to --mode gen"),
-        (
-            ["--mode", "distil", "--transfer_source", "written"],
-            "--transfer_source means nothing without --transfer_size",
-        ),
-        (
-            ["--mode", "distil", *NANO_RUN, "--transfer_file", "mine.txt"],
-            "--transfer_file means nothing without --transfer_source written or both",
-        ),
-        (
-            ["--mode", "rnn", "--threshold", "accuracy"],
-            "--threshold means nothing without --held_out",
-        ),
-        (
-            ["--mode", "all", *NANO_RUN, "--hint_weight", 0, "--hint_width", 9],
-            "--hint_width means nothing without --hint_weight",
-        ),
-        (["--mode", "rnn", "--sr_no", "5-1"], "--sr_no: 5-1: a range rises"),
-        (["--mode", "rnn", "--sr_no", "1-1001"], "--sr_no: 1-1001: a range rises"),
-        (["--mode", "rnn", "--sr_no", "1,,2"], "--sr_no: '1,,2' is not like"),
-        (["--mode", "rnn", "--sr_no", "1-"], "--sr_no: '1-' is not like"),
-        (["--mode", "rnn", "--sr_no", "3,1-5"], "--sr_no: 3,1-5 has a number twice"),
-        (["--mode", "rnn", "--sr_no", 2**63], "--sr_no: 9223372036854775808 is out of range"),
-        (["--mode", "rnn", "--sr_no", "1" * 101], "--sr_no: more than 100 characters"),
-        (["--mode", "predict", "--sr_no", "1,2"], "--sr_no: --mode predict takes one number"),
-        (["--mode", "LoRA", "--epochs", 0], "--epochs"),
-        (["--mode", "LoRA", "--batch_size", "many"], "--batch_size"),
-        (["--mode", "LoRA", "--lr", "nan"], "--lr"),
-        (["--mode", "LoRA", "--lr", "-1"], "--lr"),
-        (["--mode", "LoRA", "--lora_rank", 0], "--lora_rank"),
-        (["--mode", "LoRA", *NANO_RUN, "--lora_rank", 4096], "does not fit a weight"),
-        (["--mode", "all", *NANO_RUN, "--held_out", 4000], "--held_out 4000: the corpus has 4000;"),
-        (["--mode", "LoRA", "--held_out", 5], "--held_out means nothing to --mode LoRA"),
-        (["--mode", "distil", "--kd_temperature", 0], "--kd_temperature"),
-        (["--mode", "distil", "--kd_alpha", 1.5], "--kd_alpha"),
-        (["--mode", "gen", "--top_p", 0], "--top_p"),
-        (["--mode", "distil", "--kd_temperature", "1e200"], "--kd_temperature"),
-        (["--mode", "gen", "--temperature", -1], "--temperature"),
-        (["--mode", "export", "--precision", "bf16"], "--precision means nothing to --mode export"),
-        (["--mode", "gen", *NANO_RUN, "--max_new_tokens", 5000], "room for"),
-        (["--mode", "gen", "--gpt_variant", "gpt7"], "neither one of"),
-        (["--mode", "gen", *NANO_RUN, "--device", "cuda:99"], "--device cuda:99"),
-        (["--mode", "LoRA", *NANO_RUN, "--data_dir", "nowhere"], "--data_dir nowhere"),
-        (
-            ["--mode", "distil", *NANO_RUN, "--out_dir", "out"],
-            "run: python run.py --mode LoRA --gpt_variant nano --sr_no 7 --out_dir out,",
-        ),
-        (["--mode", "predict", *NANO_RUN, "Hello."], "no such checkpoint folder"),
-        (["--mode", "report", "--sr_no", 12], "python run.py --mode all --sr_no 12"),
-        (["--mode", "LoRA", *NANO_RUN, "--out_dir", "/proc/nothing"], "cannot be written"),
-    ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
-)
-def test_bad_input_is_one_line_and_status_2(call, arguments, words, tmp_path):
-    assert words in refusal(call(*arguments))
+NANO7 = "--gpt_variant nano --sr_no 7"
+REFUSED = [  # a command, the line's words, and the input if it has any
+    ("--mode dance", "--mode dance: choose one of gen, LoRA"),
+    ("--mode lora", "--mode lora: did you mean LoRA?"),
+    ("--prompt Hello", "--mode: choose one of gen, LoRA"),
+    ("--mode LoRA --recipe hints", "--recipe means nothing to --mode LoRA"),
+    ("--mode LoRA --held_out 5", "--held_out means nothing to --mode LoRA"),
+    ("--mode LoRA Hello.", "Hello. means nothing to --mode LoRA"),
+    ("--mode gen --lora_rank 3", "--lora_rank means nothing to --mode gen"),
+    ("--mode gen --lora_ra 3", "--lora_ra means nothing to --mode gen"),
+    ("--mode predict Hello. --lora_rank 3", "--lora_rank means nothing to --mode predict"),
+    ("--mode export --precision bf16", "--precision means nothing to --mode export"),
+    ("--mode distil --transfer_source written", "means nothing without --transfer_size"),
+    (f"--mode distil {NANO7} --transfer_file a", "nothing without --transfer_source written"),
+    ("--mode rnn --threshold accuracy", "--threshold means nothing without --held_out"),
+    (f"--mode all {NANO7} --hint_weight 0 --hint_width 9", "means nothing without --hint_weight"),
+    ("--mode rnn --sr_no 5-1", "--sr_no: 5-1: a range rises"),
+    ("--mode rnn --sr_no 1-1001", "--sr_no: 1-1001: a range rises"),
+    ("--mode rnn --sr_no 1,,2", "--sr_no: '1,,2' is not like"),
+    ("--mode rnn --sr_no 1-", "--sr_no: '1-' is not like"),
+    ("--mode rnn --sr_no 3,1-5", "--sr_no: 3,1-5 has a number twice"),
+    (f"--mode rnn --sr_no {2**63}", "--sr_no: 9223372036854775808 is out of range"),
+    (f"--mode rnn --sr_no {'1' * 101}", "--sr_no: more than 100 characters"),
+    ("--mode predict --sr_no 1,2", "--sr_no: --mode predict takes one number"),
+    ("--mode LoRA --epochs 0", "--epochs: 0 is out of range: at least 1"),
+    ("--mode LoRA --batch_size many", "--batch_size: invalid whole number value: 'many'"),
+    ("--mode LoRA --lr nan", "--lr: nan is out of range: more than 0"),
+    ("--mode LoRA --lr inf", "--lr: inf is out of range"),
+    ("--mode LoRA --lr 0", "--lr: 0 is out of range: more than 0"),
+    ("--mode LoRA --lora_rank 0", "--lora_rank: 0 is out of range"),
+    ("--mode distil --transfer_size 2000000000", "--transfer_size: 2000000000 is out of range"),
+    ("--mode distil --kd_temperature 0", "--kd_temperature: 0 is out of range"),
+    ("--mode distil --kd_temperature 1e200", "--kd_temperature: 1e200 is out of range"),
+    ("--mode distil --kd_alpha 1.5", "--kd_alpha: 1.5 is out of range: at least 0 and at most 1"),
+    ("--mode gen --top_p 0", "--top_p: 0 is out of range: more than 0 and at most 1"),
+    ("--mode gen --temperature -1", "--temperature: -1 is out of range"),
+    (f"--mode LoRA {NANO7} --lora_rank 4096", "does not fit a weight"),
+    (f"--mode all {NANO7} --held_out 4000", "--held_out 4000: the corpus has 4000;"),
+    (f"--mode gen {NANO7} --max_new_tokens 5000", "room for"),
+    (f"--mode gen {NANO7} --device cuda:99", "--device cuda:99"),
+    (f"--mode LoRA {NANO7} --data_dir nowhere", "--data_dir nowhere"),
+    (f"--mode rnn {NANO7} --data_dir bare", "bare/raw/in_domain_train.tsv: no such file"),
+    (
+        f"--mode distil {NANO7} --out_dir out",
+        "run: python run.py --mode LoRA --gpt_variant nano --sr_no 7 --out_dir out,",
+    ),
+    ("--mode export --checkpoint nowhere", "nowhere: no such checkpoint folder"),
+    ("--mode export --checkpoint {rnn} --checkpoint {rnn}", "--mode export takes one"),
+    ("--mode export --checkpoint {rnn} --out_dir file", "cannot be written (Not a directory)"),
+    (f"--mode rnn {NANO7} --out_dir file", "cannot be written (Not a directory)"),
+    ("--mode report --sr_no 12", "python run.py --mode all --sr_no 12"),
+    ("--mode predict --checkpoint {rnn} --checkpoint {rnn} Hello.", "one is given twice"),
+    ("--mode predict --checkpoint {rnn} --checkpoint nowhere Hello.", "nowhere: no such"),
+    ("--mode predict --checkpoint {rnn} --input file Hello.", "choose one"),
+    ("--mode predict --checkpoint {rnn} --input nowhere", "nowhere: no such file"),
+    ("--mode predict --checkpoint {rnn}", "no sentences"),
+    ("--mode predict --checkpoint {rnn} '" + "word " * 3000 + "'", "the model takes 1 to"),
+    ("--mode predict --checkpoint {rnn} Fine. '\x1b[31m'", "command line, line 2: a control char"),
+    ("--mode predict --checkpoint {rnn}", "input, line 2: a control char", "Fine.\nRing\x07.\n"),
+    ("--mode predict --checkpoint {rnn}", "input, line 2: a tab in the", "Fine.\nNot\tfine.\n"),
+    ("--mode predict --checkpoint {rnn}", "line 2: 2 tab-sep", "a\t1\t\tFine.\nNot\tfine.\n"),
+]
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row[0][:60])
+def test_bad_input_is_one_line_and_status_2(demo, call, row, tmp_path):
+    command, words, *given = row
+    (tmp_path / "file").touch()
+    (tmp_path / "bare" / "raw").mkdir(parents=True)
+    arguments = shlex.split(command.format(rnn=checkpoint(demo.folder, "rnn")))
+    assert words in refusal(call(*arguments, input="".join(given)))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_bad_input_is_one_line_and_status_2_in_a_process_of_its_own(run):
     assert "--lora_rank means nothing" in refusal(run("--mode", "gen", "--lora_rank", 3))
-    assert "nowhere.txt: no such file" in refusal(
-        run("--mode", "predict", "--input", "nowhere.txt")
-    )
-
-
-def test_a_data_folder_that_lacks_a_file_is_named(call, tmp_path):
-    (tmp_path / "data" / "raw").mkdir(parents=True)
-    line = refusal(call("--mode", "rnn", *NANO_RUN, "--data_dir", "data"))
-    assert "data/raw/in_domain_train.tsv: no such file" in line
-
-
-@pytest.mark.parametrize("options", [("--mode", "export"), ("--mode", "rnn", *NANO_RUN)])
-def test_an_out_dir_that_is_a_file_is_refused(demo, call, tmp_path, options):
-    (tmp_path / "file").touch()
-    student = ("--checkpoint", checkpoint(demo.folder, "rnn")) if "export" in options else ()
-    line = refusal(call(*options, *student, "--out_dir", "file"))
-    assert "cannot be written (Not a directory)" in line
-
-
-def test_empty_and_broken_sentences_are_refused(call, demo):
-    options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"))
-    assert "no sentences" in refusal(call(*options, input=""))
-    assert "no such file" in refusal(call(*options, "--input", "nowhere.txt"))
-    assert "the model takes 1 to" in refusal(call(*options, "word " * 3000))
-    control = "standard input, line 2: a control character, '\\x07'"
-    assert control in refusal(call(*options, input="Fine.\nRing\x07.\n"))
-    control = "the command line, line 2: a control character, '\\x1b'"
-    assert control in refusal(call(*options, "Fine.", "\x1b[31mRed."))
+    line = refusal(run("--mode", "predict", "--input", "nowhere.txt"))
+    assert "nowhere.txt: no such file" in line
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_while_printing_is_one_line(demo):
-    command = [*COMMAND, "--mode", "predict", "--checkpoint"]
+def test_a_full_disk_while_printing_is_one_line(demo, tmp_path):
+    options = ("--mode", "predict", "--checkpoint", checkpoint(demo.folder, "rnn"), *SENTENCES)
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [*command, checkpoint(demo.folder, "rnn"), "The teacher sleeps."],
-            stdout=full, stderr=subprocess.PIPE, encoding="utf-8", check=False,
-        )  # fmt: skip
-    assert result.stderr.startswith("run.py: error: output: No space left on device")
-    assert result.stderr.count("\n") == 1
+        error = start(options, tmp_path, full).stderr.read()
+    assert error.startswith("run.py: error: output: No space left on device")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(tmp_path, before, after):
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(before, after):
     """OpenMP reads it when PyTorch is loaded: it is set before."""
-    code = (
-        "import os, sys, run; run.dispatch = lambda _: print(os.environ['OMP_WAIT_POLICY'], "
-        "'torch' in sys.modules); run.main(['--mode', 'report'])"
-    )
+    code = """
+import os, sys, run
+class Look:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+sys.meta_path.insert(0, Look())
+run.setup()
+"""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": before} if before else {}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True
-    )
-    assert done.stdout == f"{after} False\n", done.stderr
+    command = [sys.executable, "-c", code]
+    printed = subprocess.check_output(command, cwd=PROJECT, env=environment, text=True)
+    assert printed.split() == [after]

@@ -20,82 +20,78 @@ from support import PROJECT
 from support.bases import base_fingerprint, load_backbone
 from support.corpus import SPLITS
 
-SIZES = {"in_domain_train": 300, "in_domain_dev": 100, "out_of_domain_dev": 100}
 FILES = {
     split: b"".join((NANO / "corpus" / "raw" / f"{split}.tsv").read_bytes().splitlines(True)[:n])
-    for split, n in SIZES.items()
+    for split, n in zip(SPLITS, (300, 100, 100), strict=True)
 }
-START = """
+START = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {project!r})
+sys.path.insert(0, {str(PROJECT)!r})
 import run, support.archive, support.corpus
-support.corpus.COLA_DIR = Path({machine!r})
-support.corpus.COLA_SHA256 = {sha256!r}
-support.archive.URL = {url!r}
-sys.exit(run.main(sys.argv[1:]))
+support.archive.URL, support.corpus.COLA_DIR = sys.argv[1], Path(sys.argv[2])
+support.corpus.COLA_SHA256 = { {s: hashlib.sha256(c).hexdigest() for s, c in FILES.items()}!r}
+sys.exit(run.main(sys.argv[3:]))
 """
 FEW = ("--gpt_variant", "nano", "--recipe", "published", "--epochs", 1, "--student_width", 8)
+NOWHERE = "http://127.0.0.1:1/cola.zip"
 
 
 @pytest.fixture
-def url():
-    """The address of an archive in CoLA's layout."""
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+def archive():
+    """The address of an archive in CoLA's layout, and who has asked for it."""
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
         for split, content in FILES.items():
-            archive.writestr(f"cola_public/raw/{split}.tsv", content)
+            file.writestr(f"cola_public/raw/{split}.tsv", content)
     with serve_bytes(buffer.getvalue()) as (address, asked):
         yield address, asked
 
 
-def start(rank: int, local_rank: int, port: int, machine: Path, url: str, *arguments):
-    """Start one of two processes."""
-    sha256 = {split: hashlib.sha256(FILES[split]).hexdigest() for split in SPLITS}
-    code = START.format(project=str(PROJECT), machine=str(machine), sha256=sha256, url=url)
-    ranks = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": local_rank, "MASTER_PORT": port}
-    environment = {name: str(value) for name, value in ranks.items()}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
-             "XDG_CACHE_HOME": str(machine / "cache")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    )  # fmt: skip
-
-
-def train(machines: list[Path], local_ranks: list[int], urls: list[str], out_dir: Path, *more):
-    """Train a student in two processes; each one's exit status and what it printed."""
+def train(
+    machines: list[Path], local_ranks: list[int], urls: list[str], out_dirs: list[Path], *more
+):
+    """Train a student in two processes; return each one's exit status and its errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = ("--mode", "rnn", *FEW, "--out_dir", out_dir, *more)
-    processes = [
-        start(rank, local_ranks[rank], port, machines[rank], urls[rank], *shared,
-              "--data_dir", machines[rank])
-        for rank in (0, 1)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in processes]
-    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+    processes = []
+    for rank, machine in enumerate(machines):
+        options = ("--mode", "rnn", *FEW, "--data_dir", machine, "--out_dir", out_dirs[rank], *more)
+        environment = {
+            "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": local_ranks[rank], "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1, "XDG_CACHE_HOME": machine / "cache",
+        }  # fmt: skip
+        command = [sys.executable, "-c", START, urls[rank], machine, *options]
+        processes.append(
+            subprocess.Popen(
+                [*map(str, command)],
+                env=os.environ | {name: str(value) for name, value in environment.items()},
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8",
+            )
+        )  # fmt: skip
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)]
 
 
 @pytest.mark.parametrize("local_ranks", [[0, 1], [0, 0]], ids=["one machine", "two machines"])
-def test_every_process_waits_for_the_one_of_its_machine_that_fetches(url, tmp_path, local_ranks):
-    address, asked = url
-    one, two = tmp_path / "one", tmp_path / "two"
-    machines = [one, two if local_ranks == [0, 0] else one]
-    for status, _, error in train(machines, local_ranks, [address] * 2, tmp_path / "out"):
-        assert (status, error) == (0, "")
+def test_every_process_waits_for_the_one_of_its_machine_that_fetches(
+    archive, tmp_path, local_ranks
+):
+    address, asked = archive
+    out = tmp_path / "out"
+    machines = [tmp_path / "one", tmp_path / ("two" if local_ranks == [0, 0] else "one")]
+    assert train(machines, local_ranks, [address] * 2, [out] * 2) == [(0, "")] * 2
     for machine in set(machines):
         for split, content in FILES.items():
             assert (machine / "raw" / f"{split}.tsv").read_bytes() == content
     assert len(asked) == len(set(machines))  # each machine asked once
-    assert (tmp_path / "out" / "checkpoints" / "rnn_nano_22915" / "metrics.json").exists()
+    assert (out / "checkpoints" / "rnn_nano_22915" / "metrics.json").exists()
 
 
-def test_every_machine_of_a_group_converts_a_gguf_file_for_itself(url, tmp_path):
-    machines = [tmp_path / "one", tmp_path / "two"]
-    path = write_gguf(tmp_path / "small.gguf")
-    options = (tmp_path / "out", "--gpt_variant", path)
-    for status, _, error in train(machines, [0, 0], [url[0]] * 2, *options):
+def test_every_machine_of_a_group_converts_a_gguf_file_for_itself(archive, tmp_path):
+    machines, outs = [tmp_path / "one", tmp_path / "two"], [tmp_path / "out"] * 2
+    base = ("--gpt_variant", write_gguf(tmp_path / "small.gguf"))
+    for status, error in train(machines, [0, 0], [archive[0]] * 2, outs, *base):
         assert status == 0, error
     one, two = (next(machine.glob("cache/*/small-*/model.safetensors")) for machine in machines)
     assert one.read_bytes() == two.read_bytes()
@@ -104,42 +100,29 @@ def test_every_machine_of_a_group_converts_a_gguf_file_for_itself(url, tmp_path)
     assert len(set(map(base_fingerprint, backbones))) == 1  # both can be loaded
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize(
+    ("failing", "local_ranks", "lines"),
+    [(0, [0, 0], [1, 1]), (1, [0, 0], [1, 1]), (1, [0, 1], [1, 0])],
+    ids=["the first machine", "the second machine", "the second process of one machine"],
+)
 def test_an_error_that_one_process_meets_ends_all_with_one_line_each_machine(
-    url, tmp_path, failing
+    archive, tmp_path, failing, local_ranks, lines
 ):
-    """One machine cannot reach the corpus' site."""
-    urls = [url[0], url[0]]
-    urls[failing] = "http://127.0.0.1:1/cola.zip"
-    machines = [tmp_path / "one", tmp_path / "two"]
-    for status, _, error in train(machines, [0, 0], urls, tmp_path / "out"):
+    """One of them cannot reach the corpus' site."""
+    urls = [archive[0]] * 2
+    urls[failing] = NOWHERE
+    machines, outs = [tmp_path / "one", tmp_path / "two"], [tmp_path / "out"] * 2
+    for (status, error), count in zip(train(machines, local_ranks, urls, outs), lines, strict=True):
         assert status == 2
-        assert error.startswith("run.py: error: http://127.0.0.1:1/cola.zip: cannot be downloaded")
-        assert error.count("\n") == 1
+        assert error.count(f"run.py: error: {NOWHERE}: cannot be downloaded") == count
+        assert error.count("\n") == count
     assert not (tmp_path / "out").exists()
 
 
-def test_of_one_machine_one_process_says_what_the_other_met(url, tmp_path):
-    urls = [url[0], "http://127.0.0.1:1/cola.zip"]  # another folder each, as no machine has
-    machines = [tmp_path / "one", tmp_path / "two"]
-    first, second = train(machines, [0, 1], urls, tmp_path / "out")
-    assert (first[0], second[0]) == (2, 2)
-    assert "cannot be downloaded" in first[2]
-    assert second[2] == ""
-
-
-def test_a_process_whose_peer_has_gone_ends_without_a_traceback(url, tmp_path):
+def test_a_process_whose_peer_has_gone_ends_without_a_traceback(archive, tmp_path):
     """The second cannot read what the first wrote, as where no folder is shared."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = ("--mode", "rnn", *FEW, "--data_dir")
-    processes = [
-        start(rank, 0, port, machine, url[0], *shared, machine, "--out_dir", machine / "out")
-        for rank, machine in enumerate((one, two))
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert {process.returncode for process in processes} <= {0, 2}
-    assert all("Traceback" not in error for _, error in outputs)
-    assert any(process.returncode == 2 for process in processes)
+    machines = [tmp_path / "one", tmp_path / "two"]
+    outs = [machine / "out" for machine in machines]
+    ended = train(machines, [0, 0], [archive[0]] * 2, outs)
+    assert {status for status, _ in ended} in ({2}, {0, 2})
+    assert all("Traceback" not in error for _, error in ended)

@@ -23,11 +23,10 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
 import report
 from bench.results import by_rule
 from support import PROJECT
-from support.command_line import parse
 from support.corpus import COLA_SHA256, DEV, file_fingerprints
 from support.decisions import Decision
 from support.errors import UserError
-from support.options import options_of, published
+from support.options import options_of, parse, published
 from support.reporting import pdf, tables
 from support.reporting.curves import plot_curves
 from support.reporting.finished import (

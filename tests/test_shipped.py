@@ -20,11 +20,11 @@ from support.bases import find_base
 from support.checkpoints.adapters import teacher_fingerprint
 from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
 from support.checkpoints.students import expand, kind_of, read_decision
-from support.command_line import parse
 from support.corpus import DEV
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
+from support.options import parse
 from support.reporting import read_metrics
 from support.reporting.finished import DEV_SETS, load_run
 from support.teaching import HELD_OUT, hold_out

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from support import PROJECT
 from support.bases.pretrained import read_pretrained
-from support.corpus import SPLITS, read_split
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_bytes
 
@@ -79,16 +78,3 @@ def save_tokenizer(tokenizer: Tokenizer, source: Path, folder: Path) -> None:
 def token_ids(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
     """Return each sentence's tokens, with the special ones that the tokenizer adds, if any."""
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
-
-
-def words_unknown_to_nano(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[str]:
-    """Return the words that are not in nano's lexicon, where the tokenizer is nano's."""
-    if tokenizer.to_str() != load_tokenizer(NANO).to_str():
-        return []
-    paths = [NANO / "corpus" / "raw" / f"{split}.tsv" for split in SPLITS]
-    return sorted(words_of(sentences) - words_of([s for p in paths for s in read_split(p)[0]]))
-
-
-def words_of(sentences: Sequence[str]) -> set[str]:
-    """Return the words in lower case, without the marks at a sentence's end."""
-    return {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}

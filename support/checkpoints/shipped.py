@@ -19,18 +19,15 @@ def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
     """Return the folders of the models that the options name, or of the default one, by name."""
     given = args.checkpoint or [default_checkpoint(args)]
     short = len({path.name for path in given}) == len(given)
-    folders = {path.name if short else str(path): named_checkpoint(path) for path in given}
+    folders = {}
+    for path in given:
+        known = str(path) in SHIPPED and not path.exists()
+        folder = MODELS / SHIPPED[str(path)] if known else path
+        kind_of(folder)  # refused before another has judged a long file
+        folders[path.name if short else str(path)] = folder
     if len(folders) < len(given):
         raise UserError("--checkpoint: one is given twice")
-    for folder in folders.values():
-        kind_of(folder)  # refused before another has judged a long file
     return folders
-
-
-def named_checkpoint(given: Path) -> Path:
-    """Return the folder that ``--checkpoint`` names: one on disk, or a name of `SHIPPED`."""
-    known = str(given) in SHIPPED and not given.exists()
-    return MODELS / SHIPPED[str(given)] if known else given
 
 
 def default_checkpoint(args: Namespace) -> Path:

@@ -35,7 +35,7 @@ PUBLISHED = DataFrame([
 ], columns=RESULT)  # fmt: skip
 PUBLISHED_CAPTION = """Then the published; "best" is the best that anyone has reported for the same
 recipe."""
-SOURCES = {"edits": "edited", "written": "written by the base", "both": "half written, half edited"}
+SOURCES = {"edits": "edited", "written": "written by the base"}
 PARTS = ("arguments", "training", "base", "teacher", "hardware", "versions", "data", "command")
 SMALLEST_SOURCE = 20  # sentences; smaller ones are put together
 
