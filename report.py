@@ -42,7 +42,12 @@ def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Pat
     return Section(
         variant,
         [tables.findings(group), *(tables.effort(*pair) for pair in pairs)],
-        [("Pairs; of a single run McNemar's p.", tables.paired_table(group))],
+        [
+            (
+                "Pairs; of single runs, what one alone got right, and McNemar's p.",
+                tables.paired_table(group),
+            )
+        ],
         [(caption, [path.read_bytes() for path in paths]) for caption, paths in pictures],
         [
             ("Each run.", tables.run_table(group)),

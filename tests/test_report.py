@@ -434,8 +434,8 @@ def test_a_report_shows_what_is_there_and_names_what_is_missing(tmp_path, capsys
     for text in write_reports(tmp_path, "7,8,9"):
         for line in missing:  # a path is broken where a line of paper ends
             assert line.replace(" ", "") in text.replace(" ", "")
-        assert "compared over sr_no 7, 9." in text
-        assert "compared over sr_no 7." in text
+        assert "Over sr_no 7, 9 they answer" in text
+        assert "Over sr_no 7 they answer" in text
     errors = capsys.readouterr().err.splitlines()
     assert errors == [f"run.py: not in the report: {line}" for line in missing]
     found = find_runs(tmp_path, [7, 8, 9])

@@ -1,6 +1,6 @@
 """Which runs are finished, and what did each leave?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
@@ -63,6 +63,10 @@ class Experiment:
     def sr_nos(self) -> list[int]:
         """Return the seeds."""
         return [run.metrics["sr_no"] for run in self.runs]
+
+    def of_seeds(self, sr_nos: set[int]) -> "Experiment":
+        """Return it with the runs of some seeds alone."""
+        return replace(self, runs=[run for run in self.runs if run.metrics["sr_no"] in sr_nos])
 
     @cached_property
     def scores(self) -> dict[str, Score]:

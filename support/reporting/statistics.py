@@ -153,10 +153,3 @@ def calibration_error(labels: np.ndarray, p_acceptable: np.ndarray) -> float:
     gap = ((p_acceptable > 0.5) == labels) - confidence
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(labels))
-
-
-def agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Return the share of equal answers (sentences,), and Cohen's kappa (1960)."""
-    equal, a, b = np.mean(first == second), first.mean(), second.mean()
-    chance = a * b + (1 - a) * (1 - b)
-    return float(equal), float((equal - chance) / (1 - chance)) if chance < 1 else 0.0

@@ -1,7 +1,6 @@
 """What does a report tell? Tables, which are data frames of words, and findings in sentences."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -135,14 +134,9 @@ def run_table(group: list[Experiment]) -> DataFrame:
 
 def pairs_of(group: list[Experiment]) -> Iterator[tuple[Experiment, Experiment]]:
     """Yield LoRA and distil, distil and rnn, of the seeds that both have."""
-    for pair in pairwise(group):
-        common = set.intersection(*(set(experiment.sr_nos) for experiment in pair))
-        if common:
-            one, two = (
-                replace(e, runs=[run for run in e.runs if run.metrics["sr_no"] in common])
-                for e in pair
-            )
-            yield one, two
+    for one, two in pairwise(group):
+        if common := set(one.sr_nos) & set(two.sr_nos):
+            yield one.of_seeds(common), two.of_seeds(common)
 
 
 def paired_table(group: list[Experiment]) -> DataFrame:
@@ -174,16 +168,20 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
 
 def effort(one: Experiment, two: Experiment) -> str:
-    """Tell what two models saw in the runs that are compared."""
+    """Tell what two models saw in the runs that are compared, and how often they answer alike."""
     saw = []
     for experiment in (one, two):
         options = experiment.metrics["arguments"]
         more = (options.get("transfer_size") or 0) - (options.get("held_out") or 0)
         sentences = experiment.metrics["data"][TRAIN]["sentences"] + more
         steps = sorted({run.metrics["training"]["steps"] for run in experiment.runs})
-        span = " to ".join(f"{number:,}" for number in (steps[0], steps[-1])[: len(steps)])
-        saw.append(f"{experiment.mode} saw {sentences:,} sentences an epoch in {span} steps")
-    return f"{', '.join(saw)}; compared over sr_no {', '.join(map(str, one.sr_nos))}."
+        most = f" to {steps[-1]:,}" if len(steps) > 1 else ""
+        saw.append(
+            f"{experiment.mode} saw {sentences:,} sentences an epoch in {steps[0]:,}{most} steps"
+        )
+    alike = (one.answers(DEV) == two.answers(DEV)).mean()
+    seeds = ", ".join(map(str, one.sr_nos))
+    return f"{', '.join(saw)}. Over sr_no {seeds} they answer alike in {alike:.1%} of {DEV}."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -205,8 +203,8 @@ def calibration_table(group: list[Experiment]) -> DataFrame:
 def source_table(group: list[Experiment], corpus: Corpus) -> DataFrame:
     """Tell accuracy and MCC on each source of the dev sentences, where the corpus is there."""
     rows = []
-    for split in DEV_SETS if corpus else ():
-        sources = pd.Series([row.source for row in corpus[split]])
+    for split in DEV_SETS:
+        sources = pd.Series([row.source for row in corpus.get(split, [])], dtype=str)
         for source, size in sources.value_counts().items():
             inside = (sources == source).to_numpy()
             labels = group[0].labels(split)[inside]
