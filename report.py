@@ -31,25 +31,19 @@ def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
 
 def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Path) -> Section:
     """Return the pairs, the comparison and the curves of one base and its students."""
-    variant, pairs = group[0].variant, [*tables.pairs_of(group)]
-    caption = "The models kept, with 95% intervals; small: each run."
-    pictures = [(caption, [plot_comparison(group, plots, serial)])]
+    comparison = plot_comparison(group, plots, serial)
+    pictures = [("The models kept, with 95% intervals; small: each run.", [comparison])]
     for one in group:
         then = "; before a threshold was set" if one.metrics["arguments"].get("held_out") else ""
         folders = [run.folder for run in one.runs]
-        curves = plot_curves(f"{one.mode}_{variant}_{serial}", folders, plots)
+        curves = plot_curves(f"{one.mode}_{one.variant}_{serial}", folders, plots)
         pictures.append((f"{one.name}, epoch by epoch{then}.", curves))
     return Section(
-        variant,
-        [tables.findings(group), *(tables.effort(*pair) for pair in pairs)],
-        [
-            (
-                "Pairs; of single runs, what one alone got right, and McNemar's p.",
-                tables.paired_table(group),
-            )
-        ],
-        [(caption, [path.read_bytes() for path in paths]) for caption, paths in pictures],
-        [
+        group[0].variant,
+        texts=[tables.findings(group), *(tables.effort(*pair) for pair in tables.pairs_of(group))],
+        tables=[("Pairs; of single runs with McNemar's p.", tables.paired_table(group))],
+        pictures=[(words, [path.read_bytes() for path in paths]) for words, paths in pictures],
+        details=[
             ("Each run.", tables.run_table(group)),
             ("How far confidence is from accuracy.", tables.calibration_table(group)),
             ("Each source of the dev sentences.", tables.source_table(group, corpus)),

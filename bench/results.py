@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -224,9 +224,11 @@ def score_table(heads: tuple[str, ...], named: dict[str, Experiment], baseline: 
     """Return mean and standard deviation of accuracy and MCC, and the majority baseline's."""
     rows = [heads]
     for name, experiment in named.items():
-        rows.append((name, *chain(*(score_cells(experiment.scores[split]) for split in DEV_SETS))))
-    scores = next(iter(named.values())).scores
-    rows.append((baseline, *chain(*((f"{scores[s].majority:.2%}", "0") for s in DEV_SETS))))
+        cells = [cell for split in DEV_SETS for cell in score_cells(experiment.scores[split])]
+        rows.append((name, *cells))
+    first = next(iter(named.values()))
+    majorities = [(f"{first.scores[split].majority:.2%}", "0") for split in DEV_SETS]
+    rows.append((baseline, *(cell for pair in majorities for cell in pair)))
     return markdown(rows)
 
 
