@@ -15,7 +15,7 @@ from support.reporting.page import judgements, write_page
 from support.reporting.pdf import write_pdf
 from support.reporting.plots import plot_comparison
 from support.reporting.tables import Section
-from support.reporting.wording import ABSTRACT, HEADLINE, PUBLISHED, UNKNOWN, limits
+from support.reporting.wording import ABSTRACT, COMPARABLE, HEADLINE, UNKNOWN, limits
 
 
 def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
@@ -25,7 +25,7 @@ def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
     if tables.known_corpus(group[0]) == "CoLA":
         frame = pd.concat([frame, tables.PUBLISHED])
         alike = [one.name for one in group if not tables.differences_from_published(one)]
-        texts.append(PUBLISHED.format(", ".join(alike) or "none"))
+        texts.append(COMPARABLE.format(", ".join(alike) or "none"))
     return Section("How good, and how sure", texts, [(caption, frame)])
 
 

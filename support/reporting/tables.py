@@ -69,10 +69,10 @@ def result_table(shown: list[Experiment]) -> DataFrame:
     for split, experiment in product(DEV_SETS, shown):
         s = experiment.scores[split]
         accuracy, mcc = score_cells(s)
-        intervals = interval(s.accuracy, ".1f", 100), interval(s.mcc, ".2f")
-        rows.append(
-            (experiment.name, split, accuracy, intervals[0], f"{s.majority:.2%}", mcc, intervals[1])
-        )
+        rows.append((
+            experiment.name, split, accuracy, interval(s.accuracy, ".1f", 100),
+            f"{s.majority:.2%}", mcc, interval(s.mcc, ".2f"),
+        ))  # fmt: skip
     return DataFrame(rows, columns=RESULT)
 
 

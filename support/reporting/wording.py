@@ -11,7 +11,7 @@ DistilRNN, a small recurrent network, is trained with that model as its teacher 
 without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
 sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline).
 sr_no is the seed."""
-PUBLISHED = """Below the runs stand the published results, single figures without MCC, and the best
+COMPARABLE = """Below the runs stand the published results, single figures without MCC, and the best
 that anyone has reported for the same recipe. To be read against them, a run must start from the
 hub's gpt2 or gpt2-medium (of a folder nobody knows whether it holds their weights), in fp32, with
 the published settings. Comparable here: {}."""
