@@ -204,7 +204,7 @@ def test_margins_are_shown_from_the_models_own_threshold_on(tmp_path, show):
 def test_a_heads_button_sorts_by_its_column_and_says_so(nano, nano_page, show):
     shown, names = show(nano_page), lines(nano)
     assert first_lines(shown) == names[:50]
-    lora, spread = means(nano[0]), np.ptp([means(series) for series in nano], axis=0)
+    lora, spread = means(nano[0]), np.ptp([means(one) for one in nano], axis=0)
     head = shown.locator("#sentences th", has=shown.get_by_role("button", name="LoRA"))
 
     def order(values: np.ndarray) -> list[float]:
@@ -262,7 +262,7 @@ def test_filters_leave_the_sentences_that_they_name(nano, nano_page, show):
 
 def test_points_that_are_chosen_by_mouse_or_keys_are_the_sentences_listed(nano, nano_page, show):
     shown = show(nano_page)
-    lora, distil, rnn = (means(series) for series in nano)
+    lora, distil, rnn = (means(experiment) for experiment in nano)
     chart = shown.locator("#scatter")
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -280,6 +280,10 @@ def test_points_that_are_chosen_by_mouse_or_keys_are_the_sentences_listed(nano, 
 
     assert 0 < count(shown) == pytest.approx(inside(lora, distil, **chosen), abs=2)
     shown.click("#clear")
+    shown.mouse.down()  # on the button, from where a drag leads nowhere
+    shown.mouse.move(*opposite)
+    shown.mouse.up()
+    shown.mouse.move(*corner)
     assert count(shown) == 2800
     shown.select_option("[name=y]", label="rnn")
     shown.locator("[name=x0]").press_sequentially("1.5")
