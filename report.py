@@ -2,76 +2,76 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
-from pandas import concat
-from reportlab.platypus import Flowable
+import pandas as pd
 
 from support.bases import variant_name
+from support.errors import UserError
 from support.reporting import tables
 from support.reporting.curves import plot_curves
-from support.reporting.finished import Series, find_runs, missing_runs
-from support.reporting.page import write_page
-from support.reporting.pdf import TITLE, Figure, heading, table, text, write_pdf
-from support.reporting.plots import plot_comparison, plot_reliability
-from support.reporting.wording import COMPARABLE, HEADLINE, lead, limits
+from support.reporting.finished import Corpus, Experiment, find_runs, missing_runs, read_corpus
+from support.reporting.page import judgements, write_page
+from support.reporting.pdf import write_pdf
+from support.reporting.plots import plot_comparison
+from support.reporting.tables import Section
+from support.reporting.wording import ABSTRACT, COMPARABLE, HEADLINE, UNKNOWN, limits
 
 
-def story(shown: list[Series], serial: str, plots: Path, missing: list[str]) -> Iterator[Flowable]:
-    """Yield the report's parts in order."""
-    yield text(HEADLINE.format(serial), TITLE)
-    yield from map(text, lead(missing))
-    for group in tables.grouped(shown, "corpus").values():
-        frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
-        if tables.is_cola(group[0]):
-            frame = concat([frame, tables.PUBLISHED])
-            caption = f"{caption} {tables.PUBLISHED_CAPTION}"
-        yield from table(caption, frame, left=2)
-        yield from map(text, tables.without_training(group))
-        if tables.is_cola(group[0]):
-            alike = [s.name for s in group if not tables.differences_from_published(s)]
-            yield text(COMPARABLE.format(", ".join(alike) or "none"))
-    for variant, group in tables.grouped(shown, "variant").items():
-        yield from one_variant(variant, group, serial, plots)
-    yield from heading("What these numbers cannot say")
-    yield from map(text, limits(shown))
-    yield from heading("All settings")
-    yield from table("metrics.json, but for the results.", tables.settings_table(shown), 3, last=72)
+def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
+    """Return the scores on one corpus, and beside those on CoLA the published."""
+    frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
+    texts = tables.unseen(group, corpus) if corpus else [UNKNOWN.format(fault)]
+    if tables.known_corpus(group[0]) == "CoLA":
+        frame = pd.concat([frame, tables.PUBLISHED])
+        alike = [one.name for one in group if not tables.differences_from_published(one)]
+        texts.append(COMPARABLE.format(", ".join(alike) or "none"))
+    return Section("How good, and how sure", texts, [(caption, frame)])
 
 
-def one_variant(variant: str, group: list[Series], serial: str, plots: Path) -> Iterator[Flowable]:
-    """Yield the figures and tables of one base and its students."""
-    yield from heading(variant)
-    yield text(f"On in_domain_dev {tables.findings(group)}")
-    yield from table("What was trained, on what, for how long.", tables.facts_table(group), left=4)
-    picture = plot_comparison(group, plots, serial)
-    yield Figure(f"{variant}: the models kept, with 95% intervals; small: each run.", picture)
-    captions = {
-        "each run.": tables.run_table,
-        "pairs; of a single run McNemar's p.": tables.paired_table,
-        "confidence, and agreement of answers and margins with LoRA's.": tables.confidence_table,
-        "by source, small ones together.": tables.source_table,
-    }
-    for caption, table_of in captions.items():
-        yield from table(f"{variant}: {caption}", table_of(group), left=2)
-    caption = "how often the sentences are acceptable that a model calls so with probability p."
-    yield Figure(f"{variant}: {caption}", plot_reliability(group, plots, serial))
-    for series in group:
-        then = "; before a threshold was set" * bool(series.metrics["arguments"].get("held_out"))
-        name = f"{series.mode}_{variant}_{serial}"
-        paths = plot_curves(name, [run.folder for run in series.runs], plots)
-        yield Figure(f"{series.name}, epoch by epoch{then}.", *paths)
+def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Path) -> Section:
+    """Return the pairs, the comparison and the curves of one base and its students."""
+    comparison = plot_comparison(group, plots, serial)
+    pictures = [("The models kept, with 95% intervals; small: each run.", [comparison])]
+    for one in group:
+        then = "; before a threshold was set" if one.metrics["arguments"].get("held_out") else ""
+        folders = [run.folder for run in one.runs]
+        curves = plot_curves(f"{one.mode}_{one.variant}_{serial}", folders, plots)
+        pictures.append((f"{one.name}, epoch by epoch{then}.", curves))
+    return Section(
+        group[0].variant,
+        texts=[tables.findings(group), *(tables.effort(*pair) for pair in tables.pairs_of(group))],
+        tables=[("Pairs; of single runs with McNemar's p.", tables.paired_table(group))],
+        pictures=[(words, [path.read_bytes() for path in paths]) for words, paths in pictures],
+        details=[
+            ("Each run.", tables.run_table(group)),
+            ("How far confidence is from accuracy.", tables.calibration_table(group)),
+            ("Each source of the dev sentences.", tables.source_table(group, corpus)),
+            ("metrics.json, but for the results.", tables.settings_table(group)),
+        ],
+    )
 
 
-def write_report(path: Path, shown: list[Series], serial: str, plots: Path, *missing: str) -> None:
-    """Write the PDF, and the plots that it shows into ``plots``."""
-    write_pdf(path, story(shown, serial, plots, list(missing)))
-
-
-def write_html(path: Path, shown: list[Series], serial: str, *missing: str) -> None:
-    """Write the page with every judgement."""
-    write_page(path, HEADLINE.format(serial), shown, lead(list(missing)), limits(shown))
+def write_report(
+    pdf: Path, page: Path, shown: list[Experiment], serial: str, plots: Path, missing: list[str]
+) -> None:
+    """Write the PDF, the page with every judgement, and the plots that both show."""
+    lead = [ABSTRACT, f"Missing here: {'; '.join(missing)}."] if missing else [ABSTRACT]
+    sections, judged = [Section(HEADLINE.format(serial), lead)], []
+    for group in tables.grouped(shown):
+        corpus, fault = {}, ""
+        try:
+            corpus = read_corpus(group[0])
+        except UserError as error:
+            fault = str(error)
+        sections.append(results(group, corpus, fault))
+        for variant in dict.fromkeys(one.variant for one in group):
+            alike = [one for one in group if one.variant == variant]
+            sections.append(one_variant(alike, corpus, serial, plots))
+        judged.append(judgements(group, corpus, fault))
+    sections.append(Section("What these numbers cannot say", limits(shown)))
+    write_pdf(pdf, sections)
+    write_page(page, sections, judged)
 
 
 def run_report(args: Namespace) -> None:
@@ -84,7 +84,7 @@ def run_report(args: Namespace) -> None:
     shown, missing, plots = find_runs(*which), missing_runs(*which), Path(args.out_dir, "plots")
     for line in missing:
         print(f"run.py: not in the report: {line}", file=sys.stderr)
-    path = Path(args.out_dir, f"Report_{args.serial}.pdf")
-    write_report(path, shown, args.serial, plots, *missing)
-    write_html(page := path.with_suffix(".html"), shown, args.serial, *missing)
-    print(f"{tables.comparison_table(shown)}\n\nreport: {path}\npage:   {page}\nplots:  {plots}")
+    pdf = Path(args.out_dir, f"Report_{args.serial}.pdf")
+    page = pdf.with_suffix(".html")
+    write_report(pdf, page, shown, args.serial, plots, missing)
+    print(f"{tables.comparison_table(shown)}\n\nreport: {pdf}\npage:   {page}\nplots:  {plots}")

@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+from pandas import DataFrame
 from sklearn.metrics import roc_auc_score
 
 from support import PROJECT
@@ -28,10 +30,17 @@ from support.files import write_bytes
 from support.options import RULES
 from support.reporting import summary
 from support.reporting.curves import plot_curves
-from support.reporting.finished import DEV_SETS, Series, find_runs, load_series, read_history
+from support.reporting.finished import DEV_SETS, Experiment, find_runs, load_experiment
+from support.reporting.metrics import read_history
 from support.reporting.plots import plot_comparison
-from support.reporting.statistics import calibration_error, score
-from support.reporting.tables import difference_cells, paired_table, scores_without, spread
+from support.reporting.statistics import calibration_error
+from support.reporting.tables import (
+    difference_cells,
+    paired_table,
+    score_cells,
+    scores_without,
+    spread,
+)
 
 RESULTS, PLOTS = PROJECT / "results", PROJECT / "plots"
 PAGES = (PROJECT / "README.md", RESULTS / "README.md")
@@ -124,7 +133,7 @@ def keep(source: Path, target: Path) -> None:
 
 def write_study_report(study: str) -> None:
     """Write a study's report beside its runs, and its page where it may show the corpus."""
-    from report import write_html, write_report  # reportlab, which the tables need not wait for
+    from report import write_report  # reportlab, which the tables need not wait for
 
     serial = STUDIES[study].shared["sr_no"]
     for path in (RESULTS / study).glob("Report_*"):
@@ -133,20 +142,20 @@ def write_study_report(study: str) -> None:
     place = RESULTS if study == "nano" else PROJECT / "runs"
     shown = runs_of(study)
     if study == "smollm2_student":  # its teacher is a run of another study
-        shown = [load_series([RESULTS / "smollm2_bf16" / "runs" / "LoRA_smollm2_22915"]), *shown]
-    write_html(place / study / f"Report_{serial}.html", shown, serial)
+        teacher = RESULTS / "smollm2_bf16" / "runs" / "LoRA_smollm2_22915"
+        shown = [load_experiment([teacher]), *shown]
+    pdf, page = RESULTS / study / f"Report_{serial}.pdf", place / study / f"Report_{serial}.html"
     with TemporaryDirectory() as pictures:
-        path = RESULTS / study / f"Report_{serial}.pdf"
-        write_report(path, shown, serial, Path(pictures))
+        write_report(pdf, page, shown, serial, Path(pictures), [])
 
 
 def write_pictures() -> None:
     """Draw plots/: the teacher, and the students with hints and without a teacher."""
     (teacher, *_), serial = runs_of("smollm2_cola"), SMOLLM2["sr_no"]
     shown = [teacher, *runs_of("smollm2_student")]
-    for series in shown:
-        name = f"{series.mode}_{series.variant}_{serial}"
-        plot_curves(name, [run.folder for run in series.runs], PLOTS)
+    for one in shown:
+        name = f"{one.mode}_{one.variant}_{serial}"
+        plot_curves(name, [run.folder for run in one.runs], PLOTS)
     plot_comparison(shown, PLOTS, serial)
 
 
@@ -164,7 +173,7 @@ def with_tables(page: str) -> str:
     return re.sub(r"<!-- (\w+): (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def runs_of(study: str) -> list[Series]:
+def runs_of(study: str) -> list[Experiment]:
     """Return the runs of a study, over all sr_no that it has."""
     folders = (RESULTS / study / "runs").glob("*_*")
     sr_nos = sorted({int(path.name.rpartition("_")[2]) for path in folders})
@@ -177,21 +186,19 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
-def by_rule(series: Series, rule: str) -> Series:
+def by_rule(experiment: Experiment, rule: str) -> Experiment:
     """Return students as they would answer with the threshold of a rule."""
     runs = []
-    for run in series.runs:
+    for run in experiment.runs:
         decided = {
             split: found._replace(decision=found.decision._replace(rule=rule))
             for split, found in run.predictions.items()
         }
         runs.append(run._replace(predictions=decided))
-    series = series._replace(runs=runs)
-    scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
-    return series._replace(scores=scores)
+    return replace(experiment, runs=runs)
 
 
-def headline(found: list[Series]) -> str:
+def headline(found: list[Experiment]) -> str:
     """Return the scores on the first page."""
     teacher, *_ = runs_of("smollm2_cola")
     taught, untaught = found
@@ -205,48 +212,59 @@ def headline(found: list[Series]) -> str:
     return score_table(heads, named, 'always "acceptable"')
 
 
-def results(found: list[Series]) -> str:
+def results(found: list[Experiment]) -> str:
     """Return the scores of each mode."""
-    return scores({NAMES[series.mode]: series for series in found})
+    heads = [f"sr_no {', '.join(map(str, found[0].sr_nos))}"]
+    heads += [f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")]
+    named = {NAMES[experiment.mode]: experiment for experiment in found}
+    return score_table(tuple(heads), named, "majority baseline")
 
 
-def students(found: list[Series]) -> str:
-    """Return the scores of students by both rules of the threshold, and AUC, which needs none."""
-    heads = ("run", "seeds", "dev set", "AUC", "threshold", "accuracy", "MCC")
+def score_table(heads: tuple[str, ...], named: dict[str, Experiment], baseline: str) -> str:
+    """Return mean and standard deviation of accuracy and MCC, and the majority baseline's."""
     rows = [heads]
-    for series, split in product(found, DEV_SETS):
-        labels = series.labels(split)
-        aucs = [roc_auc_score(labels, run.predictions[split].margins) for run in series.runs]
-        first = NAMES[series.mode], str(len(series.runs)), split, spread(np.array(aucs), ".3f")
+    for name, experiment in named.items():
+        cells = [cell for split in DEV_SETS for cell in score_cells(experiment.scores[split])]
+        rows.append((name, *cells))
+    first = next(iter(named.values()))
+    majorities = [(f"{first.scores[split].majority:.2%}", "0") for split in DEV_SETS]
+    rows.append((baseline, *(cell for pair in majorities for cell in pair)))
+    return markdown(rows)
+
+
+def students(found: list[Experiment]) -> str:
+    """Return the scores of students by both rules of the threshold, and AUC, which needs none."""
+    rows = [("run", "seeds", "dev set", "AUC", "threshold", "accuracy", "MCC")]
+    for experiment, split in product(found, DEV_SETS):
+        labels = experiment.labels(split)
+        aucs = [roc_auc_score(labels, run.predictions[split].margins) for run in experiment.runs]
+        name, seeds = NAMES[experiment.mode], str(len(experiment.runs))
+        first = name, seeds, split, spread(np.array(aucs), ".3f")
         for rule in RULES:
-            s = by_rule(series, rule).scores[split]
-            cells = spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark
-            rows.append((*first, rule, *cells))
+            rows.append((*first, rule, *score_cells(by_rule(experiment, rule).scores[split])))
             first = "", "", "", ""
     return markdown(rows)
 
 
-def calibration(found: list[Series]) -> str:
+def calibration(found: list[Experiment]) -> str:
     """Return how far students' probabilities are from shares, by softmax and calibrated."""
-    heads = ("run", "dev set", "acceptable", "mean p by softmax", "error", "calibrated", "error")
-    rows = [heads]
-    for series, split in product(found, DEV_SETS):
-        labels = series.labels(split)
-        margins = np.stack([run.predictions[split].margins for run in series.runs])
+    rows = [("run", "dev set", "acceptable", "mean p by softmax", "error", "calibrated", "error")]
+    for experiment, split in product(found, DEV_SETS):
+        labels = experiment.labels(split)
+        margins = np.stack([run.predictions[split].margins for run in experiment.runs])
         cells = [f"{labels.mean():.3f}"]
-        for p in (SOFTMAX.p_acceptable(margins), series.p_acceptable(split)):
+        for p in (SOFTMAX.p_acceptable(margins), experiment.p_acceptable(split)):
             errors = np.array([calibration_error(labels, each) for each in p])
             cells += [f"{p.mean():.3f}", spread(errors, ".3f")]
-        rows.append((NAMES[series.mode], split, *cells))
+        rows.append((NAMES[experiment.mode], split, *cells))
     return markdown(rows)
 
 
-def gains(found: list[Series]) -> str:
+def gains(found: list[Experiment]) -> str:
     """Return by how much the taught are better than others, on the same seeds and sentences."""
-    heads = ("more than", "threshold", "dev set", "accuracy by", "95%", "p", "MCC by", "95%", "p")
-    rows = [heads]
+    rows = [("more than", "threshold", "dev set", "accuracy by", "95%", "p", "MCC by", "95%", "p")]
     for rule, split in product(RULES, DEV_SETS):
-        taught, untaught = (by_rule(series, rule) for series in found)
+        taught, untaught = (by_rule(experiment, rule) for experiment in found)
         others = {f"rnn{untaught.scores[split].remark}": untaught.answers(split)}
         if rule == "accuracy":
             others['always "acceptable"'] = np.ones_like(taught.answers(split))
@@ -256,72 +274,49 @@ def gains(found: list[Series]) -> str:
     return markdown(rows)
 
 
-def scores(named: dict[str, Series]) -> str:
-    """Return mean and standard deviation of accuracy and MCC."""
-    numbers = ", ".join(str(run.metrics["sr_no"]) for run in next(iter(named.values())).runs)
-    heads = [f"{split} {what}" for split in DEV_SETS for what in ("accuracy", "MCC")]
-    return score_table((f"sr_no {numbers}", *heads), named, "majority baseline")
-
-
-def score_table(heads: tuple[str, ...], named: dict[str, Series], baseline: str) -> str:
-    """Return the scores of some series by name, and the majority baseline's."""
-    rows = [heads]
-    for name, series in named.items():
-        both = [series.scores[split] for split in DEV_SETS]
-        cells = [
-            (spread(100 * s.accuracies, ".2f", "%"), spread(s.mccs, ".3f") + s.remark) for s in both
-        ]
-        rows.append((name, *(cell for pair in cells for cell in pair)))
-    first = next(iter(named.values()))
-    majorities = [(f"{first.scores[split].majority:.2%}", "0") for split in DEV_SETS]
-    rows.append((baseline, *(cell for pair in majorities for cell in pair)))
-    return markdown(rows)
-
-
-def runs(found: list[Series]) -> str:
+def runs(found: list[Experiment]) -> str:
     """Return each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
-    rows = [("run", *(str(run.metrics["sr_no"]) for run in found[0].runs))]
-    for series in found:
-        cells = (summary(run.metrics[DEV]) for run in series.runs)
-        rows.append((NAMES[series.mode], *cells))
+    rows = [("run", *map(str, found[0].sr_nos))]
+    for experiment in found:
+        cells = (summary(run.metrics[DEV]) for run in experiment.runs)
+        rows.append((NAMES[experiment.mode], *cells))
     return markdown(rows)
 
 
-def unseen(found: list[Series]) -> str:
+def unseen(found: list[Experiment]) -> str:
     """Return the scores without CoLA's dev sentences that the training split has too, in lines."""
-    named = {series.mode: series for series in found}
-    if all(series.metrics["arguments"].get("held_out") for series in found):
+    named = {one.mode: one for one in found}
+    if all(one.metrics["arguments"].get("held_out") for one in found):
         named |= {f"{mode}, set for accuracy": by_rule(s, "accuracy") for mode, s in named.items()}
     return "\n".join(f"- {line}" for line in scores_without(IN_TRAINING, named))
 
 
-def pairs(found: list[Series]) -> str:
+def pairs(found: list[Experiment]) -> str:
     """Return differences on the same sentences and seeds: the report's table of pairs."""
     table = paired_table(found)
-    table = table[table["pair"] != ""]  # without the lines on what either saw
-    return markdown([tuple(table.columns), *table.itertuples(index=False, name=None)])
+    return markdown([tuple(table), *table.itertuples(index=False, name=None)])
 
 
-def monitor(found: list[Series]) -> str:
+def monitor(found: list[Experiment]) -> str:
     """Return the scores of the epoch kept, and of the one that MCC would have kept."""
     rows = [("run", "epochs kept by accuracy", "their score", "epochs kept by MCC", "their score")]
-    for series in found:
+    for experiment in found:
         cells = []
         for watched in ("val_accuracy", "val_mcc"):
-            kept, accuracies, mccs = [], [], []
-            for run in series.runs:
-                curves = read_history(run.folder, run.metrics["training"]["best_epoch"])
-                best = int(np.argmax(curves[watched]))
-                kept.append(str(best + 1))
-                accuracies.append(curves["val_accuracy"][best])
-                mccs.append(curves["val_mcc"][best])
-            cells += [", ".join(kept), f"{np.mean(accuracies):.2%}, MCC {np.mean(mccs):.3f}"]
-        rows.append((NAMES[series.mode], *cells))
+            histories = [
+                read_history(run.folder, run.metrics["training"]["best_epoch"])
+                for run in experiment.runs
+            ]
+            best = DataFrame([table.loc[table[watched].idxmax()] for table in histories])
+            means = best.mean()
+            cells.append(", ".join(f"{epoch:.0f}" for epoch in best["epoch"]))
+            cells.append(f"{means['val_accuracy']:.2%}, MCC {means['val_mcc']:.3f}")
+        rows.append((NAMES[experiment.mode], *cells))
     return markdown(rows)
 
 
 KINDS = (headline, results, students, calibration, gains, runs, unseen, pairs, monitor)
-TABLES: dict[str, Callable[[list[Series]], str]] = {kind.__name__: kind for kind in KINDS}
+TABLES: dict[str, Callable[[list[Experiment]], str]] = {kind.__name__: kind for kind in KINDS}
 
 
 if __name__ == "__main__":

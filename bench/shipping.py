@@ -33,7 +33,7 @@ from support.decisions import SOFTMAX
 from support.devices import CPU
 from support.files import read_json, read_tensors, write_csv, write_json, write_tensors
 from support.reporting import summary
-from support.reporting.finished import load_series
+from support.reporting.finished import load_experiment
 from support.reporting.metrics import DEV_SETS
 from support.reporting.tables import result_table
 from support.teaching import HELD_OUT, hold_out, sentences_of_file
@@ -146,17 +146,17 @@ def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def card(folder: Path) -> str:
     """Return a model's card: what it is, how good, and what it must not be used for."""
-    series = load_series([folder])
-    student, table = series.mode != "LoRA", result_table([series]).drop(columns="run")
-    parameters = series.metrics["parameters"]["total"] / 1e6
-    decision = series.runs[0].predictions[DEV].decision
+    model = load_experiment([folder])
+    student, table = model.mode != "LoRA", result_table([model]).drop(columns="run")
+    parameters = model.metrics["parameters"]["total"] / 1e6
+    decision = model.runs[0].predictions[DEV].decision
     p = decision.p_acceptable(decision.threshold)
     return CARD.format(
         name=folder.name,
         what=STUDENT.format(parameters=parameters, p=p) if student else TEACHER,
         table=markdown([tuple(table.columns), *table.itertuples(index=False, name=None)]),
         more=", and on 200,000 that smollm2 wrote" if student else "",
-        wrong=1 - series.metrics[DEV]["accuracy"],
+        wrong=1 - model.metrics[DEV]["accuracy"],
     )
 
 

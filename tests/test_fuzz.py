@@ -40,12 +40,12 @@ from support.files import read_json, read_tensors
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RULES
 from support.reporting import show_run
-from support.reporting.finished import load_series, read_history
+from support.reporting.finished import load_experiment
 from support.reporting.judgements import threshold_note
+from support.reporting.metrics import read_history
 from support.reporting.tables import (
+    calibration_table,
     comparison_table,
-    confidence_table,
-    facts_table,
     result_table,
     run_table,
     settings_table,
@@ -619,13 +619,13 @@ def test_any_run_is_reported_or_refused(folder, edits, predictions):
     run.mkdir(exist_ok=True)
     write_metrics(run, edits)
     write_table(run / "predictions.csv", PREDICTIONS, predictions)
-    series = tried(load_series, [run])
-    assert series or edits or predictions
-    if series:
-        assert comparison_table([series])
-        assert len(confidence_table([series])) == len(result_table([series])) == 2
-        for table in (facts_table, settings_table, run_table):
-            assert len(table([series])) > 0
+    experiment = tried(load_experiment, [run])
+    assert experiment or edits or predictions
+    if experiment:
+        assert comparison_table([experiment])
+        assert len(calibration_table([experiment])) == len(result_table([experiment])) == 2
+        for table in (settings_table, run_table):
+            assert len(table([experiment])) > 0
 
 
 @given(CELLS, st.integers(-1, 3))

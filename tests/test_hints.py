@@ -21,7 +21,7 @@ from student import DistilRNN
 from support.corpus import DEV, TRAIN
 from support.devices import CPU
 from support.files import write_csv
-from support.reporting.finished import read_history
+from support.reporting.metrics import read_history
 from support.teaching.answers import read_hints
 from train_utils import Counts, Training, accumulate_gradients, lesson_fingerprint, train
 

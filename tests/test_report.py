@@ -18,27 +18,26 @@ import pytest
 import scipy.special
 import scipy.stats
 from pypdf import PdfReader
-from sklearn.metrics import accuracy_score, cohen_kappa_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 import report
 from bench.results import by_rule
 from support import PROJECT
-from support.corpus import COLA_SHA256, DEV, file_fingerprints
+from support.corpus import COLA_SHA256, DEV, OUT_OF_DOMAIN, file_fingerprints
 from support.decisions import Decision
 from support.errors import UserError
-from support.options import options_of, parse, published
-from support.reporting import pdf, tables
+from support.options import published
+from support.reporting import tables
 from support.reporting.curves import plot_curves
 from support.reporting.finished import (
     DEV_SETS,
-    Series,
     find_runs,
     missing_runs,
-    read_history,
+    read_corpus,
     read_predictions,
 )
+from support.reporting.metrics import read_history
 from support.reporting.statistics import (
-    agreement,
     calibration_error,
     crossed,
     difference,
@@ -112,17 +111,25 @@ def set_threshold(run_folder: Path, edge: float, share: float = 0.7) -> Decision
     return decision
 
 
-def options(out_dir: Path, sr_no: str = "7", **more) -> Namespace:
+def make_runs(out_dir: Path, sr_nos=(7, 8), modes=("LoRA", "distil", "rnn")) -> None:
+    for mode, sr_no in itertools.product(modes, sr_nos):
+        make_run(out_dir, mode, sr_no=sr_no)
+
+
+def write_reports(out_dir: Path, sr_no: str = "7") -> tuple[str, str]:
+    """The text of the PDF and that of the page, without its data, with single spaces."""
     numbers = [int(text) for text in sr_no.split(",")]
-    settings = dict(out_dir=out_dir, serial=sr_no, sr_nos=numbers, mode="report", given=set())
-    return Namespace(**settings | more)
-
-
-def report_text(out_dir: Path, sr_no: str = "7") -> str:
-    """The text of the report's pages, in one string with single spaces."""
-    report.run_report(options(out_dir, sr_no))
+    report.run_report(
+        Namespace(out_dir=out_dir, serial=sr_no, sr_nos=numbers, mode="report", given=set())
+    )
     pages = PdfReader(out_dir / f"Report_{sr_no}.pdf").pages
-    return " ".join(" ".join(page.extract_text() for page in pages).split())
+    page = (out_dir / f"Report_{sr_no}.html").read_text().partition('<script type="app')[0]
+    texts = " ".join(page.extract_text() for page in pages), re.sub(r'src="[^"]*"', "", page)
+    return tuple(" ".join(text.split()) for text in texts)
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
@@ -149,10 +156,6 @@ def test_mcnemars_p_is_the_sum_of_the_splits_that_are_no_likelier(one, other):
     ways = [math.comb(n, k) for k in range(n + 1)]
     expected = sum(way for way in ways if way <= ways[one]) / 2**n
     assert mcnemar(one, other) == pytest.approx(expected)
-
-
-def test_models_that_err_alike_are_not_told_apart():
-    assert mcnemar(0, 0) == 1.0
 
 
 def test_score_agrees_with_scikit_learn_and_another_bootstrap(tmp_path):
@@ -226,8 +229,8 @@ def test_about_95_of_100_intervals_over_seeds_and_sentences_hold_the_truth(seeds
 
 def test_no_difference_at_all_has_no_width_and_p_1():
     labels, answers, _ = draw_models(np.random.default_rng(0), 3)
-    for found in difference(labels, answers, answers):
-        assert found == (0, 0, 0, 1)
+    assert difference(labels, answers, answers) == ((0, 0, 0, 1), (0, 0, 0, 1))
+    assert mcnemar(0, 0) == 1
 
 
 def test_pseudo_values_of_mcc_are_those_of_leaving_out_each_sentence():
@@ -248,21 +251,6 @@ def test_a_p_below_one_in_a_thousand_is_printed_as_such(p, printed):
     assert p_value(p) == printed
 
 
-@pytest.mark.parametrize("sr_nos", [(7,), (7, 8, 9)])
-def test_no_report_prints_a_p_in_powers_of_ten(tmp_path, sr_nos, capsys):
-    make_runs(tmp_path, sr_nos)
-    for mode, sr_no in itertools.product(("LoRA", "rnn"), sr_nos):  # they differ in all sentences
-        shutil.rmtree(tmp_path / "checkpoints" / f"{mode}_gpt2_{sr_no}")
-        make_run(tmp_path, mode, bias=3 if mode == "rnn" else 0, sr_no=sr_no)
-    text = report_text(tmp_path, serial := ",".join(map(str, sr_nos)))
-    page = (tmp_path / f"Report_{serial}.html").read_text()
-    shown = text.partition("All settings")[0], page.partition('<script type="app')[0]
-    assert "< 0.001" in shown[0]
-    assert "&lt; 0.001" in shown[1]
-    for words in shown:
-        assert re.findall(r"\de-\d", words) == []
-
-
 def test_calibration_error_is_the_weighed_gap_of_each_bin():
     rng = np.random.default_rng(0)
     labels, p = rng.integers(0, 2, 500), rng.random(500)
@@ -277,54 +265,141 @@ def test_calibration_error_is_the_weighed_gap_of_each_bin():
     assert calibration_error(np.array([1, 0]), np.array([1.0, 0.0])) == 0
 
 
-def test_agreement_is_scikit_learns_kappa():
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 2, (2, 200))
-    second[:120] = first[:120]
-    share, kappa = agreement(first, second)
-    assert share == pytest.approx(accuracy_score(first, second))
-    assert kappa == pytest.approx(cohen_kappa_score(first, second))
-    assert agreement(np.ones(5), np.ones(5)) == (1, 0)
+def test_an_interval_ends_where_accuracy_and_mcc_do():
+    labels = np.arange(200) % 2
+    answers = np.stack([labels, np.where(np.arange(200) < 5, 1 - labels, labels)])
+    found = score(labels, answers)
+    assert found.accuracy.high == found.mcc.high == 1
+    assert crossed(answers == labels).high > 1
+
+
+# ---------------------------------------------------------------------------------------------
+# A run's files
 
 
 def test_curves_and_predictions_are_read_to_the_last_digit(tmp_path):
     folder = make_run(tmp_path, "LoRA")
-
-    def rows(name: str) -> list[dict]:
-        with open(folder / name, encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
+    lines = [
+        [*csv.DictReader((folder / name).read_text().splitlines())]
+        for name in ("history.csv", "predictions.csv")
+    ]
     for name, column in read_history(folder, 2).items():
-        assert column.tolist() == [float(row[name]) for row in rows("history.csv")]
-    predictions = read_predictions(folder / "predictions.csv")
-    for split in DEV_SETS:
-        mine, read = predictions[split], [r for r in rows("predictions.csv") if r["split"] == split]
-        assert mine.labels.tolist() == [int(row["label"]) for row in read]
-        margins = [float(row["logit_1"]) - float(row["logit_0"]) for row in read]
+        assert column.tolist() == [float(row[name]) for row in lines[0]]
+    for split, mine in read_predictions(folder / "predictions.csv").items():
+        rows = [row for row in lines[1] if row["split"] == split]
+        margins = [float(row["logit_1"]) - float(row["logit_0"]) for row in rows]
+        assert mine.labels.tolist() == [int(row["label"]) for row in rows]
         assert mine.margins.tolist() == margins
         assert mine.answers.tolist() == [int(margin > 0) for margin in margins]
 
 
-def test_what_a_run_imports_to_show_itself_and_to_draw_its_curves_is_light():
-    """A LoRA run draws curves: it needs no scipy, no tables and no PDF."""
+def test_a_run_loads_no_more_of_the_reporting_than_it_needs():
+    """A training run shows itself and draws its curves."""
     code = (
         "import sys; import support.reporting; "
         "assert not sys.modules.keys() & {'pandas', 'matplotlib', 'scipy', 'reportlab'}; "
-        "import support.reporting.curves; "
-        "assert not sys.modules.keys() & {'scipy', 'reportlab', 'support.reporting.tables'}"
+        "import support.reporting.curves; assert not sys.modules.keys() & {'scipy', 'reportlab'}; "
+        "print(*sorted(name for name in sys.modules if name.startswith('support.reporting.')))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["support.reporting.curves", "support.reporting.metrics"]
 
 
-def test_a_model_of_one_class_is_named_in_table_and_report(tmp_path, capsys):
-    make_run(tmp_path, "LoRA")
-    make_run(tmp_path, "rnn", bias=99)
-    text, printed = report_text(tmp_path), capsys.readouterr().out.splitlines()
-    # In words, and for both dev sets in the tables of results, of each run, pairs and confidence.
-    assert text.count("one class only") == 1 + 4 * 2
+def in_metrics(part: str, **changes):
+    return lambda folder: change_metrics(folder, part, **changes)
+
+
+def in_file(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content, encoding="utf-8")
+
+
+def with_thresholds(**entries):
+    def broken(folder):
+        set_threshold(folder, 1.25)
+        path = folder / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return broken
+
+
+def with_a_label_of_2(folder):
+    path = folder / "predictions.csv"
+    path.write_text(path.read_text().replace(f"{DEV},1,", f"{DEV},2,", 1))
+
+
+ROWS = "split,label,logit_0,logit_1"
+NO_RATIO = {"slope": -1, "intercept": 0}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "fault"),
+    [
+        (in_file("metrics.json", '{"mode": "LoRA"'), "metrics.json: "),
+        (in_file("metrics.json", '{"mode": "LoRA"}'), "metrics.json: broken"),
+        (in_file("history.csv", ""), "history.csv: broken"),
+        (in_file("history.csv", "epoch,train_loss\n1,0.5\n"), "history.csv: broken"),
+        (in_file("history.csv", f"{CURVES}\n1,1,1,1,1,1\n"), "history.csv: broken (epochs are"),
+        (in_file("history.csv", f"{CURVES}\n2,1,1,1,1,1\n3,1,1,1,1,1\n"), "(epochs are missing)"),
+        (in_file("history.csv", f"{CURVES}\n1,1,1,1,1,1\n2,1,1\n"), "history.csv: broken"),
+        (in_file("predictions.csv", "split,label\n1,1\n"), "predictions.csv: broken"),
+        (in_file("predictions.csv", f"{ROWS}\n{DEV},1,0.0,1.0\n"), "broken (not of the run that"),
+        (with_a_label_of_2, "predictions.csv: broken (a label that is neither 0 nor 1)"),
+        (in_metrics(DEV, correct=1), "predictions.csv: broken (not of the run that metrics.json"),
+        (in_metrics("training", epochs=-1), "training.epochs is not a count: -1"),
+        (in_metrics("training", best_epoch=True), "training.best_epoch is not a count: True"),
+        (in_metrics(DEV, sentences=0), "in_domain_dev.sentences is not a positive count: 0"),
+        (in_metrics(DEV, accuracy=1.5), "in_domain_dev.accuracy is not a number from -1 to 1: 1.5"),
+        (in_metrics(DEV, mcc=math.nan), "in_domain_dev.mcc is not a number from -1 to 1: nan"),
+        (in_metrics("data", folder="a\0b"), "data.folder is not text: "),
+        (in_metrics("data", in_domain_train=[]), "in_domain_train.sentences is not a positive"),
+        (in_metrics("arguments", held_out="5"), "arguments.held_out is not a count: '5'"),
+        (in_metrics("training", seconds=10**400), "training.seconds is not a number of seconds"),
+        (with_thresholds(thresholds={"balanced": 1}), "thresholds.accuracy is not a number: None"),
+        (with_thresholds(thresholds=3), "thresholds.balanced is not a number: None"),
+        (with_thresholds(calibration=NO_RATIO), "calibration.slope is not above 0"),
+        (in_metrics("identity", lr=0.5), ": lr is 0.5, and 0.001 in rnn_gpt2_7;"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line_that_names_it(tmp_path, break_it, fault):
+    make_runs(tmp_path, modes=["rnn"])
+    break_it(tmp_path / "checkpoints" / "rnn_gpt2_8")
+    with pytest.raises(UserError, match=f"rnn_gpt2_8.*{re.escape(fault)}") as error:
+        write_reports(tmp_path, "7,8")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("Report*"))
+
+
+def test_a_copy_of_a_run_is_no_other_run(tmp_path):
+    folder = make_run(tmp_path, "LoRA")
+    shutil.copytree(folder, folder.with_name("LoRA_gpt2_8"))
+    with pytest.raises(UserError, match=r"gpt2_8: its metrics.json is that of LoRA_gpt2_7; a copy"):
+        find_runs(tmp_path, [7, 8])
+
+
+def test_a_run_is_judged_by_its_threshold_and_its_probabilities_are_calibrated(tmp_path):
+    folder = make_run(tmp_path, "rnn")
+    (plain,) = find_runs(tmp_path, [7])
+    decision = set_threshold(folder, 1.25)
+    (moved,) = find_runs(tmp_path, [7])  # metrics.json has the counts of before
     for split in DEV_SETS:
-        named = [line.split()[0] for line in printed if split in line and "one class only" in line]
-        assert named == ["rnn"]
+        before, found = (each.runs[0].predictions[split] for each in (plain, moved))
+        np.testing.assert_allclose(found.margins, before.margins + 1.25)
+        assert moved.answers(split).tolist() == plain.answers(split).tolist()
+        expected = scipy.special.expit(0.5 * found.margins + decision.intercept)
+        np.testing.assert_allclose(moved.p_acceptable(split)[0], expected)
+        fewer_mistakes = by_rule(moved, "accuracy").answers(split)
+        assert fewer_mistakes[0].tolist() == (expected > 0.5).astype(int).tolist()
+        expected = scipy.special.expit(before.margins)
+        np.testing.assert_allclose(plain.p_acceptable(split)[0], expected)
+    table = tables.calibration_table([moved]).set_index("dev set")
+    errors = [calibration_error(moved.labels(s), moved.p_acceptable(s)[0]) for s in DEV_SETS]
+    assert table["calibration error"].tolist() == [f"{error:.3f}" for error in errors]
+
+
+# ---------------------------------------------------------------------------------------------
+# Which runs are shown
 
 
 def test_runs_come_by_variant_then_mode_and_only_finished_ones(tmp_path):
@@ -332,115 +407,118 @@ def test_runs_come_by_variant_then_mode_and_only_finished_ones(tmp_path):
         make_run(tmp_path, mode, variant)
     (make_run(tmp_path, "rnn", "nano") / "metrics.json").unlink()
     (make_run(tmp_path, "distil", "nano") / "unfinished.json").write_text("{}")
-    names = [run.name for run in find_runs(tmp_path, [7])]
-    assert names == ["LoRA gpt2", "distil gpt2", "rnn gpt2", "LoRA nano"]
-    with pytest.raises(UserError, match=r"python run.py --mode all --sr_no 8"):
-        find_runs(tmp_path, [8])
+    names = ["LoRA gpt2", "distil gpt2", "rnn gpt2", "LoRA nano"]
+    assert [experiment.name for experiment in find_runs(tmp_path, [7])] == names
+    assert [experiment.name for experiment in find_runs(tmp_path, [7], "nano")] == names[3:]
+    assert missing_runs(tmp_path, [7], "gpt2") == []
+    with pytest.raises(UserError, match=r"no finished run with sr_no 8, 9; .*--mode all --sr_no 8"):
+        find_runs(tmp_path, [8, 9])
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("metrics.json", '{"mode": "LoRA"'),
-        ("metrics.json", '{"mode": "LoRA"}'),
-        ("history.csv", ""),
-        ("history.csv", "epoch,train_loss\n1,0.5\n"),
-        ("history.csv", f"{CURVES}\n1,1,1,1,1,1\n"),  # the epoch kept is the second
-        ("history.csv", f"{CURVES}\n2,1,1,1,1,1\n3,1,1,1,1,1\n"),
-        ("history.csv", f"{CURVES}\n1,1,1,1,1,1\n2,1,1\n"),
-        ("predictions.csv", "split,label\n1,1\n"),
-        ("predictions.csv", "split,label,logit_0,logit_1\nin_domain_dev,1,0.0,1.0\n"),
-    ],
-)
-def test_a_broken_file_is_an_error_that_names_it(tmp_path, name, content):
-    path = make_run(tmp_path, "LoRA") / name
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        report.run_report(options(tmp_path))
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.glob("Report*"))
+def test_a_report_shows_what_is_there_and_names_what_is_missing(tmp_path, capsys):
+    """Models are compared over the seeds that both have."""
+    make_runs(tmp_path, sr_nos=(7, 8, 9))
+    whole = tables.paired_table(find_runs(tmp_path, [7, 9]))
+    checkpoints = tmp_path / "checkpoints"
+    shutil.rmtree(checkpoints / "rnn_gpt2_9")
+    (checkpoints / "distil_gpt2_8" / "unfinished.json").write_text("{}")
+    missing = [
+        f"{checkpoints}/distil_gpt2_8: not finished", f"{checkpoints}/rnn_gpt2_9: no such run"
+    ]  # fmt: skip
+    for text in write_reports(tmp_path, "7,8,9"):
+        for line in missing:  # a path is broken where a line of paper ends
+            assert line.replace(" ", "") in text.replace(" ", "")
+        assert "Over sr_no 7, 9 they answer" in text
+        assert "Over sr_no 7 they answer" in text
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"run.py: not in the report: {line}" for line in missing]
+    found = find_runs(tmp_path, [7, 8, 9])
+    assert {one.mode: one.sr_nos for one in found} == {
+        "LoRA": [7, 8, 9],
+        "distil": [7, 9],
+        "rnn": [7, 8],
+    }
+    table = tables.paired_table(found)
+    assert table.iloc[0].tolist() == whole.iloc[0].tolist()
+    assert table.iloc[2]["95% interval"].endswith(" right alone")
 
 
-def test_predictions_that_metrics_json_contradicts_are_an_error(tmp_path):
-    change_metrics(make_run(tmp_path, "LoRA"), DEV, correct=1)
-    with pytest.raises(
-        UserError, match=r"predictions.csv: broken \(not of the run that metrics.json"
-    ):
-        find_runs(tmp_path, [7])
+# ---------------------------------------------------------------------------------------------
+# What is said of them
 
 
-@pytest.mark.parametrize(
-    ("part", "changes", "fault"),
-    [
-        ("training", dict(epochs=-1), "training.epochs is not a count: -1"),
-        ("training", dict(best_epoch=True), "training.best_epoch is not a count: True"),
-        (DEV, dict(sentences=0), "in_domain_dev.sentences is not a positive count: 0"),
-        (DEV, dict(accuracy=1.5), "in_domain_dev.accuracy is not a number from -1 to 1: 1.5"),
-        (DEV, dict(mcc=math.nan), "in_domain_dev.mcc is not a number from -1 to 1: nan"),
-        ("data", dict(folder="a\0b"), "data.folder is not text: "),
-        ("data", dict(in_domain_train=[]), "data.in_domain_train.sentences is not a positive"),
-        ("arguments", dict(held_out="5"), "arguments.held_out is not a count: '5'"),
-        ("training", dict(seconds=10**400), "training.seconds is not a number of seconds: 1000"),
-    ],
-)
-def test_metrics_json_with_an_impossible_value_is_an_error_that_names_it(
-    tmp_path, part, changes, fault
-):
-    change_metrics(make_run(tmp_path, "LoRA"), part, **changes)
-    with pytest.raises(UserError, match=rf"metrics\.json: broken \({re.escape(fault)}"):
-        find_runs(tmp_path, [7])
+def test_one_report_over_several_seeds_has_means_deviations_pairs_and_every_run(tmp_path, capsys):
+    make_runs(tmp_path, sr_nos=(7, 8, 9))
+    paper, page = write_reports(tmp_path, "7,8,9")
+    printed = " ".join(capsys.readouterr().out.split())
+    found = find_runs(tmp_path, [7, 8, 9])
+    for experiment in found:
+        figures = [run.metrics[DEV]["accuracy"] for run in experiment.runs]
+        mean = f"{100 * np.mean(figures):.2f} ± {100 * np.std(figures, ddof=1):.2f}%"
+        assert all(mean in text for text in (paper, page, printed))
+        for run in experiment.runs:
+            m = run.metrics[DEV]
+            assert f">{m['accuracy']:.2%}, MCC {m['mcc']:.3f}</td>" in page
+    lora, distil, _ = found
+    row = tables.paired_table(found).iloc[0]
+    expected, _ = difference(lora.labels(DEV), lora.answers(DEV), distil.answers(DEV))
+    assert row.tolist()[:3] == ["LoRA against distil", DEV, f"{100 * expected.value:+.2f}"]
+    assert row["p"] == p_value(expected.p)
+    pngs = {f"{mode}_gpt2_7,8,9_{what}.png" for mode in ("LoRA", "distil", "rnn")
+            for what in ("loss", "accuracy")}  # fmt: skip
+    drawn = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert drawn == pngs | {"comparison_gpt2_7,8,9.png"}
+    assert page.count("<img") == len(drawn)
+    for text in (paper, page):
+        for words in (
+            "cannot say", "both taken as drawn at random", "What all seeds share", "wall-clock",
+            "Each run judged out_of_domain_dev once, with the model kept",
+            "distil saw 8,551 sentences an epoch in 134 steps, rnn saw 8,551",
+        ):  # fmt: skip
+            assert words in text
 
 
-def test_a_run_is_judged_by_its_threshold_and_its_probabilities_are_calibrated(tmp_path):
-    folder = make_run(tmp_path, "rnn")
-    (plain,) = find_runs(tmp_path, [7])
-    decision = set_threshold(folder, 1.25)
-    (series,) = find_runs(tmp_path, [7])  # metrics.json has the counts of before
-    for split in DEV_SETS:
-        before, found = (each.runs[0].predictions[split] for each in (plain, series))
-        np.testing.assert_allclose(found.margins, before.margins + 1.25)
-        assert series.answers(split).tolist() == plain.answers(split).tolist()
-        expected = scipy.special.expit(0.5 * found.margins + decision.intercept)
-        np.testing.assert_allclose(series.p_acceptable(split)[0], expected)
-        fewer_mistakes = by_rule(series, "accuracy").answers(split)
-        assert fewer_mistakes[0].tolist() == (expected > 0.5).astype(int).tolist()
-        np.testing.assert_allclose(
-            plain.p_acceptable(split)[0], scipy.special.expit(before.margins)
-        )
-    table = tables.confidence_table([series]).set_index("dev set")
-    errors = [calibration_error(series.labels(s), series.p_acceptable(s)[0]) for s in DEV_SETS]
-    assert table["calibration error"].tolist() == [f"{error:.3f}" for error in errors]
+def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
+    make_runs(tmp_path, sr_nos=[7], modes=["LoRA", "rnn"])
+    one, two = same = find_runs(tmp_path, [7])
+    right = [experiment.answers(DEV)[0] == experiment.labels(DEV) for experiment in (one, two)]
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    row = tables.paired_table(same).iloc[0]
+    assert row["accuracy by"] == f"{100 * (only[0] - only[1]) / 527:+.2f}"
+    assert row["95% interval"] == f"{only[0]} against {only[1]} right alone"
+    assert row["p"] == p_value(mcnemar(*only))
 
 
-@pytest.mark.parametrize(
-    ("entries", "fault"),
-    [
-        ({"thresholds": {"balanced": 1}}, "thresholds.accuracy is not a number: None"),
-        ({"thresholds": 3}, "thresholds.balanced is not a number: None"),
-        ({"calibration": {"slope": -1, "intercept": 0}}, "calibration.slope is not above 0"),
-    ],
-)
-def test_a_run_whose_thresholds_are_broken_is_an_error_that_names_them(tmp_path, entries, fault):
-    set_threshold(folder := make_run(tmp_path, "rnn"), 1.25)
-    path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-    with pytest.raises(UserError, match=rf"metrics\.json: broken \({fault}"):
-        find_runs(tmp_path, [7])
+@pytest.mark.parametrize("sr_nos", [(7,), (7, 8, 9)])
+def test_no_report_prints_a_p_in_powers_of_ten(tmp_path, sr_nos):
+    for mode, sr_no in itertools.product(("LoRA", "rnn"), sr_nos):  # they differ in all sentences
+        make_run(tmp_path, mode, bias=3 if mode == "rnn" else 0, sr_no=sr_no)
+    texts = write_reports(tmp_path, ",".join(map(str, sr_nos)))
+    for text, words in zip(texts, ("< 0.001", "&lt; 0.001"), strict=True):
+        assert words in text
+        assert re.findall(r"\de-\d", text.partition("metrics.json, but")[0]) == []
 
 
-def test_a_label_that_is_neither_0_nor_1_is_an_error(tmp_path):
-    path = make_run(tmp_path, "LoRA") / "predictions.csv"
-    path.write_text(path.read_text().replace(f"{DEV},1,", f"{DEV},2,", 1))
-    with pytest.raises(UserError, match=r"predictions.csv: broken .*neither 0 nor 1"):
-        read_predictions(path)
+def test_a_model_of_one_class_is_named_wherever_it_is_shown(tmp_path, capsys):
+    make_run(tmp_path, "LoRA")
+    make_run(tmp_path, "rnn", bias=99)
+    paper, page = write_reports(tmp_path)
+    # In words, and for both dev sets in the tables of results and of pairs.
+    assert paper.count("one class only") == 1 + 2 * 2
+    assert page.count("one class only") == 1 + 4 * 2  # and of each run and of calibration
+    lines = [line for line in capsys.readouterr().out.splitlines() if "one class only" in line]
+    assert [line.split()[0] for line in lines] == ["rnn", "rnn"]
 
 
-def changed(series: Series, part: str, **changes) -> Series:
-    (run,) = series.runs
-    return series._replace(
-        runs=[run._replace(metrics=run.metrics | {part: run.metrics[part] | changes})]
-    )
+def test_odd_names_are_shown_as_they_are(tmp_path):
+    odd = "$x_{$_<b>_&_a_long_folder_name_of_a_checkpoint_at_step_100000"
+    make_run(tmp_path, "LoRA", odd)
+    paper, page = write_reports(tmp_path)
+    assert odd in paper
+    assert "<b>" not in page
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints", "plots", "Report_7.pdf", "Report_7.html"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -455,317 +533,47 @@ def changed(series: Series, part: str, **changes) -> Series:
         ("LoRA", "base", dict(kind="folder"), ["base gpt2 (a folder)"]),
         ("LoRA", "base", dict(kind=None), ["base gpt2"]),
         ("LoRA", "identity", dict(precision="bf16"), ["precision bf16"]),
-        ("rnn", "data", dict(in_domain_train={"sentences": 8550}), ["corpus cola_public"]),
+        ("rnn", "data", dict(name="mine"), ["corpus mine"]),
         ("distil", "arguments", dict(max_steps=9), ["max_steps 9"]),
         ("distil", "arguments", dict(kd_alpha=0.9, epochs=6), ["epochs 6", "kd_alpha 0.9"]),
         ("distil", "arguments", dict(hint_weight=3.0), ["hint_weight 3.0"]),
     ],
 )
 def test_what_differs_from_the_published_setting_is_named(tmp_path, mode, part, changes, reasons):
-    make_run(tmp_path, mode)
-    (run,) = find_runs(tmp_path, [7])
-    assert tables.differences_from_published(run) == []
-    assert tables.differences_from_published(changed(run, part, **changes)) == reasons
-
-
-def test_many_settings_leave_the_table_within_the_margins(tmp_path):
-    make_run(tmp_path, "distil")
-    settings = dict(
-        transfer_size=100_000, transfer_source="written", hint_weight=10.0, hint_width=576,
-        student_width=1536, student_dropout=0.3, embedding_start="teacher", lr_schedule="linear",
-    )  # fmt: skip
-    series = changed(*find_runs(tmp_path, [7]), "arguments", **settings)
-    table = tables.facts_table([series, series._replace(mode="rnn")])
-    words = table.set_index(" ")["distil"]["not as published"]
-    assert all(f"{name} {value}" in words for name, value in settings.items())
-    pdf.write_pdf(tmp_path / "empty.pdf", [])  # knows the fonts from here on
-    *_, body = pdf.table("How.", table, left=3)
-    assert body.wrap(pdf.WIDTH, 800)[0] <= pdf.WIDTH
+    folder = make_run(tmp_path, mode)
+    (plain,) = find_runs(tmp_path, [7])
+    assert tables.differences_from_published(plain) == []
+    change_metrics(folder, part, **changes)
+    (experiment,) = find_runs(tmp_path, [7])
+    assert tables.differences_from_published(experiment) == reasons
+    row = tables.settings_table([experiment]).set_index("setting")[mode]
+    assert row["arguments not as published"] == (", ".join(reasons) or "none")
+    for name, value in changes.items():
+        if part != "identity":
+            assert row[f"{part}.{name}"] == str(value)
 
 
 def test_an_option_that_metrics_json_does_not_name_has_its_published_value(tmp_path):
     """A run names every option of its identity that there was; what it lacks came later."""
     make_run(tmp_path, "distil")
-    (series,) = find_runs(tmp_path, [7])
+    (experiment,) = find_runs(tmp_path, [7])
     for name in ("hint_weight", "lr_schedule", "held_out"):
-        del series.metrics["arguments"][name]
-    assert tables.differences_from_published(series) == []
-    assert tables.sentences_an_epoch(series) == 8551
-    (row,) = tables.settings_table([series]).query("part == 'arguments'").to_dict("records")
-    assert row["of"] == "all"
-    assert "lr_schedule: constant" in row["what it says"]
+        del experiment.metrics["arguments"][name]
+    assert tables.differences_from_published(experiment) == []
+    assert "distil saw 8,551 sentences" in tables.effort(experiment, experiment)
 
 
-@pytest.mark.parametrize("held_out", [0, 5])
-def test_curves_say_whether_a_bias_was_fitted_after_them(tmp_path, held_out):
-    change_metrics(make_run(tmp_path, "rnn"), "arguments", held_out=held_out)
-    assert ("; before a threshold was set" in report_text(tmp_path)) == (held_out > 0)
-
-
-def test_the_report_says_which_runs_are_comparable_and_why_others_are_not(tmp_path):
-    make_run(tmp_path, "LoRA")
-    change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01, batch_size=8)
-    text = report_text(tmp_path)
-    assert "Comparable here: LoRA gpt2." in text
-    assert "not as published nothing batch_size 8, lr 0.01" in text
-    change_metrics(tmp_path / "checkpoints" / "LoRA_gpt2_7", "base", kind="folder")
-    text = report_text(tmp_path)
-    assert "Comparable here: none." in text
-    assert "starts from gpt2 (a folder) random weights" in text
-    assert "not as published base gpt2 (a folder) batch_size 8, lr 0.01" in text
-
-
-def test_report_holds_results_pairs_and_limits_and_survives_odd_names(tmp_path):
-    odd = "$x_{$_<b>_&_a_long_folder_name_of_a_checkpoint_at_step_100000"
-    for mode, variant in (("LoRA", "gpt2"), ("distil", "gpt2"), ("rnn", "gpt2"), ("LoRA", odd)):
-        make_run(tmp_path, mode, variant)
-    text = report_text(tmp_path)
-    pairs = "LoRA against distil", "distil against rnn"
-    for expected in (*pairs, "79.70%", "69.26%", "125.03M", "0.68M", odd, "cannot say"):
-        assert expected in text
-    plots = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert plots > {f"comparison_{odd}_7.png", "rnn_gpt2_7_loss.png", "rnn_gpt2_7_accuracy.png"}
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "checkpoints", "plots", "Report_7.pdf", "Report_7.html"
-    }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------
-# Several sr_no
-
-
-def make_runs(out_dir: Path, sr_nos=(7, 8), modes=("LoRA", "distil", "rnn")) -> None:
-    for mode, sr_no in itertools.product(modes, sr_nos):
-        make_run(out_dir, mode, sr_no=sr_no)
-
-
-def test_one_report_over_several_sr_no_has_means_deviations_and_every_run(tmp_path, capsys):
-    make_runs(tmp_path, sr_nos=(7, 8, 9))
-    text, printed = report_text(tmp_path, "7,8,9"), capsys.readouterr().out
-    for series in find_runs(tmp_path, [7, 8, 9]):
-        figures = [run.metrics[DEV]["accuracy"] for run in series.runs]
-        for page in (text, " ".join(printed.split())):
-            assert f"{100 * np.mean(figures):.2f} ± {100 * np.std(figures, ddof=1):.2f}%" in page
-        for run in series.runs:
-            shown = f"{run.metrics[DEV]['accuracy']:.2%}, MCC {run.metrics[DEV]['mcc']:.3f}"
-            assert f"{series.mode} {run.metrics['sr_no']} {shown}" in text
-    assert "both taken as drawn at random" in text
-    plots = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert {"LoRA_gpt2_7,8,9_loss.png", "reliability_gpt2_7,8,9.png"} < plots
-
-
-def test_differences_are_paired_by_sr_no(tmp_path):
-    make_runs(tmp_path)
-    lora, distil, _ = same = find_runs(tmp_path, [7, 8])
-    row = tables.paired_table(same).iloc[0]
-    expected, _ = difference(lora.labels(DEV), lora.answers(DEV), distil.answers(DEV))
-    gaps = [
-        100 * (a.metrics[DEV]["accuracy"] - b.metrics[DEV]["accuracy"])
-        for a, b in zip(lora.runs, distil.runs, strict=True)
-    ]
-    assert tuple(row.iloc[:3]) == ("LoRA against distil", DEV, f"{np.mean(gaps):+.2f}")
-    assert row["p"] == p_value(expected.p)
-
-
-def test_a_pair_of_single_runs_has_mcnemars_p(tmp_path):
-    make_runs(tmp_path, sr_nos=[7], modes=["LoRA", "rnn"])
-    one, two = same = find_runs(tmp_path, [7])
-    right = [series.answers(DEV)[0] == series.labels(DEV) for series in (one, two)]
-    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    row = tables.paired_table(same).iloc[0]
-    assert row["accuracy by"] == f"{100 * (only[0] - only[1]) / 527:+.2f}"
-    assert row["right alone"] == f"{only[0]} against {only[1]} alone"
-    assert row["p"] == p_value(mcnemar(*only))
-
-
-def test_a_report_over_several_sr_no_takes_runs_of_the_same_settings(tmp_path):
-    make_runs(tmp_path)
-    change_metrics(tmp_path / "checkpoints" / "rnn_gpt2_8", "identity", lr=0.5)
-    with pytest.raises(UserError, match=r"rnn_gpt2_8: lr is 0.5, and 0.001 in rnn_gpt2_7;"):
-        find_runs(tmp_path, [7, 8])
-
-
-def test_a_report_shows_what_is_there_and_names_what_is_missing(tmp_path, capsys):
-    make_runs(tmp_path, sr_nos=(7, 8, 9))
-    checkpoints = tmp_path / "checkpoints"
-    shutil.rmtree(checkpoints / "rnn_gpt2_8")
-    (checkpoints / "distil_gpt2_9" / "unfinished.json").write_text("{}")
-    missing = [
-        f"{checkpoints}/distil_gpt2_9: not finished", f"{checkpoints}/rnn_gpt2_8: no such run"
-    ]  # fmt: skip
-    assert missing_runs(tmp_path, [7, 8, 9]) == missing
-    text, errors = report_text(tmp_path, "7,8,9"), capsys.readouterr().err
-    assert errors.splitlines() == [f"run.py: not in the report: {line}" for line in missing]
-    for line in missing:  # a path is broken where a line of the page ends
-        assert line.replace(" ", "") in text.replace(" ", "")
-    by_mode = {series.mode: series.sr_nos for series in find_runs(tmp_path, [7, 8, 9])}
-    assert by_mode == {"LoRA": [7, 8, 9], "distil": [7, 8], "rnn": [7, 9]}
-
-
-def test_runs_are_compared_over_the_seeds_that_both_have(tmp_path):
-    make_runs(tmp_path, sr_nos=(7, 8, 9))
-    whole = find_runs(tmp_path, [7, 9])
-    shutil.rmtree(tmp_path / "checkpoints" / "distil_gpt2_8")
-    shutil.rmtree(tmp_path / "checkpoints" / "rnn_gpt2_9")
-    table = tables.paired_table(find_runs(tmp_path, [7, 8, 9]))
-    assert table.iloc[0].tolist() == tables.paired_table(whole).iloc[0].tolist()  # 7 and 9
-    assert table.iloc[2, 1].endswith("; sr_no 7, 9 alone")
-    assert table.iloc[3]["95% interval"].endswith(" alone")  # of distil and rnn both have 7
-    assert table.iloc[5, 1].endswith("; sr_no 7 alone")
-
-
-def test_without_a_finished_run_a_report_is_an_error(tmp_path):
-    folder = make_run(tmp_path, "rnn")
-    (folder / "unfinished.json").write_text('{"command": "python run.py --mode rnn"}')
-    with pytest.raises(UserError, match="no finished run with sr_no 7, 8; make them with: "):
-        report.run_report(options(tmp_path, "7,8"))
-
-
-def test_a_copy_of_a_run_is_no_other_run(tmp_path):
-    folder = make_run(tmp_path, "LoRA")
-    shutil.copytree(folder, folder.with_name("LoRA_gpt2_8"))
-    with pytest.raises(UserError, match=r"gpt2_8: its metrics.json is that of LoRA_gpt2_7; a copy"):
-        find_runs(tmp_path, [7, 8])
-
-
-def test_an_interval_ends_where_accuracy_and_mcc_do():
-    labels = np.arange(200) % 2
-    answers = np.stack([labels, np.where(np.arange(200) < 5, 1 - labels, labels)])
-    found = score(labels, answers)
-    assert found.accuracy.high == found.mcc.high == 1
-    assert crossed(answers == labels).high > 1
-
-
-def test_a_report_over_one_variant_leaves_the_others_alone(tmp_path):
-    make_runs(tmp_path)
-    make_run(tmp_path, "rnn", "nano")
-    assert {s.variant for s in find_runs(tmp_path, [7, 8], "gpt2")} == {"gpt2"}
-    assert missing_runs(tmp_path, [7, 8], "gpt2") == []
-    assert missing_runs(tmp_path, [7, 8]) == [f"{tmp_path}/checkpoints/rnn_nano_8: no such run"]
-
-
-# ---------------------------------------------------------------------------------------------
-# What is said of the runs
-
-
-def make_recipe(out_dir: Path, mode: str, recipe: str, variant: str = "smollm2", **training):
-    """A run as a recipe makes it, with its own epochs and steps."""
-    words = ["--mode", mode, "--gpt_variant", variant]
-    words += [] if mode == "LoRA" else ["--recipe", recipe]
-    settings = options_of(parse(words), mode, 7, 8551).settings
-    folder = make_run(out_dir, mode, variant)
-    change_metrics(folder, "arguments", **settings)
-    change_metrics(folder, "training", **training)
-    epochs = np.arange(1, training.get("epochs", 2) + 1)
-    columns = dict.fromkeys(CURVES.split(",")[1:], 0.5)
-    pd.DataFrame({"epoch": epochs, **columns}).to_csv(folder / "history.csv", index=False)
-    return folder
-
-
-def facts(out_dir: Path) -> dict[str, dict[str, str]]:
-    return tables.facts_table(find_runs(out_dir, [7])).set_index(" ").to_dict()
-
-
-def test_of_the_published_recipe_the_report_says_what_was_seen_and_kept(tmp_path):
-    make_recipe(tmp_path, "LoRA", "published", best_epoch=2, epochs=5, steps=335)
-    make_recipe(tmp_path, "distil", "published", best_epoch=1, epochs=4, steps=268)
-    make_recipe(tmp_path, "rnn", "published", best_epoch=1, epochs=4, steps=268)
-    lora, distil, _ = facts(tmp_path).values()
-    assert (lora["starts from"], distil["starts from"]) == ("smollm2", "random weights")
-    assert distil["labelled sentences"] == "8,551 of 8,551"
-    assert distil["labelled by the teacher alone"] == "none"
-    assert (distil["epochs"], distil["optimiser steps"]) == ("4", "268")
-    assert distil["epoch kept"] == "1, the best accuracy on in_domain_dev"
-    assert distil["threshold"] == "p = 0.50"
-    assert distil["minutes of training"] == "1.5"
-    text = report_text(tmp_path)
-    saw = "distil saw 8,551 sentences an epoch in 268 steps, rnn saw 8,551 sentences an epoch in"
-    assert f"{saw} 268 steps" in text
-
-
-def test_of_hints_the_report_says_what_was_held_out_written_and_kept(tmp_path):
-    make_recipe(tmp_path, "distil", "hints", best_epoch=16, epochs=16, steps=6016)
-    make_recipe(tmp_path, "rnn", "hints", best_epoch=37, epochs=95, steps=5985)
-    for mode in ("distil", "rnn"):
-        set_threshold(tmp_path / "checkpoints" / f"{mode}_smollm2_7", 1.0)
-    distil, rnn = facts(tmp_path).values()
-    assert distil["starts from"] == "random weights, the embedding from the teacher's"
-    assert rnn["starts from"] == "random weights"
-    assert distil["labelled sentences"] == rnn["labelled sentences"] == "7,551 of 8,551"
-    assert distil["labelled by the teacher alone"] == "200,000 written by the base"
-    assert distil["sentences an epoch"] == "207,551"
-    assert distil["epoch kept"] == "16, the last"
-    assert rnn["epoch kept"] == "37, the best mcc on in_domain_dev"
-    assert distil["threshold"] == rnn["threshold"]
-    assert distil["threshold"] == "p = 0.70 (balanced), set on the 1000 held out"
-    text = report_text(tmp_path)
-    for words in (
-        "distil saw 207,551 sentences an epoch in 6,016 steps, rnn saw 7,551 sentences an epoch in "
-        "5,985 steps",
-        "a teacher of this corpus had been trained on them",
-        "Each run judged out_of_domain_dev once, with the model kept",
-        "wall-clock",
-    ):
-        assert words in text
-
-
-def test_of_nanos_recipe_the_report_says_what_was_edited_and_shows_no_published_row(tmp_path):
-    make_recipe(tmp_path, "distil", "nano", "nano", steps=1720)
-    make_recipe(tmp_path, "rnn", "nano", "nano", steps=160)
-    for mode in ("distil", "rnn"):
-        sizes = {"in_domain_train": {"sentences": 4000}}
-        folder = tmp_path / "checkpoints" / f"{mode}_nano_7"
-        change_metrics(folder, "data", name="nano/corpus", **sizes)
-    assert facts(tmp_path)["distil"]["labelled by the teacher alone"] == "40,000 edited"
-    text = report_text(tmp_path)
-    assert "distil saw 44,000 sentences an epoch in 1,720 steps, rnn saw 4,000 sentences" in text
-    assert "published LoRA" not in text
-    assert "nano is a demonstration" in text
-
-
-def test_findings_over_several_seeds_never_compare_without_saying_what_each_saw(tmp_path):
+def test_a_report_says_what_each_model_saw_and_whether_a_threshold_was_set(tmp_path):
     make_runs(tmp_path, modes=["distil", "rnn"])
     for sr_no in (7, 8):
         folder = tmp_path / "checkpoints" / f"distil_gpt2_{sr_no}"
-        change_metrics(folder, "arguments", transfer_size=40_000)
+        change_metrics(folder, "arguments", transfer_size=40_000, held_out=1000)
         change_metrics(folder, "training", steps=sr_no * 100)
-    words = tables.findings(find_runs(tmp_path, [7, 8]))
-    saw = "distil saw 48,551 sentences an epoch in 700 to 800 steps, rnn saw 8,551 sentences"
-    assert "of MCC (" in words
-    assert f", where {saw}" in words.partition("distil against rnn: ")[2]
-
-
-def test_each_corpus_has_a_table_of_its_own_and_the_published_stand_beside_cola(tmp_path):
-    make_run(tmp_path, "LoRA", "gpt2")
-    folder = make_run(tmp_path, "LoRA", "nano")
-    change_metrics(
-        folder, "data", name="nano/corpus", sha256="cd", in_domain_train={"sentences": 4000}
-    )
-    text = report_text(tmp_path)
-    first, second = re.split(r"Table 2\.", text.partition("Table 1.")[2])[:2]
-    assert "cola_public: 8,551 training sentences, dev sets of 527 and 516." in first
-    assert "published LoRA gpt2" in first
-    assert "LoRA nano" not in first
-    assert "nano/corpus: 4,000 training sentences" in second
-    assert "published LoRA" not in second
-    printed = tables.comparison_table(find_runs(tmp_path, [7])).split("\n\n")
-    assert [block.count("LoRA nano") for block in printed] == [0, 2]
-
-
-def test_a_figure_without_room_lets_the_text_behind_it_go_first(tmp_path):
-    make_run(tmp_path, "LoRA")
-    (picture, _) = plot_curves("LoRA", [tmp_path / "checkpoints" / "LoRA_gpt2_7"], tmp_path)
-
-    def parts():
-        yield from (pdf.text(f"before {number}") for number in range(35))
-        yield pdf.Figure("the figure", picture)
-        yield from (pdf.text(f"behind {number}") for number in range(9))
-
-    pdf.write_pdf(tmp_path / "flow.pdf", parts())
-    first, second = (page.extract_text() for page in PdfReader(tmp_path / "flow.pdf").pages)
-    assert "behind 0" in first
-    assert "behind 8" in second
-    assert "Figure 1. the figure" in second
+    for text in write_reports(tmp_path, "7,8"):
+        saw = "distil saw 47,551 sentences an epoch in 700 to 800 steps, rnn saw 8,551 sentences"
+        assert saw in text
+        assert "distil gpt2, epoch by epoch; before a threshold was set." in text
+        assert "rnn gpt2, epoch by epoch." in text
 
 
 def test_the_epoch_kept_is_marked_by_a_ring_that_leaves_its_point_visible(tmp_path, monkeypatch):
@@ -784,223 +592,128 @@ def test_the_epoch_kept_is_marked_by_a_ring_that_leaves_its_point_visible(tmp_pa
 
 
 # ---------------------------------------------------------------------------------------------
-# Sources, calibration, agreement
+# Whose corpus, and what it has
 
 
-def add_corpus(folder: Path) -> None:
-    """A corpus with the dev sets' labels: 500 of a source, then 20, then 7 small ones."""
-    (folder / "corpus" / "raw").mkdir(parents=True)
-    for split in DEV_SETS:
-        sentences, acceptable = SIZES[split]
-        sources = ["big"] * 480 + ["mid"] * 20 + [f"s{i % 7}" for i in range(500, sentences)]
-        lines = [f"{name}\t{int(i < acceptable)}\t\tA." for i, name in enumerate(sources)]
-        (folder / "corpus" / "raw" / f"{split}.tsv").write_text("\n".join(lines))
-    change_metrics(folder, "data", folder=str(folder / "corpus"))
+def add_corpus(folder: Path, dev: dict[int, int] | None = None) -> Path:
+    """A corpus of distinct sentences; lines of in_domain_dev may be lines of training too.
 
-
-def test_results_by_source_put_the_small_sources_together(tmp_path):
-    add_corpus(make_run(tmp_path, "LoRA"))
-    (series,) = same = find_runs(tmp_path, [7])
-    table = tables.source_table(same)
-    assert table.iloc[:3, :3].astype(str).to_numpy().tolist() == [
-        [DEV, "big", "480"], [DEV, "7 others", "27"], [DEV, "mid", "20"]
-    ]  # fmt: skip
-    labels, answers = series.labels(DEV)[:480], series.answers(DEV)[0, :480]
-    expected = accuracy_score(labels, answers), matthews_corrcoef(labels, answers)
-    assert table.iloc[0, 4] == "{:.1%}, {:.2f}".format(*expected)
-
-
-def test_without_its_corpus_a_report_says_why_it_has_no_sources(tmp_path):
-    folder = make_run(tmp_path, "LoRA")
-    same = find_runs(tmp_path, [7])
-    expected = "not known: gone/raw/in_domain_dev.tsv: no such file"
-    assert tables.source_table(same)["source"].tolist() == [expected]
-    add_corpus(folder)
-    path, same = folder / "corpus" / "raw" / f"{DEV}.tsv", find_runs(tmp_path, [7])
-    whole = path.read_text()
-    path.write_text(whole + "\nbig\t1\t\tA.")
-    assert "not the corpus of" in tables.source_table(same)["source"][0]
-    path.write_text(whole.replace("big\t1", "big\t0", 1))
-    assert "not the corpus of" in tables.source_table(same)["source"][0]
-
-
-def add_distinct_corpus(folder: Path, dev: dict[int, int], out: dict[int, int]) -> None:
-    """A corpus of distinct sentences; some lines of the dev sets are lines of training too."""
+    Of the dev sets 480 are of a source, the others of seven.
+    """
     raw = folder / "corpus" / "raw"
     raw.mkdir(parents=True)
-    for split, repeated in zip(SIZES, ({}, dev, out), strict=True):
-        sentences, acceptable = SIZES[split]
-        lines = [
-            f"s\t{int(line <= acceptable)}\t\t"
-            + (f"in_domain_train {repeated[line]}." if line in repeated else f"{split} {line}.")
-            for line in range(1, sentences + 1)
-        ]
+    for split, (sentences, acceptable) in SIZES.items():
+        lines = []
+        for line in range(1, sentences + 1):
+            source = "big" if line <= 480 else f"s{line % 7}"
+            text = f"{split} {line}."
+            if split == DEV and line in (dev or {}):
+                text = f"in_domain_train {dev[line]}."
+            lines.append(f"{source}\t{int(line <= acceptable)}\t\t{text}")
         (raw / f"{split}.tsv").write_text("\n".join(lines))
     change_metrics(folder, "data", folder=str(folder / "corpus"))
+    return raw
 
 
-def test_a_report_tells_the_scores_without_the_sentences_that_training_has(tmp_path):
+def test_a_report_tells_the_scores_by_source_and_without_what_training_has(tmp_path):
     """Also of sentences with the other label: line 7000 of training is unacceptable."""
-    folder = make_run(tmp_path, "LoRA")
-    dev, out = {1: 5, 100: 7000, 527: 8551}, {}
-    add_distinct_corpus(folder, dev, out)
-    (series,) = find_runs(tmp_path, [7])
-    assert tables.lines_in_training(series) == {DEV: [*dev], "out_of_domain_dev": []}
+    dev = {1: 5, 100: 7000, 527: 8551}
+    add_corpus(make_run(tmp_path, "LoRA"), dev)
+    (experiment,) = find_runs(tmp_path, [7])
     kept = ~np.isin(np.arange(1, 528), [*dev])
-    labels, answers = series.labels(DEV)[kept], series.answers(DEV)[0, kept]
+    labels, answers = experiment.labels(DEV), experiment.answers(DEV)[0]
+    scores = accuracy_score, matthews_corrcoef
+    accuracy, mcc = (f(labels[kept], answers[kept]) for f in scores)
     expected = [
         f"Without the 3 of 527 sentences of {DEV} that the training split has too: LoRA gpt2 "
-        f"{accuracy_score(labels, answers):.2%}, MCC {matthews_corrcoef(labels, answers):.3f}; "
-        f"majority baseline {labels.mean():.2%}.",
-        "No sentence of out_of_domain_dev stands in the training split too.",
+        f"{accuracy:.2%}, MCC {mcc:.3f}; majority baseline {labels[kept].mean():.2%}.",
+        f"No sentence of {OUT_OF_DOMAIN} stands in the training split too.",
     ]
-    assert tables.without_training([series]) == expected
-    text = report_text(tmp_path)
-    page = (tmp_path / "Report_7.html").read_text()
-    for line in expected:
-        assert line in text
-        assert f"<p>{line}</p>" in page
+    for text in write_reports(tmp_path):
+        assert all(line in text for line in expected)
+    row = tables.source_table([experiment], read_corpus(experiment)).iloc[0]
+    accuracy, mcc = (f(labels[:480], answers[:480]) for f in scores)
+    assert row.tolist() == ["big", DEV, 480, f"{365 / 480:.1%}", f"{accuracy:.1%}, {mcc:.2f}"]
 
 
 def test_of_several_seeds_the_scores_without_some_sentences_are_means(tmp_path):
     make_runs(tmp_path, modes=["LoRA"])
-    (series,) = find_runs(tmp_path, [7, 8])
-    lines = {DEV: [2, 500], "out_of_domain_dev": [*range(1, 517)]}
-    told, every = tables.scores_without(lines, {"the teacher": series})
+    (experiment,) = find_runs(tmp_path, [7, 8])
+    lines = {DEV: [2, 500], OUT_OF_DOMAIN: [*range(1, 517)]}
+    told, every = tables.scores_without(lines, {"the teacher": experiment})
     kept = np.delete(np.arange(527), [1, 499])
-    right = 100 * (series.answers(DEV) == series.labels(DEV))[:, kept].mean(axis=1)
+    right = 100 * (experiment.answers(DEV) == experiment.labels(DEV))[:, kept].mean(axis=1)
     assert f"the teacher {right.mean():.2f} ± {right.std(ddof=1):.2f}%, MCC " in told
-    assert every == "Every sentence of out_of_domain_dev stands in the training split too."
+    assert every == f"Every sentence of {OUT_OF_DOMAIN} stands in the training split too."
 
 
-def test_without_its_corpus_a_report_says_that_repeated_sentences_are_not_known(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (DEV, lambda text: text + "\nbig\t1\t\tOne more."),
+        (DEV, lambda text: text.replace("big\t1", "big\t0", 1)),
+        ("in_domain_train", lambda text: text + "\nbig\t1\t\tOne more."),
+        ("in_domain_train", None),
+    ],
+)
+def test_without_the_runs_own_corpus_a_report_says_what_is_not_known(tmp_path, name, change):
+    raw = add_corpus(folder := make_run(tmp_path, "LoRA"))
+    path = raw / f"{name}.tsv"
+    if change:
+        path.write_text(change(path.read_text()))
+        fault = f"not the corpus of {folder}"
+    else:
+        path.unlink()
+        fault = "no such file"
+    for text in write_reports(tmp_path):
+        told = f"sentences of the dev sets is not known: {path}: {fault}."
+        assert told.replace(" ", "") in text.replace(" ", "")
+        assert "Each source" not in text
+
+
+OF_NANO = ("nano is a demonstration", "was redesigned", "nano/README.md")
+OF_COLA = ("published LoRA gpt2", "Comparable here: ", "the best that anyone has reported")
+
+
+def test_each_corpus_has_a_table_of_its_own_and_the_published_stand_beside_cola(tmp_path):
+    make_run(tmp_path, "LoRA")
+    change_metrics(make_run(tmp_path, "rnn"), "arguments", lr=0.01)
+    folder = make_run(tmp_path, "LoRA", "nano")
+    change_metrics(
+        folder, "data", name="nano/corpus", sha256="cd", in_domain_train={"sentences": 4000}
+    )
+    for text in write_reports(tmp_path):
+        assert all(words in text for words in (*OF_COLA, *OF_NANO))
+        assert "Comparable here: LoRA gpt2." in text
+        first, second = text.split("How good, and how sure")[1:]
+        assert "cola_public: 8,551 training sentences, dev sets of 527 and 516." in first
+        assert "published LoRA gpt2" in first
+        assert "nano/corpus: 4,000 training sentences" in second
+        assert "published LoRA" not in second
+    printed = tables.comparison_table(find_runs(tmp_path, [7])).split("\n\n")
+    assert [block.count("LoRA nano") for block in printed] == [0, 2]
+
+
+def test_cola_and_nanos_corpus_are_known_by_their_files(tmp_path):
+    """A run that does not record its files is known by its corpus' name."""
     folder = make_run(tmp_path, "LoRA")
-    unknown = "Whether the training split has sentences of the dev sets is not known: "
-    assert f"{unknown}gone/raw/in_domain_dev.tsv: no such file." in report_text(tmp_path)
-    add_distinct_corpus(folder, {1: 5}, {})
-    train = folder / "corpus" / "raw" / "in_domain_train.tsv"
-    train.write_text(train.read_text() + "\ns\t1\t\tOne more.")
-    (line,) = tables.without_training(find_runs(tmp_path, [7]))
-    assert line.startswith(f"{unknown}{train}: not the corpus of ")
+    nano = file_fingerprints(PROJECT / "nano" / "corpus")
+    for files, expected in ((COLA_SHA256, "CoLA"), (nano, "nano"), ({**nano, DEV: "ab"}, "")):
+        change_metrics(folder, "data", files=files)
+        assert tables.known_corpus(*find_runs(tmp_path, [7])) == expected
 
 
-# ---------------------------------------------------------------------------------------------
-# Whose corpus
-
-
-OF_OURS = ("nano is a demonstration", "was redesigned", "results/README.md", "nano/README.md")
-OF_COLA = ("published LoRA gpt2", "Comparable", "the best that anyone has reported")
-
-
-def words_and_page(out_dir: Path) -> list[str]:
-    """The text of the report, and its page, with single spaces."""
-    texts = report_text(out_dir), (out_dir / "Report_7.html").read_text()
-    return [" ".join(text.split()) for text in texts]
-
-
-def test_the_report_of_ones_own_corpus_on_nano_says_nothing_of_ours(tmp_path, run):
+def test_the_report_of_ones_own_corpus_on_nano_says_nothing_of_others(tmp_path, run):
     raw = tmp_path / "mine" / "raw"
     raw.mkdir(parents=True)
-    for split, size in (("in_domain_train", 40), (DEV, 12), ("out_of_domain_dev", 10)):
+    for split, size in (("in_domain_train", 40), (DEV, 12), (OUT_OF_DOMAIN, 10)):
         lines = [f"me\t{n % 2}\t\tThe dog saw {n} cats." for n in range(size)]
         (raw / f"{split}.tsv").write_text("\n".join(lines))
-    options = ("--gpt_variant", "nano", "--data_dir", "mine", "--sr_no", 7, "--max_steps", 3)
-    done = run("--mode", "all", *options, "--transfer_size", 10, "--batch_size", 8)
-    assert done.returncode == 0, done.stderr
-    for name in ("LoRA", "distil", "rnn"):  # "mine" is relative to where the command ran
-        change_metrics(tmp_path / "checkpoints" / f"{name}_nano_7", "data", folder=str(raw.parent))
-    for series in find_runs(tmp_path, [7]):
-        assert series.metrics["data"]["files"] == file_fingerprints(raw.parent)
-    for words in words_and_page(tmp_path):
-        assert "mine: 40 training sentences, dev sets of 12 and 10." in words
-        assert "Every sentence of in_domain_dev stands in the training split too." in words
-        for sentence in (*OF_OURS, *OF_COLA):
-            assert sentence not in words
-
-
-def copied_corpus(place: Path) -> dict[str, str]:
-    """The fingerprints of nano's corpus, copied to another place."""
-    shutil.copytree(PROJECT / "nano" / "corpus", place)
-    return file_fingerprints(place)
-
-
-@pytest.mark.parametrize("recorded", [True, False])
-def test_what_is_said_of_nanos_corpus_and_of_cola_goes_by_their_files(tmp_path, recorded):
-    """A copy is the same corpus; a run of an earlier version is known by its name or its sizes."""
-    make_run(tmp_path, "rnn", "smollm2")
-    nano = make_run(tmp_path, "LoRA", "smollm2")
-    changes = {"name": "nano/corpus", "sha256": "cd", "in_domain_train": {"sentences": 4000}}
-    if recorded:
-        changes |= {"name": "copy", "files": copied_corpus(tmp_path / "copy")}
-    change_metrics(nano, "data", **changes)
-    for words in words_and_page(tmp_path):
-        for sentence in (*OF_OURS, *OF_COLA):
-            assert sentence in words
-
-
-def test_a_corpus_of_colas_sizes_is_not_cola(tmp_path):
-    folder = make_run(tmp_path, "LoRA")
-    for files, expected in ((COLA_SHA256, "CoLA"), ({**COLA_SHA256, DEV: "ab"}, ""), ({}, "")):
-        change_metrics(folder, "data", files=files)
-        (series,) = find_runs(tmp_path, [7])
-        assert tables.known_corpus(series) == expected
-        assert tables.is_cola(series) == bool(expected)
-
-
-def test_what_all_seeds_share_is_said_of_the_runs_that_share_it(tmp_path):
-    make_runs(tmp_path)
-    shared = "All seeds of {} share {}."
-    assert "All seeds of" not in report_text(tmp_path, "7,8")  # each has a teacher of its own
-    more = dict(held_out=1000, transfer_size=9, transfer_source="written")
-    for sr_no in (7, 8):
-        folder = tmp_path / "checkpoints" / f"distil_gpt2_{sr_no}"
-        change_metrics(folder, "arguments", **more)
-        change_metrics(folder, "teacher", folder="out/LoRA_gpt2_7", fingerprint="ab")
-        rnn = tmp_path / "checkpoints" / f"rnn_gpt2_{sr_no}"
-        change_metrics(rnn, "arguments", held_out=1000)
-    text = report_text(tmp_path, "7,8")
-    parts = "one held-out set, one set of written sentences, one teacher"
-    assert shared.format("distil gpt2", parts) in text
-    assert shared.format("rnn gpt2", "one held-out set") in text
-    assert "All seeds of LoRA" not in text
-    assert "All seeds of" not in report_text(tmp_path, "7")  # a single run
-
-
-def test_a_students_report_names_its_teacher_and_what_it_scores(tmp_path):
-    distil = make_run(tmp_path, "distil")
-    assert facts(tmp_path)["distil"]["teacher"] == "LoRA_gpt2_7"
-    lora = make_run(tmp_path / "elsewhere", "LoRA")
-    change_metrics(distil, "teacher", folder=str(lora))
-    m = json.loads((lora / "metrics.json").read_text())[DEV]
-    expected = f"LoRA_gpt2_7: {m['accuracy']:.2%}, MCC {m['mcc']:.3f}"
-    assert facts(tmp_path)["distil"]["teacher"] == expected
-    make_run(tmp_path, "rnn")
-    assert facts(tmp_path)["rnn"]["teacher"] == "none"
-
-
-AGREEMENT = ["answers as LoRA", "kappa", "correlation of margins"]
-
-
-def test_a_student_that_is_its_teacher_agrees_with_it(tmp_path):
-    for mode in ("LoRA", "distil"):
-        make_run(tmp_path, mode)
-    same = find_runs(tmp_path, [7])
-    table = tables.confidence_table(same)
-    assert table[AGREEMENT].notna().all(axis=1).tolist() == [False, False, True, True]
-    twin = tables.confidence_table([same[0], same[0]._replace(mode="rnn")])
-    assert twin[AGREEMENT].iloc[2].tolist() == ["100.0%", "1.000", "1.000"]
-
-
-def test_a_teacher_is_known_by_its_fingerprint_and_in_an_older_run_by_its_folder(tmp_path):
-    lora, distil = (make_run(tmp_path, mode) for mode in ("LoRA", "distil"))
-
-    def compared(**teacher) -> bool:
-        change_metrics(distil, "teacher", **teacher)
-        return "kappa" in tables.confidence_table(find_runs(tmp_path, [7]))
-
-    assert compared(folder="elsewhere/LoRA_gpt2_7", fingerprint="ab")
-    assert not compared(folder="LoRA_gpt2_8")
-    path = lora / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"adapter": "ab"}))
-    assert compared(folder="copies/teacher")
-    assert not compared(folder="LoRA_gpt2_7", fingerprint="cd")
+    options = ("--gpt_variant", "nano", "--data_dir", raw.parent, "--sr_no", 7, "--max_steps", 1)
+    assert run("--mode", "rnn", *options).returncode == 0
+    (experiment,) = find_runs(tmp_path, [7])
+    assert experiment.metrics["data"]["files"] == file_fingerprints(raw.parent)
+    for text in write_reports(tmp_path):
+        assert "mine: 40 training sentences, dev sets of 12 and 10." in text
+        assert f"Every sentence of {DEV} stands in the training split too." in text
+        assert not any(words in text for words in (*OF_NANO, *OF_COLA))

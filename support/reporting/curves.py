@@ -4,7 +4,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rcParams
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pandas import DataFrame
@@ -12,13 +12,15 @@ from pandas import DataFrame
 from support.corpus import DEV
 from support.files import write_bytes
 from support.reporting import metrics
-from support.reporting.finished import read_history
 
-rcParams.update({"font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10})
-rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+STYLE = {
+    "font.family": "STIXGeneral", "text.parse_math": False, "axes.titlesize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+}  # fmt: skip
 ORANGE, BLUE = "#E69F00", "#0072B2"
 
 
+@rc_context(STYLE)
 def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
     """Draw the loss and the accuracy of finished runs per epoch, train and validation.
 
@@ -26,11 +28,11 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
     """
     runs = [metrics.read_metrics(folder) for folder in folders]
     best = [run["training"]["best_epoch"] for run in runs]
-    tables = [read_history(*pair) for pair in zip(folders, best, strict=True)]
+    tables = [metrics.read_history(*pair) for pair in zip(folders, best, strict=True)]
     accuracy, mcc = (np.mean([run[DEV][key] for run in runs]) for key in ("accuracy", "mcc"))
     title = f"{runs[0]['mode']} {metrics.cut(runs[0]['variant'])}: {accuracy:.2%}, MCC {mcc:.3f}"
     title += f", mean of {len(runs)} runs" if len(runs) > 1 else ""
-    title += metrics.one_class_remark([metrics.one_class_note(run[DEV]) for run in runs])
+    title += metrics.one_class_remark([metrics.one_class(run[DEV]) for run in runs])
     paths = []
     for quantity in ("loss", "accuracy"):
         figure = Figure(figsize=(4.5, 2.6), layout="constrained")
@@ -46,7 +48,7 @@ def plot_curves(name: str, folders: list[Path], plots_dir: Path) -> list[Path]:
         # A ring around the point, which stays visible.
         axes.plot(best, chosen, "ko", markersize=10, fillstyle="none", label="epoch kept")
         if quantity == "accuracy":
-            level = metrics.majority(runs[0][DEV])
+            level = metrics.majority(runs[0][DEV]["sentences"], runs[0][DEV]["acceptable"])
             axes.axhline(level, color="0.35", ls=":", label="majority baseline")
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))

@@ -1,22 +1,23 @@
 """Which runs are finished, and what did each leave?"""
 
-from io import BytesIO
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
+from support.corpus import SPLITS, TRAIN, Row, read_rows
 from support.decisions import SOFTMAX, Decision, decision_of
-from support.errors import UserError, first_line
-from support.files import read_bytes
-from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics
+from support.errors import UserError
+from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
 from support.reporting.statistics import Score, score
-from support.runs.folder import METRICS, UNFINISHED, differences, short
+from support.runs.folder import METRICS, UNFINISHED
 
 MODES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
-HISTORY = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
+Corpus = dict[str, list[Row]]  # by split
+FREE = ("sr_no", "teacher", "precision")  # in what the runs of one experiment may differ
 
 
 class Predictions(NamedTuple):
@@ -36,20 +37,22 @@ class Run(NamedTuple):
     """A finished run: metrics.json, and its predictions by dev set."""
 
     folder: Path
-    mode: str
-    variant: str
     metrics: dict
     predictions: dict[str, Predictions]
 
 
-class Series(NamedTuple):
-    """The runs of one mode and variant, one for each sr_no, and their `score` by dev set."""
+@dataclass(frozen=True)
+class Experiment:
+    """The runs of one mode and variant, one for each sr_no, whose other settings are equal."""
 
     mode: str
     variant: str
-    name: str  # of both, the variant cut to what a table has room for
     runs: list[Run]
-    scores: dict[str, Score]
+
+    @property
+    def name(self) -> str:
+        """Return mode and variant, which is cut to what a table has room for."""
+        return f"{self.mode} {cut(self.variant)}"
 
     @property
     def metrics(self) -> dict:
@@ -57,26 +60,26 @@ class Series(NamedTuple):
         return self.runs[0].metrics
 
     @property
-    def corpus(self) -> str:
-        """Return the fingerprint of what all runs were trained and judged on."""
-        return self.metrics["data"]["sha256"]
-
-    @property
     def sr_nos(self) -> list[int]:
         """Return the seeds."""
         return [run.metrics["sr_no"] for run in self.runs]
 
-    def runs_of(self, sr_nos: list[int] | None) -> list[Run]:
-        """Return the runs of some seeds, or all."""
-        return [run for run in self.runs if sr_nos is None or run.metrics["sr_no"] in sr_nos]
+    def of_seeds(self, sr_nos: set[int]) -> "Experiment":
+        """Return it with the runs of some seeds alone."""
+        return replace(self, runs=[run for run in self.runs if run.metrics["sr_no"] in sr_nos])
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """Return the `score` on each dev set."""
+        return {split: score(self.labels(split), self.answers(split)) for split in DEV_SETS}
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (sentences,) of a dev set."""
         return self.runs[0].predictions[split].labels
 
-    def answers(self, split: str, sr_nos: list[int] | None = None) -> np.ndarray:
-        """Return the answers (runs, sentences) of 0 and 1, of all seeds or of some."""
-        return np.stack([run.predictions[split].answers for run in self.runs_of(sr_nos)])
+    def answers(self, split: str) -> np.ndarray:
+        """Return the answers (runs, sentences) of 0 and 1."""
+        return np.stack([run.predictions[split].answers for run in self.runs])
 
     def p_acceptable(self, split: str) -> np.ndarray:
         """Return the probability (runs, sentences) of "acceptable"."""
@@ -106,7 +109,7 @@ def load_run(folder: Path) -> Run:
         counts = len(right), part.labels.sum(), part.answers.sum(), right.sum()
         if counts != tuple(metrics[split][name] for name in COUNTS):
             raise broken(path, "not of the run that metrics.json describes")
-    return Run(folder, mode, variant, metrics, predictions)
+    return Run(folder, metrics, predictions)
 
 
 def read_predictions(path: Path, decision: Decision = SOFTMAX) -> dict[str, Predictions]:
@@ -121,48 +124,42 @@ def read_predictions(path: Path, decision: Decision = SOFTMAX) -> dict[str, Pred
     return predictions
 
 
-def read_history(folder: Path, best_epoch: int) -> pd.DataFrame:
-    """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
-    table = read_table(path := folder / "history.csv", HISTORY, [])
-    n = len(table)
-    if table["epoch"].tolist() != [*range(1, n + 1)] or not 1 <= best_epoch <= n:
-        raise broken(path, "epochs are missing")
-    return table
-
-
-def read_table(path: Path, numbers: list[str], texts: list[str]) -> pd.DataFrame:
-    """Read columns of a CSV file, finite numbers and texts."""
-    columns = [*numbers, *texts]
-    try:
-        content = BytesIO(read_bytes(path))
-        table = pd.read_csv(content, usecols=columns, dtype=str, keep_default_na=False)
-        table[numbers] = table[numbers].astype(float)  # every digit counts
-        if not np.isfinite(table[numbers].to_numpy()).all():
-            raise ValueError("a number is missing or not finite")
-    except ValueError as error:  # as are all of pandas' own
-        raise broken(path, first_line(error)) from None
-    return table
-
-
-def load_series(folders: list[Path]) -> Series:
-    """Read finished runs of one mode and variant, whose settings are equal but for precision."""
-    runs = [load_run(folder) for folder in folders]
-    first = runs[0]
-    for run in runs[1:]:
-        differing = differences(run.metrics["identity"], first.metrics["identity"])
-        for key in sorted(differing.keys() - {"sr_no", "teacher", "precision"}):
-            here, there = map(short, differing[key])
-            raise UserError(
-                f"{run.folder}: {key} is {here}, and {there} in {first.folder.name}; one report "
-                "takes runs of the same settings"
-            )
+def load_experiment(folders: list[Path]) -> Experiment:
+    """Read finished runs of one mode and variant, whose settings are equal but for `FREE`."""
+    first, *others = runs = [load_run(folder) for folder in folders]
+    for run in others:
+        here, there = run.metrics["identity"], first.metrics["identity"]
+        for key in sorted((here.keys() | there.keys()) - set(FREE)):
+            if here.get(key) != there.get(key):
+                raise UserError(
+                    f"{run.folder}: {key} is {here.get(key)}, and {there.get(key)} in "
+                    f"{first.folder.name}; one report takes runs of the same settings"
+                )
         for split in DEV_SETS:
             labels = run.predictions[split].labels, first.predictions[split].labels
             if not np.array_equal(*labels):
                 raise UserError(f"{run.folder}: other {split} labels than in {first.folder.name}")
-    series = Series(first.mode, first.variant, f"{first.mode} {cut(first.variant)}", runs, {})
-    scores = {split: score(series.labels(split), series.answers(split)) for split in DEV_SETS}
-    return series._replace(scores=scores)
+    return Experiment(first.metrics["mode"], first.metrics["variant"], runs)
+
+
+def read_corpus(experiment: Experiment) -> Corpus:
+    """Read the corpus where metrics.json says that it is.
+
+    The dev sets must have the labels of the runs, line by line, and the training split as many
+    sentences and acceptable ones.
+    """
+    data, corpus = experiment.metrics["data"], {}
+    for split in SPLITS:
+        corpus[split] = read_rows(path := Path(data["folder"], "raw", f"{split}.tsv"))
+        labels = [row.label for row in corpus[split]]
+        if split == TRAIN:
+            counts = data[TRAIN]["sentences"], data[TRAIN].get("acceptable")
+            same = (len(labels), sum(labels)) == counts
+        else:
+            same = labels == experiment.labels(split).tolist()
+        if not same:
+            raise UserError(f"{path}: not the corpus of {experiment.runs[0].folder}")
+    return corpus
 
 
 # ---------------------------------------------------------------------------------------------
@@ -171,7 +168,7 @@ def load_series(folders: list[Path]) -> Series:
 
 def find_runs(
     out_dir: Path, sr_nos: list[int], variant: str | None = None, within: str = "checkpoints"
-) -> list[Series]:
+) -> list[Experiment]:
     """Return the finished runs, of one variant or all, by variant, then LoRA, distil, rnn."""
     place = Path(out_dir, within)
     kinds = [
@@ -182,7 +179,7 @@ def find_runs(
         which = f"sr_no {', '.join(map(str, sr_nos))}" + (f" of {variant}" if variant else "")
         command = f"python run.py --mode all --sr_no {sr_nos[0]} --out_dir {out_dir}"
         raise UserError(f"{place}: no finished run with {which}; make them with: {command}")
-    return [load_series(folders) for folders in kinds if folders]
+    return [load_experiment(folders) for folders in kinds if folders]
 
 
 def missing_runs(out_dir: Path, sr_nos: list[int], variant: str | None = None) -> list[str]:
@@ -201,7 +198,8 @@ def folders_of(place: Path, sr_nos: list[int], variant: str | None) -> list[list
     for (order, mode), sr_no, mark in product(enumerate(MODES), sr_nos, (METRICS, UNFINISHED)):
         for path in place.glob(f"{mode}_*_{sr_no}/{mark}"):
             name = path.parent.name.removeprefix(f"{mode}_").removesuffix(f"_{sr_no}")
-            begun |= {(name, order, mode)} if variant in (None, name) else set()
+            if variant in (None, name):
+                begun.add((name, order, mode))
     return [[place / f"{mode}_{name}_{n}" for n in sr_nos] for name, _, mode in sorted(begun)]
 
 

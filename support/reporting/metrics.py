@@ -1,7 +1,8 @@
 """How good is a model, in numbers and in words, and what do a run's own files say of it?"""
 
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -9,10 +10,14 @@ from torch import Tensor
 
 from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS
 from support.decisions import SOFTMAX, Decision, margins_of
-from support.errors import UserError
-from support.files import read_json
+from support.errors import UserError, first_line
+from support.files import read_bytes, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
+HISTORY = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
 COUNTS = ("sentences", "acceptable", "predicted_acceptable", "correct")
 
 
@@ -46,18 +51,17 @@ def measure(logits: Tensor, labels: Tensor, decision: Decision = SOFTMAX) -> dic
     }
 
 
-def majority(metrics: dict) -> float:
+def majority(sentences: int, acceptable: int) -> float:
     """Return the accuracy of giving every sentence the more frequent label."""
-    n, acceptable = metrics["sentences"], metrics["acceptable"]
-    return max(acceptable, n - acceptable) / n
+    return max(acceptable, sentences - acceptable) / sentences
 
 
 def describe(metrics: dict) -> str:
     """Return accuracy, MCC and the majority baseline in a line, with `one_class_note`."""
+    baseline = majority(metrics["sentences"], metrics["acceptable"])
     return (
         f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), "
-        f"MCC {metrics['mcc']:.3f}; majority baseline {majority(metrics):.2%}"
-        f"{one_class_note(metrics)}"
+        f"MCC {metrics['mcc']:.3f}; majority baseline {baseline:.2%}{one_class_note(metrics)}"
     )
 
 
@@ -74,7 +78,7 @@ def describe_epoch(row: dict, epochs: int) -> str:
 
 def summary(metrics: dict) -> str:
     """Return accuracy and MCC in a few words."""
-    remark = one_class_remark([one_class_note(metrics)])
+    remark = one_class_remark([one_class(metrics)])
     return f"{metrics['accuracy']:.2%}, MCC {metrics['mcc']:.3f}{remark}"
 
 
@@ -83,16 +87,23 @@ def cut(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"
 
 
-def one_class_remark(runs: list) -> str:
+def one_class(metrics: dict) -> bool:
+    """Return whether a model answers one class only."""
+    return metrics["predicted_acceptable"] in (0, metrics["sentences"])
+
+
+def one_class_remark(runs: list[bool]) -> str:
     """Return what stands beside figures of runs, of which those that are true answer one class."""
-    number = sum(map(bool, runs))
-    how_many = f": {number} of {len(runs)}" if len(runs) > 1 else ""
-    return f" (one class only{how_many})" if number else ""
+    if not any(runs):
+        return ""
+    return (
+        f" (one class only: {sum(runs)} of {len(runs)})" if len(runs) > 1 else " (one class only)"
+    )
 
 
 def one_class_note(metrics: dict) -> str:
     """Return a remark for a model that answers one class only; else nothing."""
-    if metrics["predicted_acceptable"] not in (0, metrics["sentences"]):
+    if not one_class(metrics):
         return ""
     answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
     return f'  <- answers "{answer}" to everything'
@@ -144,6 +155,31 @@ def read_metrics(folder: Path) -> dict:
             if not (RULES[kind](value) or (value is None and name.endswith("?"))):
                 raise broken(path, f"{name.rstrip('?')} is not {kind}: {value!r:.40}")
     return metrics
+
+
+def read_history(folder: Path, best_epoch: int) -> "pd.DataFrame":
+    """Read history.csv: a row an epoch, from the first; ``best_epoch`` is among them."""
+    table = read_table(path := folder / "history.csv", HISTORY, [])
+    n = len(table)
+    if table["epoch"].tolist() != [*range(1, n + 1)] or not 1 <= best_epoch <= n:
+        raise broken(path, "epochs are missing")
+    return table
+
+
+def read_table(path: Path, numbers: list[str], texts: list[str]) -> "pd.DataFrame":
+    """Read columns of a CSV file, finite numbers and texts."""
+    import pandas as pd
+
+    columns = [*numbers, *texts]
+    try:
+        content = BytesIO(read_bytes(path))
+        table = pd.read_csv(content, usecols=columns, dtype=str, keep_default_na=False)
+        table[numbers] = table[numbers].astype(float)  # every digit counts
+        if not np.isfinite(table[numbers].to_numpy()).all():
+            raise ValueError("a number is missing or not finite")
+    except ValueError as error:  # as are all of pandas' own
+        raise broken(path, first_line(error)) from None
+    return table
 
 
 def broken(path: Path, fault: str) -> UserError:

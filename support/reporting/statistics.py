@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.reporting.metrics import matthews_corrcoef, one_class_remark
+from support.reporting.metrics import majority, matthews_corrcoef, one_class_remark
 
 DRAWS = 1000  # of the bootstrap
 BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -54,9 +54,8 @@ def score(labels: np.ndarray, answers: np.ndarray) -> Score:
         resampled = matthews_corrcoef(labels[draws], answers[0, draws])
         mcc = Estimate(mccs[0], *np.quantile(resampled, (0.025, 0.975)))
     remark = one_class_remark([len(set(row.tolist())) == 1 for row in answers])
-    majority = max(labels.mean(), 1 - labels.mean())
     accuracy, mcc = accuracy.clipped(0), mcc.clipped(-1)
-    return Score(majority, accuracy, mcc, right.mean(axis=1), mccs, remark)
+    return Score(majority(n, labels.sum()), accuracy, mcc, right.mean(axis=1), mccs, remark)
 
 
 def difference(
@@ -91,12 +90,13 @@ def crossed(values: np.ndarray, value: float | None = None) -> Estimate:
         runs * np.square(of_sentences - mean).sum(),
         np.square(values - of_runs - of_sentences + mean).sum(),
     ]) / free  # fmt: skip
-    squares[2] = -min(squares)  # a variance that comes out negative is none
-    variance = squares.sum() / values.size
+    squares[2] = squares.min()  # a component of variance that comes out negative counts as none
+    total = squares[0] + squares[1] - squares[2]
+    variance = total / values.size
     value = mean if value is None else value
     if not variance:
         return Estimate(value, value, value, float(value == 0))
-    freedom = squares.sum() ** 2 / (squares**2 / free).sum()
+    freedom = total**2 / (squares**2 / free).sum()
     half = t.ppf(0.975, freedom) * variance**0.5
     p = 2 * t.sf(abs(value) / variance**0.5, freedom)
     return Estimate(value, value - half, value + half, float(p))
@@ -153,10 +153,3 @@ def calibration_error(labels: np.ndarray, p_acceptable: np.ndarray) -> float:
     gap = ((p_acceptable > 0.5) == labels) - confidence
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return float(np.abs(np.bincount(bins, gap, BINS)).sum() / len(labels))
-
-
-def agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Return the share of equal answers (sentences,), and Cohen's kappa (1960)."""
-    equal, a, b = np.mean(first == second), first.mean(), second.mean()
-    chance = a * b + (1 - a) * (1 - b)
-    return float(equal), float((equal - chance) / (1 - chance)) if chance < 1 else 0.0
