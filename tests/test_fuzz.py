@@ -242,6 +242,12 @@ def base(path: Path) -> torch.Tensor:
     return judge(classifier(found.folder), found.tokenizer, found.max_length)
 
 
+def json_object(path: Path) -> dict:
+    found = read_json(path)
+    assert isinstance(found, dict)
+    return found
+
+
 def safe_tensors(path: Path) -> dict:
     found, _ = read_tensors(path)
     assert sum(tensor.nbytes for tensor in found.values()) < path.stat().st_size
@@ -381,7 +387,7 @@ READERS = {
         "corpus.tsv", lines(st.binary(max_size=30) | COLUMNS.map(b"\t".join)), corpus
     ),
     "sentences": Reader("sentences.txt", lines(st.binary(max_size=30)), sentences_to_judge),
-    "JSON": Reader("base/config.json", lambda _: JUNK, read_json),
+    "JSON": Reader("base/config.json", lambda _: JUNK, json_object),
     "tensors": Reader(
         "student/model.safetensors", lambda whole: JUNK | damaged(whole), safe_tensors
     ),
