@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.speed import PROJECT, Row, lora_rows, machine, writing_rows
+from bench.speed import HEAD, lora_rows, machine, row, writing_rows
+from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.devices import choose_device
 from support.reporting import read_metrics
@@ -38,17 +39,17 @@ def main() -> None:
     print(f"{machine(args.device)}; CoLA, batch 128, fp32 unless said.\n", flush=True)
     tests = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-p", "no:cacheprovider"]
     done = subprocess.run(tests, cwd=PROJECT)
-    print("\n| work | this project | peer | ratio |\n| --- | --- | --- | --- |", flush=True)
+    print(f"\n{HEAD}", flush=True)
     with TemporaryDirectory() as folder:
-        for row in rows(args, Path(folder)):
-            print(row, flush=True)
+        for line in rows(args, Path(folder)):
+            print(line, flush=True)
     sys.exit(done.returncode)
 
 
-def rows(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+def rows(args: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Measure everything; ``folder`` is for what is written."""
     base = find_base(args.base)
-    args.gpt2, args.gpt2_medium, args.smollm2 = folder / "gpt2", None, base.folder
+    args.gpt2, args.smollm2 = folder / "gpt2", base.folder
     write_random_gpt2(base, args.gpt2, args.tiny)
     if args.tiny:  # one model is enough; nano takes minutes where bf16 is emulated
         args.base, args.smollm2 = str(args.gpt2), args.gpt2
@@ -70,7 +71,7 @@ def write_random_gpt2(base, folder: Path, tiny: bool) -> None:
     save_tokenizer(base.tokenizer, base.folder, folder)
 
 
-def run_rows(args: argparse.Namespace, out_dir: Path) -> Iterator[Row]:
+def run_rows(args: argparse.Namespace, out_dir: Path) -> Iterator[str]:
     """Run the front door in both precisions: a teacher, and its student with hints."""
     few = {"max_steps": "1", "batch_size": "16"} if args.tiny else {}
     small = {"transfer_size": "20", "held_out": "20", "student_width": "32"}
@@ -93,8 +94,7 @@ def run_rows(args: argparse.Namespace, out_dir: Path) -> Iterator[Row]:
             found = read_metrics(run)
         what = f"a whole {mode} run, {found['training']['epochs']} epochs"
         what += f", {size['transfer_size']} written sentences" * (mode == "distil")
-        ours, fp32 = seconds["bf16"], seconds["fp32"]
-        yield Row(f"{what}, bf16, s", f"{ours:.1f}", f"fp32 {fp32:.1f}", fp32 / ours)
+        yield row(f"{what}, bf16, s", seconds["bf16"], "fp32", seconds["fp32"], less=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m bench.kills --kills 200 --seed 1
 
 SIGKILL falls anywhere: while importing, training, evaluating or saving, while the report is
-written. Three kills of ten are aimed at the base that writes sentences and at the teacher that
+written. Two kills of five are aimed at the base that writes sentences and at the teacher that
 reads them. A run is started again until it ends by itself; then every file must be that of the
 undisturbed run, bit for bit, but for what depends on the clock. Prints where the kills fell and
 each difference, and exits with status 1 if there is any.
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -29,7 +30,7 @@ from tqdm import tqdm
 PROJECT = Path(__file__).resolve().parent.parent
 WRITES, READS, TRAINS = "a base wrote", "a teacher read", "a model trained"
 OTHER = "something else was done"
-AIMED = 0.3  # of all kills, half of them at each
+AIMS = (OTHER, OTHER, OTHER, WRITES, READS)  # one is drawn for each kill
 # What a process runs. Saves come every 0.2 s instead of every 300 s, so that kills fall into many
 # of them. A file beside the folder tells what is aimed at, while it is done.
 START = f"""
@@ -68,7 +69,7 @@ def main() -> int:
     args = parser.parse_args()
     fell: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        differences = compare_killed(Path(folder), args.kills, args.seed, fell=fell)
+        differences = compare_killed(Path(folder), args.kills, args.seed, fell=fell, aims=AIMS)
     for difference in differences:
         print(difference)
     where = ", ".join(f"{fell[phase]} while {phase}" for phase in (WRITES, READS, TRAINS, OTHER))
@@ -82,14 +83,13 @@ def compare_killed(
     seed: int,
     options: list[str] = OPTIONS,
     fell: Counter[str] | None = None,
-    aim: str | None = None,
+    aims: Sequence[str] = (OTHER,),
 ) -> list[str]:
     """Kill runs ``kills`` times in all; return what differed from the run left alone.
 
-    Where the kills fell is counted in ``fell``, and decides what the next is aimed at, unless all
-    are aimed at ``aim``; without either none is aimed.
+    What each kill is aimed at is drawn from ``aims``. Where they fell is counted in ``fell``.
     """
-    rng = random.Random(seed)
+    rng, fell = random.Random(seed), Counter() if fell is None else fell
     alone = folder / "alone"
     assert start(alone, options).wait() == 0, (alone / "log").read_text()
     differences, done, trial = [], 0, 0
@@ -98,25 +98,17 @@ def compare_killed(
             killed = folder / f"killed_{trial}"
             trial += 1
             process = start(killed, options)
-            while done < kills and wait(process, killed, aim or target(fell), rng):
+            while done < kills and wait(process, killed, rng.choice(aims), rng):
                 phase = phase_of(killed)
                 process.kill()
                 process.wait()
                 done += 1
                 bar.update()
-                if fell is not None:
-                    fell[phase] += 1
+                fell[phase] += 1
                 process = start(killed, options)
             assert process.wait() == 0, (killed / "log").read_text()
             differences += compare(alone, killed)
     return differences
-
-
-def target(fell: Counter[str] | None) -> str:
-    """Return what the next kill is aimed at."""
-    if not fell or fell[WRITES] + fell[READS] >= AIMED * fell.total():
-        return OTHER
-    return min((READS, WRITES), key=fell.__getitem__)
 
 
 def wait(process: subprocess.Popen, folder: Path, aim: str, rng: random.Random) -> bool:
@@ -147,7 +139,7 @@ def start(folder: Path, options: list[str]) -> subprocess.Popen:
 
 
 def compare(alone: Path, killed: Path) -> list[str]:
-    """What two folders do not share, a line each file."""
+    """Return what two folders do not share, a line each file."""
     trees = [
         {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         for folder in (alone, killed)
@@ -161,7 +153,7 @@ def compare(alone: Path, killed: Path) -> list[str]:
 
 
 def content(path: Path) -> list:
-    """A file's lines, without what depends on the clock."""
+    """Return a file's lines, without what depends on the clock."""
     if path.name == "history.csv":
         rows = csv.DictReader(path.read_text().splitlines())
         timed = ("seconds", "sentences_per_second")

@@ -10,6 +10,8 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
+
 from data_utils import tokenize
 from predict import load_model
 from support.devices import CPU
@@ -51,33 +53,27 @@ PAIRS = {
 
 
 def main() -> None:
-    """Judge every pair by every model, and print both tables."""
+    """Judge every pair by every model, and print how many are told apart and by how much."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
     args = parser.parse_args()
+    kinds = [kind for kind, pairs in PAIRS.items() for _ in pairs]
+    pairs = [pair for pairs in PAIRS.values() for pair in pairs]
+    gaps = pd.DataFrame(pairs, kinds, columns=["good", "bad"])
     try:
-        gaps = {folder.name: gaps_of(folder) for folder in args.checkpoints}
+        for folder in args.checkpoints:
+            gaps[folder.name] = gaps_of(folder, pairs)
     except UserError as error:
         parser.error(str(error))
-    print(f"| kind | {' | '.join(gaps)} |")
-    print("| --- " * (1 + len(gaps)) + "|")
-    for number, kind in enumerate(PAIRS):
-        some = slice(4 * number, 4 * number + 4)
-        right = [f"{sum(gap > 0 for gap in found[some])} of 4" for found in gaps.values()]
-        print(f"| {kind} | {' | '.join(right)} |")
-    totals = [f"{sum(gap > 0 for gap in found)} of 20" for found in gaps.values()]
-    print(f"| all | {' | '.join(totals)} |\n")
-    print(f"| good | bad | {' | '.join(gaps)} |")
-    print("| --- " * (2 + len(gaps)) + "|")
-    pairs = [pair for some in PAIRS.values() for pair in some]
-    for pair, *row in zip(pairs, *gaps.values(), strict=True):
-        print(f"| {pair[0]} | {pair[1]} | {' | '.join(f'{gap:+.2f}' for gap in row)} |")
+    right = gaps.drop(columns=["good", "bad"]).gt(0)
+    print(f"{right.groupby(level=0, sort=False).sum()}\n\nall of 20:\n{right.sum().to_string()}\n")
+    print(gaps.to_string(index=False, float_format="{:+.2f}".format))
 
 
-def gaps_of(folder: Path) -> list[float]:
+def gaps_of(folder: Path, pairs: list[tuple[str, str]]) -> list[float]:
     """Return by how much the margin of each pair's good sentence is larger."""
     model, tokenizer, longest = load_model(folder, Namespace(given=set()))
-    sentences = [sentence for some in PAIRS.values() for pair in some for sentence in pair]
+    sentences = [sentence for pair in pairs for sentence in pair]
     split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "minimal pairs")
     logits = predict_logits(model, split, CPU)
     margins = logits[:, 1] - logits[:, 0]

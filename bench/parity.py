@@ -16,6 +16,7 @@ from pathlib import Path
 import peft
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
@@ -86,7 +87,8 @@ def compare_trajectories(
     for step in tqdm(range(steps), disable=None):
         indices = order[BATCH_SIZE * step : BATCH_SIZE * (step + 1)]
         loss = accumulate_gradients(training, indices)[0][0].item()
-        expected = padded_loss(theirs, split, indices.tolist())
+        logits = padded_logits(theirs, split, indices.tolist())
+        expected = F.cross_entropy(logits, split.labels[indices])
         expected.backward()
         losses.append(abs(loss - expected.item()) / expected.item())
         for optimizer in optimizers:
@@ -96,43 +98,45 @@ def compare_trajectories(
 
 
 def peft_model(folder: Path, config: LoraConfig, attention: str = "sdpa") -> peft.PeftModel:
-    """PEFT's model with the same trainable set, the backbone's dropout off."""
+    """Return PEFT's model with the same trainable set."""
+    settings = {**asdict(config), "task_type": "SEQ_CLS"}
+    return peft.get_peft_model(hugging_face(folder, attention), peft.LoraConfig(**settings))
+
+
+def hugging_face(folder: Path, attention: str = "sdpa") -> nn.Module:
+    """Return Hugging Face's classifier on a base, its head random, the backbone's dropout off."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, attn_implementation=attention
     )
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
     model.config.pad_token_id = model.config.eos_token_id
-    settings = {**asdict(config), "task_type": "SEQ_CLS"}
-    return peft.get_peft_model(model, peft.LoraConfig(**settings))
+    return model
 
 
 def plain_name(name: str) -> str:
-    """PEFT's name in memory -> its name in a file."""
+    """Return the name in a file of a parameter that PEFT has in memory."""
     return name.replace(".default", "").replace(".modules_to_save", "")
 
 
-def padded_loss(model: torch.nn.Module, split: Split, indices: list[int]) -> torch.Tensor:
-    """The usual way: the batch padded to its longest, a mask, the mean cross-entropy."""
+def padded_logits(model: nn.Module, split: Split, indices: list[int]) -> Tensor:
+    """Return logits (sentences, 2) the usual way: padded to the longest, with a mask."""
     bounds = split.cu_seqlens.tolist()
     rows = [split.input_ids[bounds[i] : bounds[i + 1]] for i in indices]
     # Hugging Face's classifiers look for the last token that is not the pad token, so the pad
     # is a token that no sentence ends in; it is masked, and causal attention never looks ahead.
     pad = model.config.pad_token_id
     assert all(row[-1] != pad for row in rows)
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)).long()
     device = next(model.parameters()).device
-    tensors = (input_ids, mask, split.labels[indices])
-    input_ids, mask, labels = (x.to(device) for x in tensors)
-    logits = model(input_ids=input_ids, attention_mask=mask).logits
-    return F.cross_entropy(logits.float(), labels)
+    return model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
 
 
-def difference(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Relative difference of two tensors, without the key's third of GPT-2's ``c_attn.bias``.
+def difference(name: str, ours: Tensor, theirs: Tensor) -> float:
+    """Return two tensors' relative difference, without the key's third of GPT-2's ``c_attn.bias``.
 
     A constant added to every key adds the same to every score of a query, and softmax does not
     see it: the true gradient is zero, both sides compute rounding noise, and Adam, which divides

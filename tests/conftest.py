@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf
 import hypothesis
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification, GPT2Model
@@ -114,6 +115,11 @@ def padded_logits(reference: GPT2ForSequenceClassification, tokenizer, sentences
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
     with torch.no_grad():
         return reference(input_ids=input_ids, attention_mask=mask).logits
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session of an exported student."""
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def write_gguf(path: Path) -> Path:

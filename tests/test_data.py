@@ -3,7 +3,7 @@
 import hashlib
 import io
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,22 +42,22 @@ def test_real_corpus_has_the_published_counts(cola, tokenizer):
     assert corpus["in_domain_dev"].labels.sum() == 365
 
 
-def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(written):
-    path = written('a\t1\t\tHe said "no\ngj04\t0\t*\tÉtude\u2028\x85 x'.encode())
-    assert read_split(path) == (['He said "no', "Étude\u2028\x85 x"], [1, 0])
-
-
-def test_a_backspace_as_in_colas_own_training_sentences_is_read_as_it_is(written):
-    assert read_split(written(b"a\t1\t\tF\bne.\r\n")) == (["F\bne."], [1])
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_source(written):
-    assert read_rows(written(b"\xef\xbb\xbfa\t1\t\tFine.\n"))[0].source == "a"
-
-
-def test_commas_where_tabs_belong_are_named(written):
-    with pytest.raises(UserError, match=r"line 1: 1 tab-.*commas stand between them"):
-        read_split(written(b"a,1,,Fine.\n"))
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (
+            'a\t1\t\tHe said "no\ngj04\t0\t*\tÉtude\u2028\x85 x',
+            [("a", 1, 'He said "no'), ("gj04", 0, "Étude\u2028\x85 x")],
+        ),
+        ("a\t1\t\tF\bne.\r\n", [("a", 1, "F\bne.")]),  # a backspace, as CoLA itself has
+        ("\ufeffa\t1\t\tFine.\n", [("a", 1, "Fine.")]),  # a BOM is no part of the source
+    ],
+)
+def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(written, content, rows):
+    found = read_rows(path := written(content.encode()))
+    assert [(row.source, row.label, row.sentence) for row in found] == rows
+    _, labels, sentences = zip(*rows, strict=True)
+    assert read_split(path) == ([*sentences], [*labels])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,7 @@ def test_a_text_in_colas_layout_is_known_by_its_first_line(line, labels):
         (b"a\t1\t\t \n", ["line 1", "the sentence is empty"]),
         (b"a\t1\t\tFine.\na\t1\t\tF\xffne.\n", ["line 2", "byte 7 is not UTF-8"]),
         (b"", ["the file is empty"]),
+        (b"a,1,,Fine.\n", ["line 1: 1 tab-", "commas stand between them"]),
         (b"a\t1\t\tFine.\na\t1\t\tF\0ne.\n", ["line 2", "a control character", r"'\x00'"]),
         (b"a\t1\t\tF\x1b[1mne.\n", ["line 1", "a control character", r"'\x1b'"]),
         (b"a\t1\t\tFi\rne.\n", ["line 1", "a control character", r"'\r'"]),
@@ -98,122 +99,111 @@ def test_a_broken_file_is_refused_with_file_and_line(written, content, words):
 # Fetching, from a server on the loopback address
 
 
-@pytest.fixture
-def serve():
-    """Serve bytes under a URL; ``cut`` sends half of them."""
-    with ExitStack() as servers:
-        yield lambda content, cut=False: servers.enter_context(serve_bytes(content, cut))[0]
-
-
-def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
+def archive_of(splits: dict[str, bytes], **others: bytes) -> bytes:
+    """Return an archive as CoLA's, and what else is in it."""
+    files = {f"cola_public/raw/{split}.tsv": content for split, content in splits.items()} | others
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
 
 
-FILES = {f"cola_public/raw/{split}.tsv": f"a\t1\t\tIn {split}.\n".encode() for split in SPLITS}
-SHA256 = {
-    split: hashlib.sha256(FILES[f"cola_public/raw/{split}.tsv"]).hexdigest() for split in SPLITS
-}
+CONTENT = {split: f"a\t1\t\tIn {split}.\n".encode() for split in SPLITS}
+SHA256 = {split: hashlib.sha256(content).hexdigest() for split, content in CONTENT.items()}
+WHOLE = archive_of(CONTENT)
 
 
-def damaged(archive: bytes) -> bytes:
-    """The archive with its first member's compressed bytes overwritten."""
-    start = archive.index(b".tsv") + 4
-    return archive[:start] + b"\xff" * 8 + archive[start + 8 :]
+@pytest.fixture
+def fetch(tmp_path, monkeypatch):
+    """Fetch an archive, or half of it, into a folder; return what is there by then."""
+
+    def call(content: bytes, sha256: dict = SHA256, cut: bool = False) -> dict[str, bytes]:
+        with serve_bytes(content, cut) as (url, _):
+            monkeypatch.setattr("support.archive.URL", url)
+            fetch_cola(tmp_path / "cola", sha256)
+        return files_in(tmp_path)
+
+    return call
 
 
-def fetch(folder: Path, url: str, sha256: dict[str, str] = SHA256) -> None:
-    """Fetch the archive from a URL."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("support.archive.URL", url)
-        fetch_cola(folder, sha256)
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Return the files in a folder, but for a lock."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {n: path.read_bytes() for n, path in files.items() if not n.endswith("raw/.lock")}
 
 
-def left_behind(folder: Path) -> set[str]:
-    """The files in a folder, but for a lock."""
-    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return {name for name in files if not name.endswith("raw/.lock")}
+def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(fetch):
+    hostile = dict.fromkeys(
+        ("../outside.txt", "/tmp/outside.txt", "cola_public/raw/more.tsv"), b"x"
+    )
+    found = fetch(archive_of(CONTENT, **hostile))
+    assert found == {f"cola/raw/{split}.tsv": content for split, content in CONTENT.items()}
 
 
-def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(serve, tmp_path):
-    hostile = {"../outside.txt": b"x", "/tmp/outside.txt": b"x", "cola_public/raw/more.tsv": b"x"}
-    fetch(tmp_path / "here" / "cola", serve(zipped({**FILES, **hostile})))
-    assert left_behind(tmp_path) == {f"here/cola/raw/{split}.tsv" for split in SPLITS}
-    assert (
-        tmp_path / "here/cola/raw/in_domain_dev.tsv"
-    ).read_text() == "a\t1\t\tIn in_domain_dev.\n"
-
-
-def test_the_real_corpus_passes_its_own_checksums(serve, cola, tmp_path):
-    files = {f"cola_public/raw/{s}.tsv": (cola / "raw" / f"{s}.tsv").read_bytes() for s in SPLITS}
-    fetch(tmp_path / "cola", serve(zipped(files)), COLA_SHA256)
-    for split, sha256 in COLA_SHA256.items():
-        content = (tmp_path / "cola" / "raw" / f"{split}.tsv").read_bytes()
-        assert hashlib.sha256(content).hexdigest() == sha256
+def test_the_real_corpus_passes_its_own_checksums(fetch, cola):
+    real = {split: (cola / "raw" / f"{split}.tsv").read_bytes() for split in SPLITS}
+    found = fetch(archive_of(real), COLA_SHA256)
+    assert {hashlib.sha256(content).hexdigest() for content in found.values()} == {
+        *COLA_SHA256.values()
+    }
 
 
 @pytest.mark.parametrize(
     ("content", "cut", "word"),
     [
-        (zipped(FILES), True, "not CoLA's archive"),
-        (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"other"}), False, "wrong checksum"),
-        (zipped({"readme": b"nothing else"}), False, "not CoLA's archive"),
+        (WHOLE, True, "not CoLA's archive"),
+        (archive_of({**CONTENT, "in_domain_dev": b"other"}), False, "wrong checksum"),
+        (archive_of({}, readme=b"nothing else"), False, "not CoLA's archive"),
         (b"<html>not found</html>", False, "not CoLA's archive"),
-        (damaged(zipped(FILES)), False, "not CoLA's archive"),
-        (zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": b"0" * (1 << 27)}), False, "wrong"),
+        (WHOLE.replace(b".tsv", b".tsv\xff", 1), False, "not CoLA's archive"),
+        (archive_of({**CONTENT, "in_domain_dev": b"0" * (1 << 27)}), False, "wrong"),
     ],
+    ids=["half of it", "another file", "no corpus", "a page", "damaged", "too large"],
 )
-def test_a_bad_download_leaves_nothing_behind(serve, tmp_path, content, cut, word):
+def test_a_bad_download_leaves_nothing_behind(fetch, tmp_path, content, cut, word):
     with pytest.raises(UserError, match=word) as caught:
-        fetch(tmp_path / "cola", serve(content, cut))
+        fetch(content, cut=cut)
     assert "--data_dir" in str(caught.value)
-    assert not left_behind(tmp_path)
+    assert not files_in(tmp_path)
 
 
-def test_an_unreachable_site_is_one_clear_line(tmp_path):
+def test_an_unreachable_site_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("support.archive.URL", "http://127.0.0.1:1/cola.zip")
     with pytest.raises(UserError, match="cannot be downloaded"):
-        fetch(tmp_path / "cola", "http://127.0.0.1:1/cola.zip")
-    assert not left_behind(tmp_path)
+        fetch_cola(tmp_path / "cola", SHA256)
+    assert not files_in(tmp_path)
 
 
-def test_no_more_than_the_limit_is_unpacked(serve, tmp_path, monkeypatch):
+def test_no_more_than_the_limit_is_unpacked(fetch, tmp_path, monkeypatch):
     monkeypatch.setattr("support.archive.LIMIT", 100_000)
     large = b"a" * 200_000
-    content = zipped({**FILES, "cola_public/raw/in_domain_dev.tsv": large})
     sha256 = {**SHA256, "in_domain_dev": hashlib.sha256(large).hexdigest()}
     with pytest.raises(UserError, match="checksum"):
-        fetch(tmp_path / "cola", serve(content), sha256)
-    assert not left_behind(tmp_path)
-
-
-def raw_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "raw").glob("*.tsv")}
+        fetch(archive_of({**CONTENT, "in_domain_dev": large}), sha256)
+    assert not files_in(tmp_path)
 
 
 @pytest.fixture
-def project(serve, tmp_path, monkeypatch) -> Path:
-    """The project's own folder of CoLA, not there yet, and the site that it is fetched from."""
-    folder = tmp_path / "cola_public"
-    monkeypatch.setattr("support.archive.URL", serve(zipped(FILES)))
-    monkeypatch.setattr("support.corpus.COLA_DIR", folder)
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    """Yield the project's own folder of CoLA, not there yet; the site serves what it lacks."""
+    monkeypatch.setattr("support.corpus.COLA_DIR", folder := tmp_path / "cola_public")
     monkeypatch.setattr("support.corpus.COLA_SHA256", SHA256)
-    return folder
+    with serve_bytes(WHOLE) as (url, _):
+        monkeypatch.setattr("support.archive.URL", url)
+        yield folder
 
 
 def test_what_the_projects_folder_lacks_is_fetched_and_what_it_holds_stays(project):
-    expected = {Path(name).name: content for name, content in FILES.items()}
+    held = {"README.md": b"Put CoLA here.", "raw/more.tsv": b"mine"}
     (project / "raw").mkdir(parents=True)
-    (project / "README.md").write_text("Put CoLA here.")
-    (project / "raw" / "more.tsv").write_bytes(b"mine")
+    for name, content in held.items():
+        (project / name).write_bytes(content)
+    expected = held | {f"raw/{split}.tsv": content for split, content in CONTENT.items()}
     assert find_corpus(project) == project / "raw"
-    assert raw_files(project) == {**expected, "more.tsv": b"mine"}
+    assert files_in(project) == expected
     (project / "raw" / "in_domain_dev.tsv").unlink()
     find_corpus(project)
-    assert raw_files(project) == {**expected, "more.tsv": b"mine"}
-    assert (project / "README.md").read_text() == "Put CoLA here."
+    assert files_in(project) == expected
 
 
 def test_a_complete_corpus_is_not_fetched_again_and_a_changed_one_is_refused(project, monkeypatch):
@@ -225,27 +215,24 @@ def test_a_complete_corpus_is_not_fetched_again_and_a_changed_one_is_refused(pro
         find_corpus(project)
 
 
-def test_another_folder_is_never_fetched(project, tmp_path):
-    with pytest.raises(UserError, match="elsewhere: no such folder"):
-        find_corpus(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(UserError, match="elsewhere: it has no folder raw/ with in_domain_train"):
-        find_corpus(tmp_path / "elsewhere")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
 @pytest.mark.parametrize(
-    ("file", "given", "words"),
+    ("there", "given", "words"),
     [
+        (None, "elsewhere", "elsewhere: no such folder"),
+        ("other.txt", "", "it has no folder raw/ with in_domain_train"),
         ("raw/in_domain_train.tsv", "raw", "this is the folder raw/ itself; give the one that"),
         ("original/raw/in_domain_train.tsv", "", "this is GLUE's layout; .* beside it: .*original"),
     ],
 )
-def test_a_folder_beside_the_right_one_names_it(tmp_path, file, given, words):
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).touch()
+def test_another_folder_is_never_fetched_and_one_beside_the_right_one_names_it(
+    tmp_path, there, given, words
+):
+    if there:
+        (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / there).touch()
     with pytest.raises(UserError, match=words):
         find_corpus(tmp_path / given)
+    assert [*files_in(tmp_path)] == ([there] if there else [])
 
 
 # ---------------------------------------------------------------------------------------------

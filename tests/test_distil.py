@@ -13,13 +13,12 @@ import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
-from conftest import NANO, classifier
+from conftest import NANO, classifier, onnx_session
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
 import distil
-from bench.inference_speed import onnx_session
 from data_utils import UNLABELLED, tokenize
 from distil import (
     distillation,

@@ -462,7 +462,7 @@ def test_a_reader_that_leaves_interrupts_training_and_loses_nothing(call, tmp_pa
 def test_three_kills_change_nothing(tmp_path, data):
     few = ("--data_dir", data, "--epochs", 2, "--batch_size", 8)
     options = ["--mode", "rnn", *map(str, (*NANO_RUN, *few))]
-    assert compare_killed(tmp_path, kills=3, seed=1, options=options, aim=TRAINS) == []
+    assert compare_killed(tmp_path, kills=3, seed=1, options=options, aims=[TRAINS]) == []
 
 
 def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):

@@ -8,11 +8,11 @@ import peft
 import pytest
 import torch
 from conftest import NANO, padded_logits, trained
+from families import FAMILIES, REFUSED, make_base
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import AutoModelForSequenceClassification
 
-from bench.families import FAMILIES, REFUSED, make_base
 from data_utils import tokenize
 from finetune import published_config
 from lora import add_lora, lora_tensors, merge_lora, peft_settings
@@ -21,6 +21,7 @@ from support.bases import find_base, load_language_model
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
 from support.checkpoints.adapters import write_adapter
+from support.checkpoints.export import save_merged
 from support.corpus import read_split
 from support.devices import CPU
 from support.errors import UserError
@@ -41,7 +42,7 @@ def sentences() -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tmp_path, sentences):
-    """With a trained adapter, and merged; the same parameters train, by the same names."""
+    """With a trained adapter, merged, and exported; the same parameters train, by their names."""
     folder = make_base(family, FAMILIES[family], tmp_path / "base")
     base = find_base(str(folder))
     assert base.max_length == FAMILIES[family].get("sliding_window", 160)
@@ -60,6 +61,9 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
+    save_merged(ours, base, tmp_path / "exported")
+    exported = padded_logits(reference(tmp_path / "exported"), base.tokenizer, sentences)
+    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", REFUSED)

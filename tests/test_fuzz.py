@@ -1,21 +1,24 @@
 """Any bytes and any values in: a valid object or one clear line out, never another exception."""
 
-import copy
 import hashlib
 import io
 import json
 import shutil
 import zipfile
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from conftest import classifier
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
@@ -25,32 +28,25 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_utils import Split, tokenize
 from distil import with_answers
 from finetune import load_teacher, published_config
-from lora import add_lora, lora_tensors, merge_lora, peft_settings
+from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
 from predict import load_model, read_sentences
-from student import DistilRNN, load_student
+from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
-from support.checkpoints.adapters import read_config, write_adapter
-from support.checkpoints.students import STUDENT, kind_of, read_decision, save_student
+from support.checkpoints import kind_of, read_decision, save_student, write_adapter
+from support.checkpoints.peft_settings import read_settings
+from support.checkpoints.shipped import MODELS
 from support.corpus import DEV, SPLITS, TRAIN, read_split
 from support.decisions import decision_of
 from support.devices import CPU
 from support.errors import UserError
-from support.files import read_json, read_tensors
+from support.files import read_json, read_tensors, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RULES
-from support.reporting import show_run
-from support.reporting.finished import load_experiment
+from support.reporting import show_run, tables
+from support.reporting.finished import load_series, read_history
 from support.reporting.judgements import threshold_note
-from support.reporting.metrics import read_history
-from support.reporting.tables import (
-    calibration_table,
-    comparison_table,
-    result_table,
-    run_table,
-    settings_table,
-)
-from support.runs import Progress, SavedState, check_finished, claim
+from support.runs import Progress, Session, check_finished, claim
 from train_utils import Training, cross_entropy, predict_logits, train
 
 JSON = st.recursive(
@@ -58,23 +54,89 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=6,
 )
+COUNTS = st.integers(0, 9) | JSON.filter(lambda value: type(value) is not int)  # quick to build
+NUMBERS = st.sampled_from([10**400, -(10**400), 5e-324, 1e308]) | st.integers() | st.floats() | JSON
+JUNK = st.binary(max_size=200) | JSON.map(json.dumps).map(str.encode)
+SHAPES = st.lists(st.integers(0, 3), max_size=3) | st.sampled_from([(2, 1), (2, 2), (3, 2)])
 DTYPES = st.sampled_from(
     [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 )
 TENSORS = st.builds(
-    lambda shape, dtype: torch.zeros(shape, dtype=dtype),
-    st.lists(st.integers(0, 3), max_size=3),
-    DTYPES,
+    lambda shape, dtype: torch.arange(int(np.prod(shape))).view(shape).to(dtype), SHAPES, DTYPES
 )
+SEPARATE = st.text(alphabet=st.characters(exclude_characters=".", codec="utf-8"), max_size=4)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("any")
+def edited(whole: bytes, changes: dict) -> bytes:
+    """Return a file's bytes with other values in it; None leaves a tensor out.
+
+    Keys are an entry of JSON ("a.b" is one of an inner object), a tensor's name, or a cell of CSV.
+    """
+    if whole.startswith(b"{"):
+        entries = json.loads(whole)
+        for name, value in changes.items():
+            outer, _, inner = name.partition(".")
+            if not inner:
+                entries[outer] = value
+            elif isinstance(entries[outer], dict):
+                entries[outer][inner] = value
+        return json.dumps(entries).encode()
+    if b"\0" not in whole:
+        rows = [line.split(",") for line in whole.decode().split("\n")]
+        for (row, column), cell in changes.items():
+            rows[row % len(rows)][column % len(rows[0])] = cell
+        return "\n".join(map(",".join, rows)).encode()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    tensors = {**safetensors.torch.load(whole), **changes}
+    metadata = tensors.pop("metadata", header.get("__metadata__"))
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return safetensors.torch.save(kept, metadata)
 
 
-def tried(call, *arguments):
-    """The call's result, or None where it refused in one line."""
+def with_changes(changes: st.SearchStrategy[dict]) -> Callable:
+    """Return what makes other contents of a whole file: with these changes, or damaged."""
+    return lambda whole: changes.map(partial(edited, whole)) | damaged(whole)
+
+
+def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
+    """Return a file's bytes with some replaced, and some missing at the end."""
+
+    def replaced(changes: dict[int, int], missing: int) -> bytes:
+        content = bytearray(whole)
+        for place, byte in changes.items():
+            content[place] = byte
+        return bytes(content[: len(content) - missing])
+
+    places = st.dictionaries(st.integers(0, len(whole) - 1), st.integers(0, 255), max_size=3)
+    return st.builds(replaced, places, st.integers(0, 9))
+
+
+def entries(values: st.SearchStrategy, *more: str) -> Callable:
+    """Return the same with some of JSON's entries replaced, and of its inner ones, or added."""
+
+    def contents(whole: bytes) -> st.SearchStrategy[bytes]:
+        found = json.loads(whole)
+        objects = {key: part for key, part in found.items() if isinstance(part, dict)}
+        inner = [f"{key}.{name}" for key, part in objects.items() for name in part]
+        names = st.sampled_from([*found, *inner, *more]) | SEPARATE
+        return with_changes(st.dictionaries(names, values, max_size=3))(whole)
+
+    return contents
+
+
+def tensors(*names: str) -> Callable:
+    """Return the same with some tensors replaced, left out, or added."""
+    names = st.sampled_from(names) | st.text(max_size=4)
+    return with_changes(st.dictionaries(names, TENSORS | st.none(), max_size=3))
+
+
+def optional(values: dict[str, st.SearchStrategy]) -> Callable:
+    """Return the same with any of these values."""
+    return with_changes(st.fixed_dictionaries({}, optional=values))
+
+
+def tried(call: Callable, *arguments):
+    """Return the call's result, or None where it refused in one line."""
     try:
         return call(*arguments)
     except UserError as error:
@@ -82,408 +144,359 @@ def tried(call, *arguments):
         return None
 
 
-def tried_with(path, content, call, *arguments):
-    """Check it while a file holds other bytes than its own."""
-    before = path.read_bytes()
-    try:
-        path.write_bytes(content)
-        return tried(call, *arguments)
-    finally:
-        path.write_bytes(before)
+# ---------------------------------------------------------------------------------------------
+# Whole files
+
+RUN = "distil_smollm2_22919"  # the student that ships
+TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 5}
+END = {"bos_token_id": 0, "eos_token_id": 0}
+TWO = Split(["ab", "c"], torch.tensor([4, 3]), torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
 
 
-def with_entries(path, changes):
-    """The bytes of a JSON file with some entries replaced."""
-    return json.dumps({**json.loads(path.read_bytes()), **changes}).encode()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Return a folder of files of every kind that is read, each of them whole."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "corpus.tsv").write_bytes(b"a\t1\t\tIt rained.\n")
+    (folder / "sentences.txt").write_bytes(b"It rained.\n")
+    write_base(base := folder / "base")
+    sharded = shutil.copytree(base, folder / "sharded")
+    (sharded / "model.safetensors").rename(sharded / "part.safetensors")
+    names = dict.fromkeys(load_file(sharded / "part.safetensors"), "part.safetensors")
+    write_json(sharded / "model.safetensors.index.json", {"metadata": {}, "weight_map": names})
+    add_lora(model := classifier(base), published_config(model, r=1))
+    tensors, key = lora_tensors(model), base_fingerprint(base)
+    write_adapter(folder / "adapter", peft_settings(model), tensors, str(base), key)
+    (folder / "student").mkdir()
+    found = Base("base", base, load_tokenizer(base), 8, "folder")
+    save_student(DistilRNN(torch.tensor([1, 4]), width=2), found, folder / "student")
+    write_state(folder / "state")
+    (folder / RUN).mkdir()
+    for name in ("metrics.json", "history.csv", "predictions.csv", "config.json"):
+        shutil.copy(MODELS / RUN / name, folder / RUN / name)
+    return folder
 
 
-def with_tensors(path, changes, metadata=None):
-    """The bytes of a safetensors file with some tensors replaced, or left out where None."""
-    tensors = {**safetensors.torch.load(path.read_bytes()), **changes}
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return safetensors.torch.save(kept, metadata)
+def write_base(folder: Path) -> None:
+    """Write a GPT-2 of one layer and five tokens."""
+    GPT2LMHeadModel(GPT2Config(**TINY, **END)).save_pretrained(folder)
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
+    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    write_json(folder / "tokenizer_config.json", settings)
 
 
-def tensors_of(*names):
-    """Some tensors to replace, those of other names among them."""
-    return st.dictionaries(
-        st.sampled_from(names) | st.text(max_size=4), TENSORS | st.none(), max_size=2
-    )
+def training() -> tuple[Training, torch.optim.Adam]:
+    """Return a small training, and its optimiser after a step."""
+    options = Namespace(
+        sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
+        monitor="mcc", max_steps=3,
+    )  # fmt: skip
+    model = DistilRNN(torch.tensor([3, 4]), width=2)
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU), optimizer
+
+
+def write_state(folder: Path) -> None:
+    """Write the state of a training after its first step."""
+    folder.mkdir()
+    found, optimizer = training()
+    session = Session(folder, found.parameters(), optimizer)
+    metadata = {"progress": json.dumps(asdict(Progress(sentences=1, steps=1)))}
+    session.path.write_bytes(safetensors.torch.save(session.tensors, metadata))
 
 
 # ---------------------------------------------------------------------------------------------
-# The corpus and other sentences
+# The readers: each asserts that what it returns is valid
 
-LINE = st.one_of(
-    st.binary(max_size=30),
-    st.tuples(
-        st.binary(max_size=3), st.sampled_from([b"0", b"1", b"2"]), st.binary(max_size=9)
-    ).map(lambda parts: b"\t".join([parts[0], parts[1], b"", parts[2]])),
+
+def corpus(path: Path) -> list[str]:
+    sentences, labels = read_split(path)
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    assert len(sentences) == len(labels) == len(lines)
+    assert all(sentence.strip() for sentence in sentences)
+    assert set(labels) <= {0, 1}
+    return sentences
+
+
+def sentences_to_judge(path: Path) -> list[str]:
+    lines, labels, _, numbers = read_sentences(Namespace(sentences=[], input=path))
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    assert numbers == [n for n, line in enumerate(content, start=1) if line.strip()]
+    assert len(lines) == len(labels) == len(numbers)
+    assert all(line.strip() and "\t" not in line for line in lines)
+    return lines
+
+
+def judge(model: nn.Module, tokenizer: Tokenizer, positions: int) -> torch.Tensor:
+    """Return the logits (1, 2) of a sentence."""
+    logits = predict_logits(model, tokenize(tokenizer, ["ab"], [1], positions, "here"), CPU)
+    assert logits.shape == (1, 2)
+    return logits
+
+
+def base(path: Path) -> torch.Tensor:
+    found = find_base(str(path.parent))
+    return judge(classifier(found.folder), found.tokenizer, found.max_length)
+
+
+def json_object(path: Path) -> dict:
+    found = read_json(path)
+    assert isinstance(found, dict)
+    return found
+
+
+def safe_tensors(path: Path) -> dict:
+    found, _ = read_tensors(path)
+    assert sum(tensor.nbytes for tensor in found.values()) < path.stat().st_size
+    return found
+
+
+def adapter_settings(path: Path) -> LoraConfig:
+    config = LoraConfig(**read_settings(path)[0])
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with suppress(ValueError):
+        add_lora(model, config)
+    assert model(torch.zeros(1, 4)).shape == (1, 2)
+    return config
+
+
+def adapter(path: Path) -> torch.Tensor:
+    found = load_teacher(path.parent, None, False)
+    before = judge(found.model.eval(), found.base.tokenizer, 8)
+    merge_lora(found.model)
+    after = judge(found.model, found.base.tokenizer, 8)
+    if before.abs().max() < 1e3:  # a damaged number may be of any size
+        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    return before
+
+
+def student(path: Path) -> torch.Tensor:
+    return judge(*load_model(path.parent, Namespace(given=set())))
+
+
+def thresholds(path: Path) -> object:
+    decision = read_decision(path.parent)
+    margins = np.array([-3e38, -1.0, 0, 1, 3e38])
+    p = decision.p_acceptable(margins)
+    assert ((p >= 0) & (p <= 1)).all()
+    assert (np.diff(p) >= 0).all()
+    assert (np.diff(decision.answers(margins)) >= 0).all()
+    assert threshold_note("a student", decision).count("\n") == 0
+    again = json.loads(json.dumps(decision.entries()))
+    assert decision_of(again, decision.rule) == decision
+    return decision
+
+
+def state(path: Path) -> Progress:
+    """Go on from a copy, since training writes."""
+    folder = shutil.copytree(path.parent, path.parent.parent.with_name("going on"))
+    try:
+        progress = train(training()[0], folder)
+    finally:
+        shutil.rmtree(folder)
+    assert progress.stopped
+    return progress
+
+
+def report(path: Path) -> object:
+    series = load_series([path.parent])
+    for name in ("comparison", "confidence", "facts", "result", "run", "settings"):
+        assert len(getattr(tables, f"{name}_table")([series])) > 0
+    return series
+
+
+def history(path: Path) -> object:
+    for best_epoch in (-1, 0, 7):
+        assert tried(read_history, path.parent, best_epoch) is None
+    table = read_history(path.parent, 6)
+    assert np.isfinite(table.to_numpy()).all()
+    assert table["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    return table
+
+
+def shown(path: Path) -> str:
+    show_run(path.parent)
+    return "shown"
+
+
+class Reader(NamedTuple):
+    """A reader of a file, and what may stand there: made of what does."""
+
+    file: str
+    contents: Callable[[bytes], st.SearchStrategy[bytes]]
+    read: Callable[[Path], object]
+
+
+def lines(line: st.SearchStrategy[bytes]) -> Callable:
+    """Return contents of such lines, whatever the whole file is."""
+    return lambda whole: JUNK | st.lists(line, max_size=6).map(b"\n".join)
+
+
+COLUMNS = st.tuples(
+    st.binary(max_size=3), st.sampled_from([b"0", b"1", b"2"]), st.just(b""), st.binary(max_size=9)
 )
+BPE = st.fixed_dictionaries(
+    {
+        "vocab": st.dictionaries(st.sampled_from(["a", "b", "ab", "<|endoftext|>"]), COUNTS),
+        "merges": st.sampled_from([[], [["a", "b"]]]),
+    }
+)
+PLACES = st.sampled_from(
+    ["part.safetensors", "model.safetensors", "part.bin", "../part.safetensors"]
+)
+NAMES = st.lists(st.sampled_from(["0", "1"]))
+LORA = {  # with values that are valid, and others
+    "r": st.integers(1, 2) | JSON,
+    "lora_alpha": st.floats(width=16) | JSON,
+    "lora_dropout": st.floats(0, 1) | JSON,
+    "target_modules": NAMES | st.sampled_from(["0", ".*", "[01]"]) | JSON,
+    "bias": st.sampled_from(["none", "lora_only", "all"]) | JSON,
+    "modules_to_save": st.none() | NAMES | JSON,
+    "use_rslora": st.booleans() | JSON,
+    "use_dora": JSON,
+}
+THRESHOLDS = {
+    "threshold": st.sampled_from(RULES) | JSON,
+    "thresholds": st.dictionaries(st.sampled_from(RULES), NUMBERS) | JSON,
+    "calibration": st.dictionaries(st.sampled_from(["slope", "intercept"]), NUMBERS) | JSON,
+}
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from(["val_accuracy", "val_mcc", "seconds"]), JSON), max_size=2
+)
+PROGRESS = st.dictionaries(
+    st.sampled_from(sorted(asdict(Progress()))), COUNTS | ROWS, max_size=2
+).map(lambda changes: json.dumps(asdict(Progress(sentences=1, steps=1)) | changes))
+METADATA = st.fixed_dictionaries({"progress": PROGRESS | st.text(max_size=9)}) | st.dictionaries(
+    st.text(max_size=4), st.text(max_size=9)
+)
+CELL = st.sampled_from(["", "nan", "inf", "-1", "2", "0.5", "1e999", DEV]) | st.text(max_size=4)
+CELLS = st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), CELL, max_size=2)
+CONFIG = [*GPT2Config().to_dict(), "auto_map", "quantization_config"]  # with code of others
+SETTINGS = ["auto_map", "model_max_length", "add_bos_token"]
+WEIGHTS = ["transformer.wte.weight", "transformer.h.0.mlp.c_fc.bias"]
+IN_PEFT = "base_model.model.transformer."
+ADAPTER = [f"{IN_PEFT}{name}" for name in ("h.0.attn.c_attn.lora_A.weight", "ln_f.bias")]
+STUDENT = ["vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rnn.weight_ih_l0"]
+STUDENT += ["embedding.weight.scale", "rnn.weight_ih_l0.scale"]
+STATE = [f"{kind}.linear.bias" for kind in ("weight", "best", "step", "exp_avg", "exp_avg_sq")]
+READERS = {
+    "a corpus": Reader(
+        "corpus.tsv", lines(st.binary(max_size=30) | COLUMNS.map(b"\t".join)), corpus
+    ),
+    "sentences": Reader("sentences.txt", lines(st.binary(max_size=30)), sentences_to_judge),
+    "JSON": Reader("base/config.json", lambda _: JUNK, json_object),
+    "tensors": Reader(
+        "student/model.safetensors", lambda whole: JUNK | damaged(whole), safe_tensors
+    ),
+    "a base's settings": Reader("base/config.json", entries(COUNTS, *CONFIG), base),
+    "a base's weights": Reader("base/model.safetensors", tensors(*WEIGHTS), base),
+    "an index": Reader("sharded/model.safetensors.index.json", entries(PLACES | JSON), base),
+    "a tokenizer": Reader("base/tokenizer.json", entries(BPE | JSON), base),
+    "its settings": Reader("base/tokenizer_config.json", entries(JSON, *SETTINGS), base),
+    "an adapter's settings": Reader(
+        "adapter/adapter_config.json", optional(LORA), adapter_settings
+    ),
+    "an adapter": Reader("adapter/adapter_model.safetensors", tensors(*ADAPTER), adapter),
+    "a student": Reader("student/model.safetensors", tensors(*STUDENT), student),
+    "a student's settings": Reader("student/config.json", entries(COUNTS), student),
+    "thresholds": Reader(f"{RUN}/config.json", optional(THRESHOLDS), thresholds),
+    "a state": Reader("state/state.safetensors", tensors(*STATE), state),
+    "progress": Reader("state/state.safetensors", optional({"metadata": METADATA}), state),
+    "metrics": Reader(f"{RUN}/metrics.json", entries(JSON), report),
+    "metrics to show": Reader(f"{RUN}/metrics.json", entries(JSON), shown),
+    "predictions": Reader(f"{RUN}/predictions.csv", with_changes(CELLS), report),
+    "a history": Reader(f"{RUN}/history.csv", with_changes(CELLS), history),
+}
+FOUND = [  # by this test
+    ("a base's settings", {"id2label": 0}),
+    ("a base's settings", {"output_hidden_states": "0"}),
+    ("a base's settings", {"return_dict": False}),
+    ("an adapter's settings", {"r": True}),
+    ("a student", {"vocabulary": torch.tensor(0)}),
+    ("a student", {"rnn.weight_hh_l0": torch.tensor(0.0)}),
+]
 
 
-@given(st.binary(max_size=300) | st.lists(LINE, max_size=6).map(b"\n".join))
-def test_any_corpus_file_is_read_whole_or_refused(folder, content):
-    path = folder / "any.tsv"
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Return every file in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_with(folder: Path, reader: Reader, content: bytes) -> object:
+    """Return what a reader makes of a content; nothing is written, and the file is put back."""
+    path = folder / reader.file
+    whole = path.read_bytes()
     path.write_bytes(content)
-    if found := tried(read_split, path):
-        sentences, labels = found
-        assert len(sentences) == len(labels) == len(content.removesuffix(b"\n").split(b"\n"))
-        assert all(sentence.strip() for sentence in sentences)
-        assert set(labels) <= {0, 1}
+    try:
+        before = contents(folder)
+        found = tried(reader.read, path)
+        assert contents(folder) == before
+    finally:
+        path.write_bytes(whole)
+    return found
 
 
-@given(st.binary(max_size=100))
-def test_any_sentences_to_judge_are_read_whole_or_refused(folder, content):
-    path = folder / "any.txt"
-    path.write_bytes(content)
-    if found := tried(read_sentences, Namespace(sentences=[], input=path)):
-        lines, labels, _, numbers = found
-        whole = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        assert numbers == [n for n, line in enumerate(whole, start=1) if line.strip()]
-        assert len(lines) == len(labels) == len(numbers)
-        assert all(line.strip() and "\t" not in line for line in lines)
+@pytest.mark.parametrize("name", READERS)
+@given(data=st.data())
+def test_any_content_is_read_as_something_valid_or_refused(whole, name, data):
+    reader = READERS[name]
+    content = data.draw(reader.contents((whole / reader.file).read_bytes()))
+    read_with(whole, reader, content)
 
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_reads_the_whole_file(whole, name):
+    reader = READERS[name]
+    assert read_with(whole, reader, (whole / reader.file).read_bytes()) is not None
+
+
+@pytest.mark.parametrize(("name", "changes"), FOUND, ids=str)
+def test_what_once_ended_in_a_traceback_is_refused(whole, name, changes):
+    reader = READERS[name]
+    read_with(whole, reader, edited((whole / reader.file).read_bytes(), changes))
+
+
+# ---------------------------------------------------------------------------------------------
+# What is written anew where it is not whole
 
 RAW = b"a\t1\t\tIt rained.\n"
 
 
-def archive(method: int, changes: dict[int, int]) -> bytes:
-    """An archive as CoLA's, its files a line each, with the bytes at some places replaced."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as file:
+def archive(method: int) -> bytes:
+    """Return an archive as CoLA's, a line in each file."""
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as file:
         for split in SPLITS:
             file.writestr(f"cola_public/raw/{split}.tsv", RAW)
-    found = bytearray(buffer.getvalue())
-    for place, byte in changes.items():
-        found[place % len(found)] = byte
-    return bytes(found)
+    return buffer.getvalue()
 
 
 METHODS = st.sampled_from(
     [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 )
-BYTES = st.dictionaries(st.integers(0, 599), st.integers(0, 255), max_size=3)
 
 
-@given(st.binary(max_size=200) | st.builds(archive, METHODS, BYTES))
-def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(folder, content):
-    target = folder / "cola"
+@given(JUNK | METHODS.map(archive).flatmap(damaged))
+def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(whole, content):
+    target = whole.with_name("cola")
     sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cola, "download", lambda url, path: path.write_bytes(content))
         tried(cola.fetch_cola, target, sha256)
-    if list(target.rglob("*.tsv")):
-        assert {path.name for path in target.rglob("*.tsv")} == {f"{s}.tsv" for s in SPLITS}
-        assert all((target / "raw" / f"{split}.tsv").read_bytes() == RAW for split in SPLITS)
-    assert {path.name for path in target.rglob("*")} - {f"{s}.tsv" for s in SPLITS} == {
-        "raw",
-        ".lock",
-    }
+    left = contents(target)
+    left.pop(target / "raw" / ".lock")
+    assert left in ({}, {target / "raw" / f"{split}.tsv": RAW for split in SPLITS})
     shutil.rmtree(target)
-
-
-# ---------------------------------------------------------------------------------------------
-# The base model
-
-TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 5}
-END = {"bos_token_id": 0, "eos_token_id": 0}
-COUNTS = st.integers(0, 9) | JSON.filter(lambda value: type(value) is not int)  # quick to build
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The folder of a GPT-2 of one layer and five tokens."""
-    folder = tmp_path_factory.mktemp("base")
-    GPT2LMHeadModel(GPT2Config(**TINY, **END)).save_pretrained(folder)
-    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
-    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def judge(model, tokenizer, positions):
-    """The logits (1, 2) of a sentence."""
-    split = tokenize(tokenizer, ["ab"], [1], positions, "here")
-    logits = predict_logits(model, split, CPU)
-    assert logits.shape == (1, 2)
-    return logits
-
-
-def judge_by_base(folder):
-    """Read the model from a folder, as every mode reads it."""
-    found = find_base(str(folder))
-    return judge(classifier(found.folder), found.tokenizer, found.max_length)
-
-
-OTHERS = ["auto_map", "quantization_config", "attn_implementation"]  # which name code of others
-KEYS = st.sampled_from(sorted([*GPT2Config().to_dict(), *OTHERS]))
-
-
-@given(
-    st.binary(max_size=100) | JSON.map(json.dumps).map(str.encode),
-    st.dictionaries(KEYS | st.text(max_size=4), COUNTS, max_size=3),
-)
-@example(b"", {"id2label": 0})  # found by these tests, as the other examples
-@example(b"", {"output_hidden_states": "0"})
-@example(b"", {"return_dict": False})
-def test_any_base_configuration_is_a_model_or_refused(base, content, changes):
-    path = base / "config.json"
-    assert tried_with(path, content, judge_by_base, base) is None
-    logits = tried_with(path, with_entries(path, changes), judge_by_base, base)
-    assert changes or logits is not None
-
-
-@given(tensors_of("transformer.wte.weight", "transformer.h.0.mlp.c_fc.bias"))
-def test_any_base_weights_are_a_model_or_refused(base, changes):
-    path = base / "model.safetensors"
-    logits = tried_with(path, with_tensors(path, changes), judge_by_base, base)
-    assert changes or logits is not None
-
-
-FILES = st.sampled_from(
-    ["part.safetensors", "model.safetensors", "part.bin", "../part.safetensors"]
-)
-
-
-@pytest.fixture(scope="module")
-def sharded(base, tmp_path_factory):
-    """The base again, its weights in a file that an index names."""
-    folder = shutil.copytree(base, tmp_path_factory.mktemp("sharded") / "base")
-    (folder / "model.safetensors").rename(folder / "part.safetensors")
-    weights = load_file(folder / "part.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "part.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-@given(
-    st.just({}) | st.dictionaries(st.sampled_from(["weight_map", "metadata"]), JSON, max_size=1),
-    st.dictionaries(st.sampled_from(["wte.weight", "h.0.ln_1.bias"]), FILES | JSON, max_size=2),
-)
-def test_any_index_of_weights_is_a_model_or_refused(sharded, changes, places):
-    path = sharded / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"] |= {f"transformer.{name}": place for name, place in places.items()}
-    content = json.dumps(index | changes).encode()
-    logits = tried_with(path, content, judge_by_base, sharded)
-    assert changes or places or logits is not None
-
-
-PARTS = ["model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"]
-TOKENS = st.dictionaries(st.sampled_from(["a", "b", "ab", "<|endoftext|>"]), COUNTS)
-SETTINGS = st.sampled_from(["eos_token", "model_max_length", "auto_map", "add_bos_token"])
-BPE = st.fixed_dictionaries({"vocab": TOKENS, "merges": st.sampled_from([[], [["a", "b"]]])})
-
-
-@pytest.fixture(scope="module")
-def model(base):
-    return classifier(base)
-
-
-@given(
-    st.dictionaries(st.sampled_from(PARTS), BPE | JSON, max_size=1),
-    st.dictionaries(SETTINGS | st.text(max_size=4), JSON),
-)
-def test_any_tokenizer_makes_tokens_of_the_model_or_is_refused(base, model, changes, settings):
-    def judge_by_tokenizer():
-        found = find_base(str(base))
-        return judge(model, found.tokenizer, found.max_length)
-
-    path = base / "tokenizer.json"
-    logits = tried_with(path, with_entries(path, changes), judge_by_tokenizer)
-    assert changes or logits is not None
-    path = base / "tokenizer_config.json"
-    tried_with(path, with_entries(path, settings), judge_by_tokenizer)
-
-
-# ---------------------------------------------------------------------------------------------
-# The checkpoint readers
-
-
-@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_json_file_is_an_object_or_refused(folder, content):
-    path = folder / "any.json"
-    path.write_bytes(content)
-    assert isinstance(tried(read_json, path), dict | None)
-
-
-SAVED = {"weight": torch.arange(6.0).view(2, 3), "step": torch.tensor(7)}
-
-
-@given(st.dictionaries(st.integers(0, 200), st.integers(0, 255), max_size=3), st.integers(0, 9))
-def test_any_safetensors_file_is_read_or_refused(folder, changes, missing):
-    """A file that is whole is read; one with other bytes, or fewer, as it stands or not at all."""
-    path, content = folder / "any.safetensors", bytearray(safetensors.torch.save(SAVED))
-    for place, byte in changes.items():
-        content[place % len(content)] = byte
-    path.write_bytes(content[: len(content) - missing])
-    found = tried(read_tensors, path)
-    assert found or changes or missing
-    if not (changes or missing):
-        assert all(torch.equal(found[0][name], tensor) for name, tensor in SAVED.items())
-    assert not (found and missing)
-
-
-NAMES = st.lists(st.sampled_from(["0", "1"]))
-VALID = st.fixed_dictionaries(
-    {
-        "r": st.integers(1, 2),
-        "lora_alpha": st.floats(allow_nan=False, allow_infinity=False, width=16),
-        "lora_dropout": st.floats(0, 1),
-        "target_modules": NAMES | st.sampled_from(["0", ".*", "[01]"]),
-        "bias": st.sampled_from(["none", "lora_only", "all"]),
-        "modules_to_save": st.none() | NAMES,
-        "use_rslora": st.booleans(),
-        "fan_in_fan_out": st.booleans(),
-        "peft_type": st.just("LORA"),
-        "task_type": st.just("SEQ_CLS"),
-    }
-)
-FIELDS = ["r", "lora_alpha", "lora_dropout", "target_modules", "bias", "modules_to_save"]
-CHANGES = st.dictionaries(st.sampled_from([*FIELDS, "use_dora"]) | st.text(max_size=9), JSON)
-
-
-@given(VALID, st.just({}) | CHANGES)
-def test_any_adapter_configuration_wraps_a_model_or_is_refused(folder, valid, changes):
-    (folder / "adapter_config.json").write_text(json.dumps({**valid, **changes}))
-    found = tried(read_config, folder / "adapter_config.json")
-    assert found or changes
-    if found:
-        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        with suppress(ValueError):
-            add_lora(model, found[0])
-        assert model(torch.zeros(1, 4)).shape == (1, 2)
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory):
-    """The folder of an adapter on the base."""
-    folder, model = tmp_path_factory.mktemp("adapter"), classifier(base)
-    fingerprint = base_fingerprint(model.backbone)
-    add_lora(model, published_config(model, r=1))
-    settings = peft_settings(model)
-    write_adapter(folder, settings, lora_tensors(model), str(base), fingerprint)
-    return folder
-
-
-GPT2 = "base_model.model.transformer."
-ADAPTER = (f"{GPT2}h.0.attn.c_attn.lora_A.weight", f"{GPT2}ln_f.bias", "base_model.model.score")
-
-
-@given(tensors_of(*ADAPTER), st.none() | st.dictionaries(st.text(max_size=4), st.text(max_size=4)))
-def test_any_adapter_is_a_classifier_or_refused(base, adapter, changes, metadata):
-    path = adapter / "adapter_model.safetensors"
-    content = with_tensors(path, changes, metadata)
-    if found := tried_with(path, content, load_teacher, adapter, None, False):
-        before = judge(found.model.eval(), found.base.tokenizer, 8)
-        merge_lora(found.model)
-        after = judge(found.model, found.base.tokenizer, 8)
-        torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-    assert found or changes
-
-
-PARAMETERS = ("vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rnn.weight_ih_l0")
-SCALED = (*PARAMETERS, "embedding.weight.scale", "rnn.weight_ih_l0.scale")
-
-
-@given(st.dictionaries(st.sampled_from(SCALED) | st.text(max_size=4), TENSORS, max_size=5))
-def test_any_tensors_are_a_student_or_refused(folder, tensors):
-    (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
-    assert tried(load_student, folder) is None  # the weights of the RNN are never whole here
-
-
-@pytest.fixture(scope="module")
-def student(base, tmp_path_factory):
-    """The folder of a student."""
-    folder = tmp_path_factory.mktemp("student")
-    model = DistilRNN(torch.tensor([1, 4]), width=2)
-    save_student(model, Base("base", base, load_tokenizer(base), 8, "folder"), folder)
-    return folder
-
-
-SHAPES = st.sampled_from([(2,), (2, 1), (2, 2), (3, 2)])
-ROWS = st.builds(
-    lambda shape, dtype: torch.arange(12)[: np.prod(shape)].view(shape).to(dtype), SHAPES, DTYPES
-)
-
-
-@given(st.dictionaries(st.sampled_from(SCALED), TENSORS | ROWS | st.none(), max_size=2), COUNTS)
-@example({"vocabulary": torch.tensor(0)}, 8)
-@example({"rnn.weight_hh_l0": torch.tensor(0.0)}, 8)
-def test_any_students_folder_is_a_student_or_refused(student, changes, positions):
-    (student / "config.json").write_text(
-        json.dumps({"model_type": STUDENT, "n_positions": positions})
-    )
-    path = student / "model.safetensors"
-    found = tried_with(
-        path, with_tensors(path, changes), load_model, student, Namespace(given=set())
-    )
-    assert found or changes or type(positions) is not int
-    if found:
-        assert tried(judge, *found) is not None or changes or positions < 1
-
-
-CONFIG = {
-    "model_type": STUDENT, "n_positions": 8, "threshold": "accuracy",
-    "thresholds": {"balanced": 0.5, "accuracy": -1}, "calibration": {"slope": 2, "intercept": 0.5},
-}  # fmt: skip
-NUMBERS = st.sampled_from([10**400, -(10**400), 5e-324, 1e308]) | st.integers() | st.floats() | JSON
-DECISIONS = {
-    "threshold": st.sampled_from(RULES) | JSON,
-    "thresholds": st.dictionaries(st.sampled_from(RULES), NUMBERS) | JSON,
-    "calibration": st.dictionaries(st.sampled_from(["slope", "intercept"]), NUMBERS) | JSON,
-}
-
-
-@given(st.fixed_dictionaries({}, optional=DECISIONS))
-def test_any_thresholds_of_a_student_decide_or_are_refused(folder, changes):
-    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    decision = tried(read_decision, folder)
-    assert decision or changes
-    if decision:
-        margins = np.array([-3e38, -1.0, 0, 1, 3e38])
-        p = decision.p_acceptable(margins)
-        assert ((p >= 0) & (p <= 1)).all()
-        assert (np.diff(p) >= 0).all()
-        assert (np.diff(decision.answers(margins)) >= 0).all()
-        assert threshold_note("a student", decision).count("\n") == 0
-        again = json.loads(json.dumps(decision.entries()))
-        assert decision_of(again, decision.rule) == decision
-
-
-STATE = st.sampled_from(["weight.w", "best.w", "step.w", "exp_avg.w", "exp_avg_sq.w", "weight"])
-METADATA = st.dictionaries(
-    st.just("progress") | st.text(max_size=4),
-    st.text(max_size=9) | JSON.map(json.dumps) | st.just("{}") | st.just('{"steps": 3}'),
-)
-
-
-WHOLE = {f"{kind}.w": torch.zeros(2) for kind in ("weight", "best", "exp_avg", "exp_avg_sq")}
-WHOLE["step.w"] = torch.zeros(())
-
-
-@given(st.dictionaries(STATE, TENSORS, max_size=6), METADATA)
-@example(WHOLE, {"progress": '{"steps": 3}'})
-def test_any_state_is_resumed_or_refused(folder, tensors, metadata):
-    path = folder / "state.safetensors"
-    path.write_bytes(safetensors.torch.save(tensors, metadata))
-    parameter = nn.Parameter(torch.zeros(2))
-    session = tried(SavedState, folder, {"w": parameter}, torch.optim.Adam([parameter]))
-    path.unlink()
-    assert session or tensors is not WHOLE
-    if session:
-        assert session.progress.steps == (3 if tensors is WHOLE else session.progress.steps)
-        assert session.progress.steps in (0, 3)
 
 
 IDENTITY = {"lr": 1}
 IDENTITIES = (JSON | st.just(IDENTITY)).map(lambda value: json.dumps({"identity": value}))
 
 
-def found_finished(folder, overwrite):
-    """Whether the run of ``IDENTITY`` is finished there."""
+def found_finished(folder: Path, overwrite: bool) -> bool:
+    """Return whether the run of ``IDENTITY`` is finished there."""
     with claim(folder, {"identity": IDENTITY, "command": ""}, overwrite) as claimed:
         return claimed.finished
 
@@ -492,9 +505,9 @@ def found_finished(folder, overwrite):
     st.sampled_from(["metrics.json", "unfinished.json"]),
     st.binary(max_size=30) | IDENTITIES.map(str.encode),
 )
-def test_any_run_in_a_folder_is_this_run_or_refused_and_can_be_overwritten(folder, name, content):
-    here = folder / "claimed"
-    here.mkdir(exist_ok=True)
+def test_any_run_in_a_folder_is_this_run_or_refused_and_can_be_overwritten(whole, name, content):
+    here = whole.with_name("claimed")
+    here.mkdir()
     (here / name).write_bytes(content)
     (here / "state.safetensors").touch()  # else an unfinished run would make way unasked
     assert tried(found_finished, here, False) in (None, name == "metrics.json")
@@ -503,142 +516,31 @@ def test_any_run_in_a_folder_is_this_run_or_refused_and_can_be_overwritten(folde
     (here / "state.safetensors").unlink(missing_ok=True)  # gone on with where it is this run's
     assert {path.name for path in here.iterdir()} - {".lock"} == {"unfinished.json"}
     assert json.loads((here / "unfinished.json").read_text())["identity"] == IDENTITY
-    (here / "unfinished.json").unlink()
+    shutil.rmtree(here)
 
 
 @given(st.binary(max_size=30) | JSON.map(lambda value: json.dumps({"command": value}).encode()))
-def test_any_mark_of_an_unfinished_run_keeps_its_model_from_use(folder, content):
-    mark = folder / "unfinished.json"
-    mark.write_bytes(content)
-    assert all(tried(read, folder) is None for read in (check_finished, kind_of))
-    mark.unlink()
-
-
-# ---------------------------------------------------------------------------------------------
-# What a run keeps
-
-TWO = Split(["ab", "c"], torch.tensor([4, 3]), torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
-PROGRESS = st.sampled_from(sorted(asdict(Progress())))
-ROW = st.dictionaries(st.sampled_from(["val_accuracy", "val_mcc", "seconds"]), JSON)
-
-
-def write_state(session):
-    """As `SavedState.save` does, whatever stands in its history."""
-    metadata = {"progress": json.dumps(asdict(session.progress))}
-    session.path.write_bytes(safetensors.torch.save(session.tensors, metadata))
-
-
-@given(st.dictionaries(PROGRESS, COUNTS | st.lists(ROW, max_size=2), max_size=2))
-def test_any_progress_is_gone_on_from_or_refused(folder, changes):
-    options = Namespace(
-        sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
-        monitor="mcc", max_steps=3,
-    )  # fmt: skip
-    model, path = DistilRNN(torch.tensor([3, 4]), width=2), folder / "state.safetensors"
-    optimizer = torch.optim.Adam(model.parameters())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
-    optimizer.step()
-    session = SavedState(folder, dict(model.named_parameters()), optimizer)
-    session.progress = Progress(**{**asdict(Progress(sentences=1, steps=1)), **changes})
-    write_state(session)
-    training = Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
-    progress = tried(train, training, folder)
-    assert progress.stopped if progress else changes
-    path.unlink()
+def test_any_mark_of_an_unfinished_run_keeps_its_model_from_use(whole, content):
+    for folder, read in ((whole / RUN, check_finished), (whole / "student", kind_of)):
+        (folder / "unfinished.json").write_bytes(content)
+        assert tried(read, folder) is None
+        (folder / "unfinished.json").unlink()
 
 
 class Teacher(nn.Module):
     """Says the same of every sentence."""
 
+    shares_prefixes = False
+
     def forward(self, batch):
         return torch.ones(len(batch.labels), 2)
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([TRAIN, DEV]), TENSORS | st.builds(torch.zeros, st.just((2, 2)))
-    )
-)
-def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder, tensors):
-    corpus, path = dict.fromkeys(SPLITS, TWO), folder / "teacher_logits.safetensors"
+@given(st.dictionaries(st.sampled_from([TRAIN, DEV]), TENSORS))
+def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(whole, tensors):
+    corpus, path = dict.fromkeys(SPLITS, TWO), whole.with_name("teacher_logits.safetensors")
     key = fingerprint("its fingerprint", corpus_fingerprint(corpus), CPU.precision)
     path.write_bytes(safetensors.torch.save(tensors, {"key": key}))
     alone = Namespace(hint_weight=0)
-    taught = with_answers(alone, corpus, Teacher(), "its fingerprint", CPU, folder)
+    taught = with_answers(alone, corpus, Teacher(), "its fingerprint", CPU, path.parent)
     assert {taught[split].teacher_logits.shape for split in (TRAIN, DEV)} == {(2, 2)}
-
-
-RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
-METRICS = {
-    "mode": "LoRA", "variant": "nano", "sr_no": 7, "command": "", "teacher": None, "adapter": "",
-    "arguments": dict.fromkeys(("max_steps", "monitor", "held_out", "transfer_size"))
-    | {"threshold": "balanced"},
-    "parameters": {"total": 3, "trainable": 2}, "identity": {}, "base": {"name": "nano"},
-    "training": {"best_epoch": 1, "epochs": 1, "steps": 1, "seconds": 1.0},
-    "data": {"name": "", "folder": "", "sha256": "", **{key: {"sentences": 2} for key in SPLITS}},
-    "hardware": {}, "versions": {}, "thresholds": {"balanced": 0.5, "accuracy": -1.0},
-    "calibration": {"slope": 0.5, "intercept": 0.25},
-    **{key: {**RESULTS, "accuracy": 1.0, "mcc": 1.0} for key in SPLITS[1:]},
-}  # fmt: skip
-PATHS = [(key,) for key in METRICS] + [
-    (key, inner) for key, part in METRICS.items() if isinstance(part, dict) for inner in part
-]
-EDITS = st.dictionaries(st.sampled_from(PATHS), JSON, max_size=2)
-COLUMNS = "epoch,train_loss,train_accuracy,val_loss,val_accuracy,val_mcc"
-HISTORY = [COLUMNS, "1,1,1,1,1,1", "2,1,1,1,1,1"]
-PREDICTIONS = [
-    "split,label,logit_0,logit_1",
-    *(f"{split},{label},0,{2 * label - 1}" for split in SPLITS[1:] for label in (0, 1)),
-]
-CELL = st.sampled_from(["", "nan", "inf", "-1", "2", "0.5", "1e999", DEV]) | st.text(max_size=4)
-CELLS = st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), CELL, max_size=2)
-
-
-def write_metrics(folder, edits):
-    """Write metrics.json with what stands at some paths replaced."""
-    metrics = copy.deepcopy(METRICS)
-    for (key, *inner), value in edits.items():
-        if not inner:
-            metrics[key] = value
-        elif isinstance(metrics[key], dict):
-            metrics[key][inner[0]] = value
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def write_table(path, lines, cells):
-    """Write CSV with some cells replaced."""
-    rows = [line.split(",") for line in lines]
-    for (row, column), cell in cells.items():
-        rows[row % len(rows)][column % len(rows[0])] = cell
-    path.write_text("\n".join(map(",".join, rows)))
-
-
-@given(EDITS, CELLS)
-def test_any_run_is_reported_or_refused(folder, edits, predictions):
-    run = folder / "LoRA_nano_7"
-    run.mkdir(exist_ok=True)
-    write_metrics(run, edits)
-    write_table(run / "predictions.csv", PREDICTIONS, predictions)
-    experiment = tried(load_experiment, [run])
-    assert experiment or edits or predictions
-    if experiment:
-        assert comparison_table([experiment])
-        assert len(calibration_table([experiment])) == len(result_table([experiment])) == 2
-        for table in (settings_table, run_table):
-            assert len(table([experiment])) > 0
-
-
-@given(CELLS, st.integers(-1, 3))
-def test_any_history_has_the_epoch_that_was_kept_or_is_refused(folder, cells, best_epoch):
-    write_table(folder / "history.csv", HISTORY, cells)
-    table = tried(read_history, folder, best_epoch)
-    assert table is not None or cells or best_epoch not in (1, 2)
-    if table is not None:
-        assert np.isfinite(table.to_numpy()).all()
-        assert table["epoch"].tolist() == [1, 2]
-
-
-@given(EDITS)
-def test_any_finished_run_is_shown_or_refused(folder, edits):
-    write_metrics(folder, edits)
-    assert tried(lambda: show_run(folder) or "shown") or edits

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NANO, classifier, packed_copy, padded_logits, random_gpt2
+from conftest import NANO, classifier, onnx_session, packed_copy, padded_logits, random_gpt2
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from transformers import GPT2ForSequenceClassification
 
-from bench.inference_speed import onnx_session
 from data_utils import load_corpus, pack, tokenize
 from model import dense_blocks, packed_attention, padded_block, varlen_blocks
 from student import CELLS, DistilRNN, load_student
@@ -358,7 +357,7 @@ def test_a_processor_that_emulates_bf16_is_told_of_once(slow, monkeypatch, capsy
 
 
 def test_a_process_first_calls_of_tanh_and_exp_are_of_one_element():
-    """Which is one thread's; bench/first_calls.py shows what two can do."""
+    """Which is one thread's: where two make it together, one may run a coarse kernel."""
     command = [sys.executable, "-c", RECORD]
     output = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     assert json.loads(output) == {"aten::tanh": [[[1]]], "aten::exp": [[[1]]]}
