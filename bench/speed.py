@@ -500,7 +500,7 @@ def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
     from data_utils import load_corpus
     from support.bases import load_tokenizer
     from support.corpus import TRAIN
-    from support.teaching import read_hints
+    from support.teaching import teacher_answers
     from train_utils import predict_logits
 
     split = load_corpus(args.data_dir, load_tokenizer(base), 1024)[TRAIN]
@@ -509,7 +509,7 @@ def hint_row(args: argparse.Namespace, name: str, base: Path) -> Row:
 
     def with_hints(_: int) -> None:
         with TemporaryDirectory() as folder:
-            read_hints(split, teacher, "random", cpu(), 128, Path(folder))
+            teacher_answers(split, teacher, "random", cpu(), 128, Path(folder))
 
     sides = {"hints": with_hints, "logits": lambda _: predict_logits(teacher, split, cpu())}
     best = {side: min(values) for side, values in in_turn(sides, 2).items()}
@@ -534,16 +534,15 @@ def writing_row(args: argparse.Namespace, device) -> Row:
     from support.bases import load_language_model, load_tokenizer, token_ids
     from support.fast_layers import in_few_passes
     from support.teaching import written
-    from support.teaching.continuations import continuations, shared_prompt_attention
+    from support.teaching.continuations import continuations
 
     base = args.smollm2 or args.gpt2
     tokenizer, model = load_tokenizer(base), device.place(load_language_model(base))
-    writer = device.place(load_language_model(base, shared_prompt_attention))
+    writer = device.place(load_language_model(base))
     in_few_passes(writer)
-    _, wanted = written.sentence_tokens(tokenizer, device)
-    ends = wanted.ends.nonzero().flatten()
-    # Any text up to an end, as `generate` gives: nothing is given up.
-    wanted = wanted._replace(openers=torch.ones_like(wanted.ends), most_words=written.MOST_TOKENS)
+    flags = written.sentence_tokens(tokenizer)[2].to(device.torch)
+    ends = flags.nonzero().flatten()
+    anything = torch.ones_like(flags)  # as `generate` gives: nothing is given up
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
     prompt, prompts = torch.tensor([ids], device=device.torch), written.prompts_at_once(device)
     rows = prompts * written.ROWS
@@ -554,8 +553,9 @@ def writing_row(args: argparse.Namespace, device) -> Row:
         began = time.perf_counter()
         with device.autocast():
             texts = continuations(
-                writer, [ids] * prompts, written.ROWS, written.TOP_K, wanted, generator
-            )
+                writer, [ids] * prompts, written.ROWS, written.TOP_K, written.MOST_TOKENS,
+                anything, flags, generator,
+            )  # fmt: skip
         found["ours"].append(len(texts) / (time.perf_counter() - began))
 
     def theirs(number: int) -> None:
@@ -610,9 +610,10 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
     import torch.nn.functional as F
 
     from data_utils import shuffled
-    from distil import distillation, with_answers
+    from distil import distillation
     from student import DistilRNN
     from support.corpus import DEV, TRAIN
+    from support.teaching import teacher_answers
     from train_utils import train
 
     corpus = corpus_of(args)
@@ -624,8 +625,10 @@ def distil_rows(args: argparse.Namespace) -> Iterator[Row]:
 
     def run_ours(_: int) -> None:
         with TemporaryDirectory() as folder:
-            alone = argparse.Namespace(hint_weight=0)
-            taught = with_answers(alone, corpus, ours, "random", cpu(), Path(folder))
+            taught = {
+                name: teacher_answers(corpus[name], ours, "random", cpu(), 0, Path(folder))
+                for name in (TRAIN, DEV)
+            }
             student, loss = DistilRNN(split.input_ids.unique()), distillation(2.0, 0.5)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 train(training_of(student, taught[TRAIN], epochs, loss, **taught), Path(folder))
@@ -881,12 +884,12 @@ def transfer_set_of(args: argparse.Namespace, size: str) -> dict[str, float]:
     """Make ``size`` edits of the corpus."""
     from data_utils import load_corpus
     from support.bases import load_tokenizer
-    from support.teaching import transfer_sentences
+    from support.teaching import edited_sentences
 
     tokenizer = load_tokenizer(args.gpt2)
     corpus = load_corpus(args.data_dir, tokenizer, 512)
     began = time.perf_counter()
-    transfer_sentences(corpus, tokenizer, 512, int(size), SR_NO)
+    edited_sentences(corpus, tokenizer, 512, int(size), SR_NO)
     return {"seconds": time.perf_counter() - began, "peak": peak()}
 
 

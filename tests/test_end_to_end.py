@@ -206,7 +206,7 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
     few = ("--data_dir", data, "--epochs", 1, "--max_steps", 1)
     options = ("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200)
     with monkeypatch.context() as earlier:
-        earlier.setattr("distil.BIAS_RULE", "as many as there are")
+        earlier.setitem(distil.RULES, "bias", "as many as there are")
         assert call(*options).returncode == 0
         assert "kept epoch" in call(*options).stdout
     assert "bias is as many as there are there, as learnt here" in refusal(call(*options))
@@ -321,7 +321,7 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
         return written_sentences(base, key, corpus, *rest)
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("distil.PROMPT_RULE", "any training sentence")
+        earlier.setitem(distil.RULES, "prompts", "any training sentence")
         earlier.setattr("distil.written_sentences", watched)
         result = call(*options)
         assert result.returncode == 0, result.stderr
@@ -618,7 +618,7 @@ def test_three_kills_change_nothing(tmp_path, data):
 def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):
     """While its base writes, its teacher reads, and it trains; its folder has no projection."""
     teacher = checkpoint(demo.folder, "LoRA")
-    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 1500)
+    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 750)
     hints = (*hints, "--embedding_start", "teacher", "--student_dropout", 0.3, "--held_out", 200)
     some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
     options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]
@@ -710,7 +710,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_prints(demo, tmp_path
 
 def test_two_processes_train_a_student_with_hints_as_one_does(demo, call, tmp_path):
     teacher = checkpoint(demo.folder, "LoRA")
-    hints = ("--hint_weight", 3, "--transfer_source", "both", "--transfer_size", 200)
+    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 100)
     hints = (*hints, "--embedding_start", "teacher", "--held_out", 200)
     options = ("--mode", "distil", *demo.options, *hints, "--teacher", teacher, "--out_dir")
     assert call(*options, tmp_path / "one").returncode == 0

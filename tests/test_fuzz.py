@@ -23,7 +23,6 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_utils import Split, tokenize
-from distil import with_answers
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
 from predict import load_model, read_sentences
@@ -33,12 +32,11 @@ from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints import kind_of, read_decision, save_student, write_adapter
 from support.checkpoints.peft_settings import read_settings
 from support.checkpoints.students import STUDENT
-from support.corpus import DEV, SPLITS, TRAIN, read_split
+from support.corpus import DEV, SPLITS, read_split
 from support.decisions import decision_of
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors
-from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RULES
 from support.reporting import show_run
 from support.reporting.finished import load_series, read_history
@@ -546,29 +544,6 @@ def test_any_progress_is_gone_on_from_or_refused(folder, changes):
     progress = tried(train, training, folder)
     assert progress.stopped if progress else changes
     path.unlink()
-
-
-class Teacher(nn.Module):
-    """Says the same of every sentence."""
-
-    shares_prefixes = False
-
-    def forward(self, batch):
-        return torch.ones(len(batch.labels), 2)
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from([TRAIN, DEV]), TENSORS | st.builds(torch.zeros, st.just((2, 2)))
-    )
-)
-def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(folder, tensors):
-    corpus, path = dict.fromkeys(SPLITS, TWO), folder / "teacher_logits.safetensors"
-    key = fingerprint("its fingerprint", corpus_fingerprint(corpus), CPU.precision)
-    path.write_bytes(safetensors.torch.save(tensors, {"key": key}))
-    alone = Namespace(hint_weight=0)
-    taught = with_answers(alone, corpus, Teacher(), "its fingerprint", CPU, folder)
-    assert {taught[split].teacher_logits.shape for split in (TRAIN, DEV)} == {(2, 2)}
 
 
 RESULTS = {"sentences": 2, "acceptable": 1, "predicted_acceptable": 1, "correct": 2}
