@@ -134,8 +134,7 @@ def with_transfer_set(
         made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
     sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
     # Only those of a file may be too long: the rest was looked at.
-    lines = [0] * len(train) + list(made.values())
-    source = str(options.transfer_file)
+    lines, source = [0] * len(train) + list(made.values()), str(options.transfer_file)
     train = tokenize(base.tokenizer, sentences, labels, base.max_length, source, lines)
     return {**corpus, TRAIN: train}
 
@@ -192,9 +191,9 @@ def set_threshold(
         return SOFTMAX
     margins = margins_of(predict_logits(student, held_out, device))
     decision = linear_discriminant(margins, held_out.labels.numpy(), rule)
-    p = decision.p_acceptable(decision.threshold)
-    words = f"a margin of {decision.threshold:+.2f}, p(acceptable) = {p:.3f}"
-    print(f"threshold: {words} ({rule}), set on {len(held_out)} held-out sentences")
+    threshold, p = decision.threshold, decision.p_acceptable(decision.threshold)
+    words = f"a margin of {threshold:+.2f}, p(acceptable) = {p:.3f} ({rule})"
+    print(f"threshold: {words}, set on {len(held_out)} held-out sentences")
     return decision
 
 

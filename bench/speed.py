@@ -540,9 +540,8 @@ def writing_row(args: argparse.Namespace, device) -> Row:
     tokenizer, model = load_tokenizer(base), device.place(load_language_model(base))
     writer = device.place(load_language_model(base))
     in_few_passes(writer)
-    flags = written.sentence_tokens(tokenizer)[2].to(device.torch)
-    ends = flags.nonzero().flatten()
-    anything = torch.ones_like(flags)  # as `generate` gives: nothing is given up
+    ends = written.sentence_tokens(tokenizer)[1].to(device.torch)
+    end_ids = ends.nonzero().flatten().tolist()
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
     prompt, prompts = torch.tensor([ids], device=device.torch), written.prompts_at_once(device)
     rows = prompts * written.ROWS
@@ -554,7 +553,7 @@ def writing_row(args: argparse.Namespace, device) -> Row:
         with device.autocast():
             texts = continuations(
                 writer, [ids] * prompts, written.ROWS, written.TOP_K, written.MOST_TOKENS,
-                anything, flags, generator,
+                ends, generator,
             )  # fmt: skip
         found["ours"].append(len(texts) / (time.perf_counter() - began))
 
@@ -565,9 +564,9 @@ def writing_row(args: argparse.Namespace, device) -> Row:
             out = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
                 top_k=written.TOP_K, temperature=1.0, max_new_tokens=written.MOST_TOKENS,
-                num_return_sequences=rows, eos_token_id=ends.tolist(), pad_token_id=ends[0].item(),
+                num_return_sequences=rows, eos_token_id=end_ids, pad_token_id=end_ids[0],
             )  # fmt: skip
-        ended = int(torch.isin(out[:, len(ids) :], ends).any(dim=1).sum())
+        ended = int(ends[out[:, len(ids) :]].any(dim=1).sum())
         found["generate"].append(ended / (time.perf_counter() - began))
 
     in_turn({"ours": ours, "generate": theirs}, 2 if args.quick else 6)

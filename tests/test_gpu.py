@@ -101,7 +101,7 @@ def test_a_writers_likeliest_text_is_the_processors(nano_corpus):
         anything = torch.ones(model.config.vocab_size, dtype=torch.bool, device=device.torch)
         ids = token_ids(load_tokenizer(NANO), nano_corpus[DEV].sentences[:8])
         generator = torch.Generator(device.torch)
-        texts.append(continuations(model, ids, 16, 1, 1, anything, anything, generator))
+        texts.append(continuations(model, ids, 16, 1, 1, anything, generator))
     assert texts[0] == texts[1]
     assert len(texts[0]) == 8 * 16
 

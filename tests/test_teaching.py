@@ -366,10 +366,9 @@ def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):
     lines = Tokenizer(BPE({"a": 0, ".": 1, "Ċ": 2, "ĊĊ": 3}, [("Ċ", "Ċ")]))
     lines.decoder = ByteLevel()
     lines.add_special_tokens(["<|endoftext|>"])
-    separator, openers, ends = sentence_tokens(lines)
+    separator, ends = sentence_tokens(lines)
     assert (separator, ends.nonzero().flatten().tolist()) == ("\n", [2, 3, 4])
-    assert not openers[0]
-    separator, _, ends = sentence_tokens(base.tokenizer)
+    separator, ends = sentence_tokens(base.tokenizer)
     assert separator == " "
     ends = ends.nonzero().flatten()
     pieces = [base.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
@@ -406,8 +405,7 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
             eos_token_id=ends.nonzero().flatten().tolist(),
         )[0, len(ids) :].tolist()  # fmt: skip
         expected += [greedy] * 20
-    generator = torch.Generator()
-    found = continuations(model, prompts, 20, 1, 32, torch.ones_like(ends), ends, generator)
+    found = continuations(model, prompts, 20, 1, 32, ends, torch.Generator())
     assert found == [text for text in expected if text[-1] % 7 == 0]
     assert len(found) >= 40
     assert max(map(len, found)) > 3
@@ -415,11 +413,11 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
 
 def test_rows_that_end_do_not_change_the_others(base, model):
     """What is sampled after a row has ended is likely where the whole text is read at once."""
-    _, openers, ends = sentence_tokens(base.tokenizer)
+    _, ends = sentence_tokens(base.tokenizer)
     prompts = token_ids(base.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
     generator = torch.Generator().manual_seed(1)
-    found = continuations(model, prompts, 200, 2, 32, openers, ends, generator)
-    assert len(found) > 100
+    found = continuations(model, prompts, 100, 2, 32, ends, generator)
+    assert len(found) > 50
     for text in found:
         fits = []
         for ids in prompts:
@@ -428,28 +426,13 @@ def test_rows_that_end_do_not_change_the_others(base, model):
         assert any(fits)  # each token is one of the two likeliest after one of the prompts
 
 
-def test_a_row_that_begins_with_no_opener_is_given_up(base, model):
-    """There are such where all are kept."""
-    _, openers, ends = sentence_tokens(base.tokenizer)
-    prompts = token_ids(base.tokenizer, ["The dogs"])
-
-    def capitals(openers: torch.Tensor) -> set[bool]:
-        generator = torch.Generator().manual_seed(0)
-        texts = continuations(model, prompts, 200, 150, 32, openers, ends, generator)
-        lines = [base.tokenizer.decode(text).strip() for text in texts]
-        return {line[0].isupper() for line in lines if line}
-
-    assert capitals(torch.ones_like(openers)) == {False, True}
-    assert False not in capitals(openers)
-
-
 def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, model):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
     (ids,) = token_ids(base.tokenizer, ["The dogs"])
     logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
     anything = torch.ones(model.config.vocab_size, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
-    found = continuations(model, [ids] * 50, 64, 10, 32, anything, anything, generator)
+    found = continuations(model, [ids] * 50, 64, 10, 32, anything, generator)
     drawn = torch.tensor(found).squeeze(1)
     counts = [(drawn == token).sum().item() for token in likeliest]
     assert sum(counts) == len(drawn) == 50 * 64

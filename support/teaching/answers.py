@@ -46,7 +46,7 @@ def teacher_answers(
                 if width:
                     mean, components = basis or principal_components(states, width)
                     components = components.contiguous()  # as the next part's are, from a file
-                    hints = project(states, mean, components).half()
+                    hints = ((states - mean) @ components).half()
                     tensors |= {"hints": hints, "mean": mean, "components": components}
                 write_tensors(path, tensors, {})
                 barrier()
@@ -97,14 +97,10 @@ def leading_components(rows: Tensor, width: int) -> Tensor:
     Of several processes all get the main one's: elsewhere the components may come out turned.
     """
     rows = rows.float().cpu()
-    projected = project(rows, *principal_components(rows, width))
+    mean, components = principal_components(rows, width)
+    projected = (rows - mean) @ components
     broadcast(projected)
     return projected
-
-
-def project(rows: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    """Return rows (n, features) in principal components, (n, width)."""
-    return (rows - mean) @ components
 
 
 def principal_components(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,13 @@ def continuations(
     rows: int,
     top_k: int,
     most_tokens: int,
-    openers: Tensor,
     ends: Tensor,
     generator: torch.Generator,
 ) -> list[list[int]]:
     """Sample ``rows`` continuations of each prompt; return those that end within ``most_tokens``.
 
-    ``openers`` and ``ends`` (vocabulary,) are true at the tokens that a continuation may begin with
-    and at those that end it. Each prompt is read once, for all its rows, and a row that has ended,
-    or begun with another token, is left out of the batch: Hugging Face's `generate` does neither.
+    ``ends`` (vocabulary,) is true at the tokens that end one. Each prompt is read once for all its
+    rows, and a row that has ended leaves the batch: Hugging Face's `generate` does neither.
     """
     from transformers import DynamicCache
 
@@ -44,9 +42,8 @@ def continuations(
         drawn = torch.multinomial(likeliest.float().softmax(dim=1), 1, generator=generator)
         tokens = choices.gather(1, drawn).flatten()
         texts[going, step] = tokens
-        fits = openers[tokens] | (step > 0)
-        text_lengths[going[fits & ends[tokens]]] = step + 1
-        left = (fits & ~ends[tokens]).nonzero().flatten()
+        text_lengths[going[ends[tokens]]] = step + 1
+        left = (~ends[tokens]).nonzero().flatten()
         if not len(left) or step + 1 == most_tokens:
             break
         cache.batch_select_indices(left)

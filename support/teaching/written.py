@@ -153,8 +153,8 @@ def written_batches(
     """Yield the whole sentences that each batch of prompts gives, from batch ``first`` on."""
     model = device.place(load_language_model(base.folder))
     in_few_passes(model)
-    separator, openers, ends = sentence_tokens(base.tokenizer)
-    openers, ends = openers.to(device.torch), ends.to(device.torch)
+    separator, ends = sentence_tokens(base.tokenizer)
+    ends = ends.to(device.torch)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
         for kind in examples * (prompts_at_once(device) // 2):
@@ -163,26 +163,23 @@ def written_batches(
         ids = token_ids(base.tokenizer, prompts)
         generator = torch.Generator(device.torch).manual_seed(number)
         with device.autocast():
-            rows = continuations(model, ids, ROWS, TOP_K, MOST_TOKENS, openers, ends, generator)
+            rows = continuations(model, ids, ROWS, TOP_K, MOST_TOKENS, ends, generator)
         lines = [base.tokenizer.decode(row).split("\n")[0].strip() for row in rows]
         yield [s for s in lines if len(s.split()) in WORDS and s[0].isupper() and s[-1] in ".?!"]
 
 
-def sentence_tokens(tokenizer: Tokenizer) -> tuple[str, Tensor, Tensor]:
-    """Return what stands between two sentences of a prompt, and which tokens open and end one.
+def sentence_tokens(tokenizer: Tokenizer) -> tuple[str, Tensor]:
+    """Return what stands between two sentences of a prompt, and which tokens (vocabulary,) end one.
 
-    Both tensors are (vocabulary,). A line's end ends a sentence where the tokenizer has learnt more
-    than one such token; else its model has seen running text alone, as nano, and a space and the
-    marks at a sentence's end do. A special token ends a sentence too: it ends the text.
+    A line's end does, where the tokenizer has learnt more than one such token; else its model has
+    seen running text alone, as nano, and a space and the marks at a sentence's end do. A special
+    token ends a sentence too: it ends the text.
     """
     pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
     special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    # A space, or a part of a character, may come before a capital.
-    opening = [piece.strip()[:1] for piece in pieces]
-    openers = [not first or first.isupper() or first == "\ufffd" for first in opening]
     separator, ends = "\n", ["\n" in piece for piece in pieces]
     if sum(ends) < 2:
         separator, ends = " ", [piece.endswith((".", "?", "!")) for piece in pieces]
     ends = torch.tensor(ends)
     ends[special] = True
-    return separator, torch.tensor(openers), ends
+    return separator, ends
