@@ -49,7 +49,7 @@ class Split:
     cu_seqlens: Tensor  # (sentences + 1,)
     labels: Tensor  # (sentences,)  UNLABELLED where nobody judged the sentence
     teacher_logits: Tensor | None = None  # (sentences, 2)
-    hints: Tensor | None = None  # (tokens, hints), or what looks them up by token
+    hints: Tensor | None = None  # (tokens, hints), in half precision
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -22,7 +22,6 @@ P serves this alone; the saved student does not have it.
 
 import hashlib
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,20 +38,18 @@ from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError, replaced
-from support.files import read_bytes, write_tensors
-from support.fingerprints import corpus_fingerprint, fingerprint
-from support.options import HINTS_COST
+from support.files import read_bytes
+from support.options import RECIPES
 from support.reporting import show_run
 from support.runs import Run, claim, describe_run, run_folder
 from support.teaching import (
     HELD_OUT,
+    edited_sentences,
     hold_out,
     leading_components,
     linear_discriminant,
-    read_hints,
-    saved_tensors,
     sentences_of_file,
-    transfer_sentences,
+    teacher_answers,
     written_sentences,
 )
 from train_utils import (
@@ -66,9 +63,11 @@ from train_utils import (
     train,
 )
 
-BIAS_RULE = "as learnt"  # a threshold stands beside the logits; once, it was moved to 0
-COPY_RULE = "left out"  # training sentences that equal one held out
-PROMPT_RULE = "none held out"  # the base writes after training sentences that are not held out
+RULES = {  # entries of a run's identity: what another rule made is another run
+    "bias": "as learnt",  # a threshold stands beside the logits; once, it was moved to 0
+    "copies": "left out",  # of training sentences that equal one held out
+    "prompts": "none held out",  # of the training sentences that the base writes after
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -106,89 +105,54 @@ class HintLoss(nn.Module):
 
     def forward(self, outputs: Outputs, batch: Batch, counts: Counts) -> Tensor:
         """Return what these tokens add to the batch's mean, times the weight."""
-        missed = self.projection(outputs.hidden_states).float() - batch.hints[outputs.tokens]
+        hints = batch.hints[outputs.tokens].float()  # kept in half precision
+        missed = self.projection(outputs.hidden_states).float() - hints
         return self.weight * (missed.square().sum() / (counts.tokens * missed.shape[1]))
-
-
-def hint_loss(options: Namespace, corpus: dict[str, Split], device: Device) -> HintLoss | None:
-    """Return the loss of hints where they have a weight."""
-    if not options.hint_weight:
-        return None
-    width = corpus[TRAIN].hints.width
-    return HintLoss(options.student_width, width, options.hint_weight).to(device.torch)
 
 
 # ---------------------------------------------------------------------------------------------
 # The lesson: which sentences, and what the teacher answers for them
 
 
-def sentences_by_base(
-    options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
-) -> dict[str, int]:
-    """Return what the base writes, or a file in its place, and the line of each sentence.
-
-    ``base_key`` is the base's fingerprint.
-    """
-    size = options.transfer_size
-    if options.transfer_source == "edits" or not size:
-        return {}
-    if options.transfer_file:
-        return sentences_of_file(options.transfer_file, corpus, size)
-    place = options.out_dir / "transfer"
-    written = written_sentences(base, base_key, corpus, size, device, place)
-    return {sentence: line for line, sentence in enumerate(written, start=1)}
-
-
 def with_transfer_set(
-    options: Namespace, base: Base, corpus: dict[str, Split], written: dict[str, int]
+    options: Namespace, base: Base, base_key: str, corpus: dict[str, Split], device: Device
 ) -> dict[str, Split]:
     """Return the corpus with the transfer set behind its training sentences, unlabelled.
 
-    It is the ``written`` sentences, by their lines, and edits of them and of the training ones.
+    The base, whose fingerprint is ``base_key``, writes it, or it is read from a file, or it is made
+    of edits.
     """
-    size, longest, train = options.transfer_size, base.max_length, corpus[TRAIN]
+    size, train = options.transfer_size, corpus[TRAIN]
     if not size:
         return corpus
-    made = transfer_sentences(corpus, base.tokenizer, longest, size, options.sr_no, list(written))
-    sentences, labels = train.sentences + made, train.labels.tolist() + [UNLABELLED] * size
-    # Only what was written may be too long: the rest was looked at.
-    source = str(options.transfer_file or "a sentence that the base wrote")
-    lines = [written.get(sentence, 0) for sentence in sentences]
-    return {**corpus, TRAIN: tokenize(base.tokenizer, sentences, labels, longest, source, lines)}
+    if options.transfer_source == "edits":
+        edits = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
+        made = dict.fromkeys(edits, 0)
+    elif options.transfer_file:
+        made = sentences_of_file(options.transfer_file, corpus, size)  # with the line of each
+    else:
+        folder = options.out_dir / "transfer"
+        made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
+    sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
+    # Only those of a file may be too long: the rest was looked at.
+    lines, source = [0] * len(train) + list(made.values()), str(options.transfer_file)
+    train = tokenize(base.tokenizer, sentences, labels, base.max_length, source, lines)
+    return {**corpus, TRAIN: train}
 
 
 def with_answers(
-    options: Namespace,
-    corpus: dict[str, Split],
-    teacher: nn.Module,
-    key: str,
-    device: Device,
-    folder: Path,
+    options: Namespace, corpus: dict[str, Split], teacher: nn.Module, key: str, device: Device
 ) -> dict[str, Split]:
-    """Return the corpus with a teacher's logits and, where they have a weight, its hints.
+    """Return the corpus with what a teacher, whose fingerprint is ``key``, answers for it.
 
-    The teacher is frozen: one pass serves all epochs. Logits are saved in the run's ``folder``,
-    hints in ``transfer/`` for every student. Both are computed anew for another teacher, whose
-    fingerprint is ``key``, or other sentences.
+    It gives logits for what is trained on and for in_domain_dev, and hints for the former where
+    they have a weight.
     """
-    if options.hint_weight:
-        width, place = options.hint_width, options.out_dir / "transfer"
-        logits, states = read_hints(corpus[TRAIN], teacher, key, device, width, place)
-        train = replace(corpus[TRAIN], teacher_logits=logits, hints=states)
-        dev = replace(corpus[DEV], teacher_logits=predict_logits(teacher, corpus[DEV], device))
-        return {**corpus, TRAIN: train, DEV: dev}
-    path = folder / "teacher_logits.safetensors"
-    whole = fingerprint(key, corpus_fingerprint(corpus), device.precision)
-    splits = {name: corpus[name] for name in (TRAIN, DEV)}
-    saved = saved_tensors(path, whole, {name: (len(split), 2) for name, split in splits.items()})
-    if saved is None:
-        saved = {
-            name: predict_logits(teacher, split, device, f"teacher reads {name}")
-            for name, split in splits.items()
-        }
-        write_tensors(path, saved, {"key": whole})
-    answered = {name: replace(split, teacher_logits=saved[name]) for name, split in splits.items()}
-    return {**corpus, **answered}
+    folder = options.out_dir / "transfer"
+    width = options.hint_width if options.hint_weight else 0
+    train = teacher_answers(corpus[TRAIN], teacher, key, device, width, folder)
+    dev = teacher_answers(corpus[DEV], teacher, key, device, 0, folder)
+    return {**corpus, TRAIN: train, DEV: dev}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -228,9 +192,9 @@ def set_threshold(
         return SOFTMAX
     margins = margins_of(predict_logits(student, held_out, device))
     decision = linear_discriminant(margins, held_out.labels.numpy(), rule)
-    p = decision.p_acceptable(decision.threshold)
-    words = f"a margin of {decision.threshold:+.2f}, p(acceptable) = {p:.3f}"
-    print(f"threshold: {words} ({rule}), set on {len(held_out)} held-out sentences")
+    threshold, p = decision.threshold, decision.p_acceptable(decision.threshold)
+    words = f"a margin of {threshold:+.2f}, p(acceptable) = {p:.3f} ({rule})"
+    print(f"threshold: {words}, set on {len(held_out)} held-out sentences")
     return decision
 
 
@@ -262,27 +226,29 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
 
-            if options.recipe == "hints":
-                print(f"--recipe hints: {HINTS_COST}")
+            if cost := RECIPES[options.recipe]:
+                print(f"--recipe {options.recipe}: {cost}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
             if teacher.fingerprint != key:
                 raise replaced(teacher_folder)
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
-            written = sentences_by_base(options, base, teacher.base_fingerprint, corpus, device)
+            corpus = with_transfer_set(options, base, teacher.base_fingerprint, corpus, device)
             if not rules.items() >= file_rule(options).items():
                 raise replaced(options.transfer_file)
             keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
-            corpus = with_transfer_set(options, base, corpus, written)
-            corpus = with_answers(options, corpus, teacher.model, key, device, folder)
+            corpus = with_answers(options, corpus, teacher.model, key, device)
 
             student = new_student(options, corpus, device)
             if options.embedding_start == "teacher":
                 start_embedding(student, teacher.model)
-            hints = hint_loss(options, corpus, device)
+            loss, hint_loss = distillation(options.kd_temperature, options.kd_alpha), None
+            if options.hint_weight:
+                width = corpus[TRAIN].hints.shape[1]
+                hint_loss = HintLoss(options.student_width, width, options.hint_weight)
+                hint_loss.to(device.torch)
             del teacher  # its memory
-            loss = distillation(options.kd_temperature, options.kd_alpha)
-            finish(run, Training(student, corpus, loss, options, device, hints), base)
+            finish(run, Training(student, corpus, loss, options, device, hint_loss), base)
     show_run(folder)
     return folder
 
@@ -315,18 +281,18 @@ def finish(run: Run, training: Training, base: Base) -> None:
 
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
-    """Return what changes a student's result beside its options: another rule is another run."""
+    """Return what changes a student's result beside its options, for the run's identity."""
     if not options.held_out:
         return {}
-    rules = {"bias": BIAS_RULE, "copies": COPY_RULE}
-    written = mode == "distil" and options.transfer_size and options.transfer_source == "written"
-    if written and not options.transfer_file:
-        rules["prompts"] = PROMPT_RULE
-    return rules
+    writes = mode == "distil" and options.transfer_size and options.transfer_source == "written"
+    names = ["bias", "copies"]
+    if writes and not options.transfer_file:
+        names.append("prompts")
+    return {name: RULES[name] for name in names}
 
 
 def file_rule(options: Namespace) -> dict[str, str]:
-    """Return the checksum of the transfer set's file, where there is one, for the identity."""
+    """Return the checksum of the transfer set's file, if there is one, for the run's identity."""
     if not (options.transfer_file and options.transfer_size):
         return {}
     return {"transfer_file": hashlib.sha256(read_bytes(options.transfer_file)).hexdigest()}

@@ -176,8 +176,7 @@ def count(
 def lesson_fingerprint(split: Split) -> str:
     """Return the fingerprint of what is trained on: sentences, labels and, where given, hints."""
     corpus = corpus_fingerprint({TRAIN: split})
-    states = split.hints
-    return corpus if states is None else fingerprint(corpus, states.fingerprint)
+    return corpus if split.hints is None else fingerprint(corpus, split.hints)
 
 
 def batches_left(options: Namespace, progress: Progress, sentences: int) -> Iterator[np.ndarray]:

@@ -51,13 +51,13 @@ def marked(function, phase):
             mark.unlink()
     return call
 written.write = marked(written.write, {WRITES!r})
-support.teaching.read_hints = marked(support.teaching.read_hints, {READS!r})
+support.teaching.teacher_answers = marked(support.teaching.teacher_answers, {READS!r})
 train_utils.train = marked(train_utils.train, {TRAINS!r})
 sys.exit(run.main(sys.argv[1:]))
 """
 OPTIONS = shlex.split(
     "--mode all --gpt_variant nano --epochs 3 --batch_size 64 --lora_dropout 0.1 --max_steps 70 "
-    "--transfer_size 2000 --transfer_source written --hint_weight 3 --lr_schedule linear"
+    "--transfer_size 1000 --transfer_source written --hint_weight 3 --lr_schedule linear"
 )
 
 

@@ -33,10 +33,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from tqdm import tqdm
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from data_utils import Split, load_corpus, pack, shuffled
+from data_utils import Split, load_corpus, shuffled
 from finetune import load_teacher, published_config
 from lora import LoRALinear, add_lora
 from model import load_classifier
@@ -48,11 +49,10 @@ from support.checkpoints.shipped import MODELS
 from support.corpus import TRAIN
 from support.devices import CPU, Device, has_bf16, keep_freed_memory
 from support.errors import UserError
-from support.fast_layers import in_few_passes
 from support.files import write_bytes
 from support.recurrence import library_states, recurrent_states
 from support.teaching import written
-from support.teaching.continuations import continuations, shared_prompt_attention
+from support.teaching.continuations import continuations
 from train_utils import Training, accumulate_gradients, cross_entropy, predict_logits
 
 BATCH_SIZE, LR, SR_NO = 128, 1e-3, 22915
@@ -318,12 +318,8 @@ def writing_row(args: Namespace, device: Device) -> str:
     """Compare it with `generate`: sampled, each sentence to the end of its line."""
     base, texts = args.smollm2 or args.gpt2, {"ours": [], "generate": []}
     tokenizer, model = load_tokenizer(base), device.place(load_language_model(base))
-    writer = device.place(load_language_model(base, shared_prompt_attention))
-    in_few_passes(writer)
-    _, wanted = written.sentence_tokens(tokenizer, device)
-    ends = wanted.ends.nonzero().flatten()
-    # Any text up to an end, as `generate` gives: nothing is given up.
-    wanted = wanted._replace(openers=torch.ones_like(wanted.ends), most_words=written.MOST_TOKENS)
+    is_end = written.sentence_tokens(tokenizer)[1].to(device.torch)
+    ends = is_end.nonzero().flatten()
     (ids,) = token_ids(tokenizer, ["The dogs sleep.\nA cat sees her.\nThey have gone home.\n"])
     prompts = [ids] * written.prompts_at_once(device)
     rows = len(prompts) * written.ROWS
@@ -331,7 +327,9 @@ def writing_row(args: Namespace, device: Device) -> str:
     def ours(number: int) -> None:
         drawn = torch.Generator(device.torch).manual_seed(number)
         with device.autocast():
-            found = continuations(writer, prompts, written.ROWS, written.TOP_K, wanted, drawn)
+            found = continuations(
+                model, prompts, written.ROWS, written.TOP_K, written.MOST_TOKENS, is_end, drawn
+            )
         texts["ours"].append(len(found))
 
     def generate(number: int) -> None:
@@ -394,10 +392,11 @@ def gru_row(args: Namespace, device: Device) -> str:
     by_hand = partial(recurrent_states, gru)
 
     def side(states: Callable, number: int) -> None:
-        batch = pack(split, order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)], False)
-        x = torch.randn(len(batch.input_ids), 768, device=device.torch, requires_grad=True)
+        lengths = sorted(split.seqlens[order[BATCH_SIZE * number : BATCH_SIZE * (number + 1)]])
+        steps = pack_sequence([torch.zeros(length, 768) for length in reversed(lengths)])
+        x = torch.randn_like(steps.data).to(device.torch).requires_grad_()
         with device.autocast():
-            states(x, batch.time_steps().sizes).square().sum().backward()
+            states(x, steps.batch_sizes).square().sum().backward()
         gru.zero_grad()
 
     calls = {"ours": partial(side, by_hand), "nn.GRU": partial(side, partial(library_states, gru))}

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from support.options import RULES
 
-PARTS = {"thresholds": RULES, "calibration": ("slope", "intercept")}  # numbers in JSON, by name
-
 
 class Decision(NamedTuple):
     """Where a model decides, and what probability its margins have.
@@ -49,27 +47,24 @@ SOFTMAX = Decision()
 
 
 def decision_of(entries: dict[str, Any], rule: Any) -> Decision:
-    """Return the decision of a JSON object's entries, which may have none, or no calibration.
+    """Return the decision of a JSON object's entries, as `Decision.entries` gives them, or none.
 
     Raises ValueError, with what is wrong, for any but finite numbers, and for an unknown rule.
     """
     if entries.get("thresholds") is None:
         return SOFTMAX
-    numbers: dict[str, dict[str, float]] = {}
-    for part, names in PARTS.items():
-        found = entries.get(part)
-        if part == "calibration" and found is None:  # earlier runs have none
-            continue
-        for name in names:
-            value = found.get(name) if isinstance(found, dict) else None
-            if type(value) not in (int, float) or not abs(value) < 1e30:
-                raise ValueError(f"{part}.{name} is not a number: {value!r:.40}")
-            numbers.setdefault(part, {})[name] = value
     if rule not in RULES:
         raise ValueError(f"threshold is {rule!r:.40}, not {' or '.join(RULES)}")
-    if numbers.get("calibration", {}).get("slope", 1) <= 0:
+    for part, names in (("thresholds", RULES), ("calibration", ("slope", "intercept"))):
+        for name in names:
+            value = entries[part].get(name) if isinstance(entries.get(part), dict) else None
+            if type(value) not in (int, float) or not abs(value) < 1e30:
+                raise ValueError(f"{part}.{name} is not a number: {value!r:.40}")
+    calibration = entries["calibration"]
+    if calibration["slope"] <= 0:
         raise ValueError("calibration.slope is not above 0")
-    return Decision(rule, numbers["thresholds"], **numbers.get("calibration", {}))
+    thresholds = {name: entries["thresholds"][name] for name in RULES}
+    return Decision(rule, thresholds, calibration["slope"], calibration["intercept"])
 
 
 def margins_of(logits: Tensor) -> np.ndarray:

@@ -1,10 +1,8 @@
-"""Distillation: the loss, the threshold, the teacher's logits, the student's folder and start."""
+"""Distillation: the loss, the thresholds, the transfer set, the student's folder and start."""
 
-import gzip
 import json
 import math
 from argparse import Namespace
-from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,17 +11,16 @@ import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
-from conftest import NANO, classifier, onnx_session
+from bench.inference_speed import onnx_session
+from conftest import NANO, classifier
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
-import distil
 from data_utils import UNLABELLED, tokenize
 from distil import (
     distillation,
     identity_rules,
-    sentences_by_base,
     set_threshold,
     start_embedding,
     with_answers,
@@ -34,6 +31,7 @@ from student import DistilRNN
 from support.bases import find_base, load_tokenizer
 from support.checkpoints.export import save_onnx
 from support.checkpoints.students import read_decision, save_student
+from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, decision_of, margins_of
 from support.devices import CPU
 from support.errors import UserError
@@ -41,19 +39,9 @@ from support.options import RULES
 from support.teaching import HELD_OUT, hold_out, linear_discriminant
 from train_utils import Counts, predict_logits
 
-SPLITS = ("in_domain_train", "in_domain_dev", "out_of_domain_dev")
-TAUGHT = SPLITS[:2]
-
 
 def counts_of(labels: torch.Tensor) -> Counts:
     return Counts(len(labels), int((labels != UNLABELLED).sum()), 0)
-
-
-def corpus_of(*sentences, max_length=512) -> dict:
-    """Return three splits of the same sentences, the first acceptable and the others not."""
-    labels = [1] + [0] * (len(sentences) - 1)
-    tokenizer = load_tokenizer(NANO)
-    return {name: tokenize(tokenizer, sentences, labels, max_length, name) for name in SPLITS}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -62,15 +50,18 @@ def corpus_of(*sentences, max_length=512) -> dict:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize("kd_alpha", [0.0, 0.3, 1.0])
-def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha):
+@pytest.mark.parametrize("unlabelled", [0.4, 1.0])
+def test_the_loss_is_hintons_written_with_scipy(temperature, kd_alpha, unlabelled):
+    """The KD term counts every sentence, cross-entropy the labelled ones, of which none need be."""
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(0, 3, (2, 40, 2))
     labels = rng.integers(0, 2, 40)
-    labels[rng.random(40) < 0.4] = UNLABELLED
-    labelled = labels != UNLABELLED
+    labels[rng.random(40) < unlabelled] = UNLABELLED
+    (labelled,) = np.nonzero(labels != UNLABELLED)
     p, q = (scipy.special.softmax(x / temperature, axis=1) for x in (teacher, student))
     kd = np.mean(scipy.stats.entropy(p, q, axis=1))  # KL divergence in nats
-    ce = -np.mean(scipy.special.log_softmax(student, axis=1)[labelled, labels[labelled]])
+    chosen = scipy.special.log_softmax(student, axis=1)[labelled, labels[labelled]]
+    ce = -chosen.mean() if len(labelled) else 0
     expected = kd_alpha * temperature**2 * kd + (1 - kd_alpha) * ce
     logits, labels, teacher_logits = (torch.tensor(x) for x in (student, labels, teacher))
     examples = SimpleNamespace(labels=labels, teacher_logits=teacher_logits)
@@ -91,17 +82,8 @@ def test_the_pieces_of_a_batch_add_up_to_its_loss_however_the_labels_fall():
     assert sum(pieces) == pytest.approx(loss_of([0, 1, 2, 3, 4, 5]), rel=1e-6)
 
 
-def test_a_batch_without_any_label_has_the_kd_term_alone():
-    labels = torch.full((3,), UNLABELLED)
-    examples = SimpleNamespace(labels=labels, teacher_logits=torch.randn(3, 2))
-    logits = torch.randn(3, 2)
-    loss = distillation(2.0, 0.5)(logits, examples, counts_of(labels))
-    p, q = ((x / 2).softmax(dim=1).numpy() for x in (examples.teacher_logits, logits))
-    assert loss.item() == pytest.approx(0.5 * 2**2 * scipy.stats.entropy(p, q, axis=1).mean())
-
-
 # ---------------------------------------------------------------------------------------------
-# The thresholds, and the transfer set
+# The thresholds
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -109,7 +91,7 @@ def test_thresholds_and_probabilities_are_those_of_a_linear_discriminant(nano_co
     """The student stays as it is; the held-out sentences alone are looked at."""
     corpus = hold_out(nano_corpus, 400)
     torch.manual_seed(0)
-    student = DistilRNN(corpus["in_domain_train"].input_ids.unique(), 16)
+    student = DistilRNN(corpus[TRAIN].input_ids.unique(), 16)
     with torch.no_grad():
         student.linear.bias += torch.tensor([2.0, -1.0])
         student.linear.weight *= -1  # or its margins of the acceptable are below the others
@@ -154,7 +136,7 @@ def test_margins_that_divide_the_classes_without_any_spread_have_a_finite_calibr
 
 def test_without_held_out_sentences_a_student_decides_by_softmax(nano_corpus):
     decision = set_threshold(None, None, "balanced", CPU)
-    logits = predict_logits(classifier(NANO), nano_corpus["in_domain_dev"], CPU)
+    logits = predict_logits(classifier(NANO), nano_corpus[DEV], CPU)
     margins = margins_of(logits)
     assert decision.answers(margins).tolist() == logits.argmax(dim=1).tolist()
     expected = scipy.special.softmax(logits.double().numpy(), axis=1)[:, 1]
@@ -162,99 +144,66 @@ def test_without_held_out_sentences_a_student_decides_by_softmax(nano_corpus):
     assert decision.entries() == {}
 
 
+# ---------------------------------------------------------------------------------------------
+# What it is taught
+
+
 def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_corpus):
-    known = nano_corpus["in_domain_train"]
-    options = Namespace(transfer_size=30, sr_no=3, transfer_file=None)
-    both = with_transfer_set(options, find_base("nano"), nano_corpus, {})["in_domain_train"]
+    known = nano_corpus[TRAIN]
+    options = Namespace(transfer_size=30, transfer_source="edits", transfer_file=None, sr_no=3)
+    both = with_transfer_set(options, find_base("nano"), "its fingerprint", nano_corpus, CPU)[TRAIN]
     assert both.sentences[: len(known)] == known.sentences
     assert torch.equal(both.input_ids[: len(known.input_ids)], known.input_ids)
     assert torch.equal(both.cu_seqlens[: len(known) + 1], known.cu_seqlens)
     assert torch.equal(both.labels[: len(known)], known.labels)
     assert both.labels[len(known) :].tolist() == [UNLABELLED] * 30
-    assert not set(both.sentences[len(known) :]) & {
-        sentence for split in nano_corpus.values() for sentence in split.sentences
-    }
+    corpus_sentences = {s for split in nano_corpus.values() for s in split.sentences}
+    assert not set(both.sentences[len(known) :]) & corpus_sentences
 
 
-@pytest.mark.parametrize("name", ["mine.txt", "mine.txt.gz"])
-def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(nano_corpus, tmp_path, name):
+def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(nano_corpus, tmp_path):
     """Blank lines, sentences of the corpus and repeated ones are counted."""
-    base, path = find_base("nano")._replace(max_length=40), tmp_path / name
-    known = nano_corpus["in_domain_train"].sentences[0]
-    lines = [
-        "\ufeffA dog ran.",
-        "",
-        known,
-        "A dog ran.\r",
-        " ",
-        "Birds " + "sing " * 60,
-        "Fish swim.",
+    base, path = find_base("nano")._replace(max_length=40), tmp_path / "mine.txt"
+    known, long = nano_corpus[TRAIN].sentences[0], "Birds " + "sing " * 60
+    lines = ["\ufeffA dog ran.", "", known, "A dog ran.\r", " ", long, "Fish swim."]
+    path.write_text("\n".join(lines))
+    options = Namespace(transfer_size=3, transfer_source="written", transfer_file=path)
+    message = r"mine.txt, line 6: \d+ tokens, where the model takes 1 to 40"
+    with pytest.raises(UserError, match=message):
+        with_transfer_set(options, base, "its fingerprint", nano_corpus, CPU)
+
+
+@pytest.mark.parametrize(("hint_weight", "width"), [(0, None), (3.0, 8)])
+def test_a_teacher_answers_for_training_and_in_domain_dev_alone(
+    nano_corpus, tmp_path, hint_weight, width
+):
+    corpus = {name: split.chosen(np.arange(20)) for name, split in nano_corpus.items()}
+    options = Namespace(hint_weight=hint_weight, hint_width=8, out_dir=tmp_path)
+    taught = with_answers(options, corpus, classifier(NANO), "its fingerprint", CPU)
+    assert list(taught) == list(corpus)
+    assert [split.teacher_logits is None for split in taught.values()] == [False, False, True]
+    hints = [
+        split.hints if split.hints is None else split.hints.shape[1] for split in taught.values()
     ]
-    content = "\n".join(lines).encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    options = Namespace(transfer_size=3, transfer_source="written", transfer_file=path, sr_no=3)
-    written = sentences_by_base(options, base, "its fingerprint", nano_corpus, CPU)
-    with pytest.raises(
-        UserError, match=rf"{name}, line 6: \d+ tokens, where the model takes 1 to 40"
-    ):
-        with_transfer_set(options, base, nano_corpus, written)
+    assert hints == [width, None, None]
 
 
-def test_another_rule_for_copies_of_held_out_sentences_is_another_run():
-    options = Namespace(held_out=5, transfer_size=0, transfer_source="edits")
-    for mode in ("distil", "rnn"):
-        assert identity_rules(options, mode)["copies"] == "left out"
-        assert identity_rules(Namespace(**vars(options) | {"held_out": 0}), mode) == {}
-
-
-# ---------------------------------------------------------------------------------------------
-# The teacher's logits
-
-
-LOGITS_ALONE = Namespace(hint_weight=0)
-
-
-def test_teacher_logits_are_saved_and_recomputed_when_teacher_or_data_change(tmp_path, monkeypatch):
-    teacher = classifier(NANO).requires_grad_(False)
-    path = tmp_path / "teacher_logits.safetensors"
-    passes = []
-
-    def counted(model, split, *rest):
-        passes.append(len(split))
-        return predict_logits(model, split, *rest)
-
-    def ask(corpus, key):
-        return with_answers(LOGITS_ALONE, corpus, teacher, key, CPU, tmp_path)
-
-    monkeypatch.setattr(distil, "predict_logits", counted)
-    one, other = corpus_of("He sat.", "She sat."), corpus_of("He sat.", "They sat.")
-    first = ask(one, "one teacher")
-    assert len(passes) == 2
-    again = ask(one, "one teacher")
-    assert len(passes) == 2
-    for name in TAUGHT:
-        assert torch.equal(again[name].teacher_logits, first[name].teacher_logits)
-        alone = predict_logits(teacher, one[name], CPU)
-        assert torch.equal(first[name].teacher_logits, alone)
-    ask(one, "another teacher")
-    assert len(passes) == 4
-    ask(other, "another teacher")
-    assert len(passes) == 6
-    path.write_bytes(path.read_bytes()[:50])  # broken: computed again, not an error
-    ask(other, "another teacher")
-    assert len(passes) == 8
-
-
-def test_teacher_logits_leave_the_corpus_as_it_was(tmp_path):
-    corpus = corpus_of("He sat.", "She sat.")
-    before = dict(corpus)
-    taught = with_answers(LOGITS_ALONE, corpus, classifier(NANO), "its fingerprint", CPU, tmp_path)
-    assert list(taught) == list(corpus) == list(SPLITS)
-    assert all(corpus[name] is before[name] for name in SPLITS)
-    assert all(split.teacher_logits is None for split in corpus.values())
-    assert [taught[name].teacher_logits is None for name in SPLITS] == [False, False, True]
-    with pytest.raises(FrozenInstanceError):
-        corpus["in_domain_dev"].teacher_logits = taught["in_domain_dev"].teacher_logits
+@pytest.mark.parametrize(
+    ("mode", "changes", "names"),
+    [
+        ("rnn", {}, ["bias", "copies"]),
+        ("distil", {}, ["bias", "copies", "prompts"]),
+        ("distil", {"transfer_source": "edits"}, ["bias", "copies"]),
+        ("distil", {"transfer_file": NANO / "config.json"}, ["bias", "copies", "transfer_file"]),
+        ("distil", {"held_out": 0}, []),
+        ("rnn", {"held_out": 0}, []),
+    ],
+)
+def test_what_changes_a_students_result_beside_its_options_is_in_its_identity(mode, changes, names):
+    options = {"held_out": 5, "transfer_size": 9, "transfer_source": "written"}
+    rules = identity_rules(Namespace(**{"transfer_file": None} | options | changes), mode)
+    assert list(rules) == names
+    assert rules.get("copies", "left out") == "left out"
 
 
 # ---------------------------------------------------------------------------------------------

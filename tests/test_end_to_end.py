@@ -257,8 +257,8 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
         return written_sentences(base, key, corpus, *rest)
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("distil.BIAS_RULE", "as many as there are")
-        earlier.setattr("distil.PROMPT_RULE", "any training sentence")
+        earlier.setitem(distil.RULES, "bias", "as many as there are")
+        earlier.setitem(distil.RULES, "prompts", "any training sentence")
         earlier.setattr("distil.written_sentences", watched)
         done(call(*options))
     (corpus,) = corpora
@@ -468,7 +468,7 @@ def test_three_kills_change_nothing(tmp_path, data):
 def test_a_student_with_hints_is_killed_anywhere_and_ends_the_same(demo, tmp_path, data):
     """While its base writes, its teacher reads, and it trains; its folder has no projection."""
     teacher = checkpoint(demo.folder, "LoRA")
-    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 800)
+    hints = ("--hint_weight", 3, "--transfer_source", "written", "--transfer_size", 750)
     hints = (*hints, "--embedding_start", "teacher", "--student_dropout", 0.3, "--held_out", 200)
     some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
     options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]

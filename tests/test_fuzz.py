@@ -26,28 +26,28 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data_utils import Split, tokenize
-from distil import with_answers
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
 from predict import load_model, read_sentences
 from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
-from support.checkpoints import kind_of, read_decision, save_student, write_adapter
-from support.checkpoints.peft_settings import read_settings
+from support.checkpoints.adapters import read_config, write_adapter
 from support.checkpoints.shipped import MODELS
-from support.corpus import DEV, SPLITS, TRAIN, read_split
+from support.checkpoints.students import kind_of, read_decision, save_student
+from support.corpus import DEV, SPLITS, read_split
 from support.decisions import decision_of
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json
-from support.fingerprints import corpus_fingerprint, fingerprint
 from support.options import RULES
 from support.reporting import show_run, tables
-from support.reporting.finished import load_series, read_history
+from support.reporting.finished import load_experiment
 from support.reporting.judgements import threshold_note
-from support.runs import Progress, Session, check_finished, claim
-from train_utils import Training, cross_entropy, predict_logits, train
+from support.reporting.metrics import read_history
+from support.runs import Progress, SavedState, check_finished, claim
+from support.teaching import teacher_answers
+from train_utils import Training, cross_entropy, lesson_fingerprint, predict_logits, train
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -165,7 +165,7 @@ def whole(tmp_path_factory) -> Path:
     names = dict.fromkeys(load_file(sharded / "part.safetensors"), "part.safetensors")
     write_json(sharded / "model.safetensors.index.json", {"metadata": {}, "weight_map": names})
     add_lora(model := classifier(base), published_config(model, r=1))
-    tensors, key = lora_tensors(model), base_fingerprint(base)
+    tensors, key = lora_tensors(model), base_fingerprint(classifier(base).backbone)
     write_adapter(folder / "adapter", peft_settings(model), tensors, str(base), key)
     (folder / "student").mkdir()
     found = Base("base", base, load_tokenizer(base), 8, "folder")
@@ -203,9 +203,9 @@ def write_state(folder: Path) -> None:
     """Write the state of a training after its first step."""
     folder.mkdir()
     found, optimizer = training()
-    session = Session(folder, found.parameters(), optimizer)
-    metadata = {"progress": json.dumps(asdict(Progress(sentences=1, steps=1)))}
-    session.path.write_bytes(safetensors.torch.save(session.tensors, metadata))
+    state = SavedState(folder, found.parameters(), optimizer, lesson_fingerprint(TWO))
+    state.progress.sentences = state.progress.steps = 1
+    state.save()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def safe_tensors(path: Path) -> dict:
 
 
 def adapter_settings(path: Path) -> LoraConfig:
-    config = LoraConfig(**read_settings(path)[0])
+    config, _ = read_config(path)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     with suppress(ValueError):
         add_lora(model, config)
@@ -302,10 +302,10 @@ def state(path: Path) -> Progress:
 
 
 def report(path: Path) -> object:
-    series = load_series([path.parent])
-    for name in ("comparison", "confidence", "facts", "result", "run", "settings"):
-        assert len(getattr(tables, f"{name}_table")([series])) > 0
-    return series
+    experiment = load_experiment([path.parent])
+    for name in ("calibration", "comparison", "result", "run", "settings"):
+        assert len(getattr(tables, f"{name}_table")([experiment])) > 0
+    return experiment
 
 
 def history(path: Path) -> object:
@@ -527,20 +527,16 @@ def test_any_mark_of_an_unfinished_run_keeps_its_model_from_use(whole, content):
         (folder / "unfinished.json").unlink()
 
 
-class Teacher(nn.Module):
-    """Says the same of every sentence."""
-
-    shares_prefixes = False
-
-    def forward(self, batch):
-        return torch.ones(len(batch.labels), 2)
+ANSWERS = ("logits", "hints", "mean", "components")
 
 
-@given(st.dictionaries(st.sampled_from([TRAIN, DEV]), TENSORS))
-def test_any_kept_teacher_logits_are_a_pair_a_sentence_or_computed_again(whole, tensors):
-    corpus, path = dict.fromkeys(SPLITS, TWO), whole.with_name("teacher_logits.safetensors")
-    key = fingerprint("its fingerprint", corpus_fingerprint(corpus), CPU.precision)
-    path.write_bytes(safetensors.torch.save(tensors, {"key": key}))
-    alone = Namespace(hint_weight=0)
-    taught = with_answers(alone, corpus, Teacher(), "its fingerprint", CPU, path.parent)
-    assert {taught[split].teacher_logits.shape for split in (TRAIN, DEV)} == {(2, 2)}
+@given(st.sampled_from([0, 3]), st.dictionaries(st.sampled_from(ANSWERS), TENSORS))
+def test_any_kept_answers_of_a_teacher_are_of_their_shapes_or_computed_again(whole, width, tensors):
+    teacher, place = classifier(whole / "base"), whole.with_name("transfer")
+    for content in (None, safetensors.torch.save(tensors), b"cut"):
+        for path in place.glob("*.safetensors") if content else ():
+            path.write_bytes(content)
+        taught = teacher_answers(TWO, teacher, "its fingerprint", CPU, width, place)
+        assert taught.teacher_logits.shape == (2, 2)
+        assert (None if taught.hints is None else taught.hints.shape) == ((2, 3) if width else None)
+    shutil.rmtree(place)

@@ -17,7 +17,7 @@ from support.bases import load_language_model, load_tokenizer, token_ids
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device, has_bf16
 from support.reporting import read_metrics
-from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
+from support.teaching.continuations import continuations
 from train_utils import Counts, cross_entropy, predict_logits
 
 pytestmark = [
@@ -95,12 +95,11 @@ def test_a_students_logits_and_gradients_are_the_processors(nano_corpus, precisi
 def test_a_writers_likeliest_text_is_the_processors(nano_corpus):
     texts = []
     for device in (CPU, choose_device("cuda", "fp32")):
-        model = device.place(load_language_model(NANO, shared_prompt_attention))
-        nothing = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device.torch)
-        any_token = ~nothing
-        wanted = Wanted(any_token, any_token, nothing, 99, 1)
+        model = device.place(load_language_model(NANO))
+        anything = torch.ones(model.config.vocab_size, dtype=torch.bool, device=device.torch)
         ids = token_ids(load_tokenizer(NANO), nano_corpus[DEV].sentences[:8])
-        texts.append(continuations(model, ids, 16, 1, wanted, torch.Generator(device.torch)))
+        generator = torch.Generator(device.torch)
+        texts.append(continuations(model, ids, 16, 1, 1, anything, generator))
     assert texts[0] == texts[1]
     assert len(texts[0]) == 8 * 16
 

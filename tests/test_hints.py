@@ -1,4 +1,4 @@
-"""Hints at every token: their loss."""
+"""What a teacher answers, once: logits, and hints at every token; the loss of hints."""
 
 import os
 import signal
@@ -12,18 +12,27 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NANO, classifier
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 import support.teaching.answers
-from data_utils import UNLABELLED, shuffled
+from data_utils import pack, shuffled
 from distil import HintLoss, distillation
 from student import DistilRNN
 from support.corpus import DEV, TRAIN
-from support.devices import CPU
-from support.files import write_csv
+from support.devices import CPU, choose_device
 from support.reporting.metrics import read_history
-from support.teaching.answers import read_hints
-from train_utils import Counts, Training, accumulate_gradients, lesson_fingerprint, train
+from support.teaching import teacher_answers
+from train_utils import (
+    Counts,
+    Training,
+    accumulate_gradients,
+    lesson_fingerprint,
+    predict_logits,
+    train,
+)
 
 WIDTH = 16
 OPTIONS = Namespace(sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant")
@@ -40,20 +49,100 @@ def teacher() -> nn.Module:
     return classifier(NANO).requires_grad_(False).eval()
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Several files of a few sentences."""
-    monkeypatch.setattr(support.teaching.answers, "CHUNK", 2500)
+@pytest.fixture(scope="module")
+def taught(corpus, teacher, tmp_path_factory):
+    """The training sentences with hints, which were saved in several files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support.teaching.answers, "CHUNK", 2500)
+        folder = tmp_path_factory.mktemp("transfer")
+        return teacher_answers(corpus[TRAIN], teacher, "a teacher", CPU, WIDTH, folder)
+
+
+# ---------------------------------------------------------------------------------------------
+# A teacher's answers
+
+
+def test_hints_are_the_principal_components_of_standardised_states(taught, teacher):
+    """As scikit-learn finds them in Hugging Face's states, each sentence read alone, but for signs.
+
+    The components are those of the first file's states.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(NANO, num_labels=2).eval()
+    ids, ends = taught.input_ids, taught.cu_seqlens[1:]
+    with torch.no_grad():
+        states = [model.transformer(part[None]).last_hidden_state[0] for part in
+                  ids.tensor_split(ends[:-1])]  # fmt: skip
+    states, first = torch.cat(states).numpy(), int(ends[ends <= 2500][-1])
+    assert first < len(states)
+    scaler = StandardScaler().fit(states[:first])
+    scaled = scaler.transform(states)
+    components = PCA(WIDTH).fit(scaled[:first])
+    expected = components.transform(scaled) * (WIDTH / scaled.shape[1]) ** 0.5
+    assert taught.hints.dtype == torch.float16
+    hints = taught.hints.float().numpy()
+    signs = np.sign((hints * expected).sum(axis=0))
+    assert hints.std() > 0.1
+    np.testing.assert_allclose(hints * signs, expected, atol=5e-3)
+    share = components.explained_variance_ratio_.sum()
+    assert np.square(hints[:first]).mean() == pytest.approx(share, rel=0.01)
+
+
+def test_logits_are_those_of_each_sentence_alone(corpus, taught, teacher, tmp_path):
+    """With hints and without, where they are the same bits as `predict_logits` gives."""
+    alone = torch.cat([teacher(pack(taught, np.array([i]))) for i in range(20)])
+    torch.testing.assert_close(taught.teacher_logits[:20], alone, atol=1e-5, rtol=1e-4)
+    plain = teacher_answers(corpus[TRAIN], teacher, "a teacher", CPU, 0, tmp_path)
+    assert torch.equal(plain.teacher_logits, predict_logits(teacher, corpus[TRAIN], CPU))
+    assert plain.hints is None
+    assert corpus[TRAIN].teacher_logits is None  # the split is as it was
+
+
+@pytest.mark.parametrize(("width", "files"), [(WIDTH, 2), (0, 1)])
+def test_answers_are_computed_once_and_again_where_teacher_sentences_or_file_changed(
+    corpus, teacher, tmp_path, monkeypatch, width, files
+):
+    split = corpus[TRAIN].chosen(np.arange(40))  # few, since bf16 may be emulated
+    passes, read = [], support.teaching.answers.read
+    monkeypatch.setattr(support.teaching.answers, "CHUNK", 350)
+    monkeypatch.setattr(support.teaching.answers, "read", lambda *a: passes.append(1) or read(*a))
+
+    def ask(key="one", device=CPU, split=split, width=width):
+        passes.clear()
+        found = teacher_answers(split, teacher, key, device, width, tmp_path)
+        return len(passes), found
+
+    def content() -> dict:
+        return {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+
+    number, first = ask()
+    before = content()
+    assert number == len(before) == files
+    number, again = ask()
+    assert number == 0
+    assert torch.equal(again.teacher_logits, first.teacher_logits)
+    assert not width or torch.equal(again.hints, first.hints)
+    for path in before:
+        path.write_bytes(before[path][:100])
+        assert ask()[0] == 1
+        assert content() == before
+    assert ask("another")[0] == files
+    assert ask(device=choose_device("cpu", "bf16"))[0] == files
+    assert ask(width=8)[0] == 2
+    relabelled = replace(split, labels=1 - split.labels)
+    assert ask(split=relabelled)[0] == files
+
+
+# ---------------------------------------------------------------------------------------------
+# The loss of hints
 
 
 @pytest.fixture
-def hinted(corpus, teacher, small_chunks, tmp_path) -> Training:
-    logits, states = read_hints(corpus[TRAIN], teacher, "a teacher", CPU, WIDTH, tmp_path)
-    train = replace(corpus[TRAIN], teacher_logits=logits, hints=states)
+def hinted(corpus, taught) -> Training:
     torch.manual_seed(0)
-    model = DistilRNN(train.input_ids.unique(), width=24)
+    model = DistilRNN(taught.input_ids.unique(), width=24)
+    dev = replace(corpus[DEV], teacher_logits=torch.zeros(len(corpus[DEV]), 2))
     loss, hints = distillation(2.0, 0.5), HintLoss(24, WIDTH, 3.0)
-    return Training(model, {**corpus, TRAIN: train}, loss, OPTIONS, CPU, hints)
+    return Training(model, {**corpus, TRAIN: taught, DEV: dev}, loss, OPTIONS, CPU, hints)
 
 
 def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted):
@@ -63,18 +152,16 @@ def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted
     for i in indices:
         start, stop = split.cu_seqlens[i], split.cu_seqlens[i + 1]
         states, last = model.rnn(model.embedding(model.rows(split.input_ids[start:stop])))
-        target = split.hints[torch.arange(start, stop)]
+        target = split.hints[start:stop].float()
         missed.append(states @ projection.weight.T + projection.bias - target)
         logits.append(model.linear(last))
-    labels = split.labels[indices]
-    said = SimpleNamespace(labels=labels, teacher_logits=split.teacher_logits[indices])
-    plain = distillation(2.0, 0.5)(
-        torch.cat(logits), said, Counts(len(labels), int((labels != UNLABELLED).sum()), 0)
+    examples = SimpleNamespace(
+        labels=split.labels[indices], teacher_logits=split.teacher_logits[indices]
     )
+    plain = distillation(2.0, 0.5)(torch.cat(logits), examples, Counts(4, 4, 0))
     of_hints = 3.0 * torch.cat(missed).square().mean()
-    expected = plain + of_hints
     names = hinted.parameters()
-    gradients = torch.autograd.grad(expected, list(names.values()))
+    gradients = torch.autograd.grad(plain + of_hints, list(names.values()))
     found, _ = accumulate_gradients(hinted, indices)
     assert found[0].item() == pytest.approx(plain.item(), rel=1e-5)  # as on a dev set
     assert found[2].item() == pytest.approx(of_hints.item(), rel=1e-5)
@@ -84,11 +171,10 @@ def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted
 
 
 def test_pieces_of_a_batch_add_up_to_its_hint_loss(hinted, monkeypatch):
-    indices = np.arange(60)
     found = []
     for tokens in (2048, 50):
         monkeypatch.setattr("data_utils.MAX_TOKENS", tokens)
-        result, _ = accumulate_gradients(hinted, indices)
+        result, _ = accumulate_gradients(hinted, np.arange(60))
         found.append([result, *(p.grad for p in hinted.parameters().values())])
         for parameter in hinted.parameters().values():
             parameter.grad = None
@@ -113,9 +199,6 @@ def test_a_history_has_the_loss_of_hints_also_of_a_run_that_was_interrupted(
             os.kill(os.getpid(), signal.SIGTERM)
         return hinted.loss(*examples)
 
-    dev = hinted.corpus[DEV]
-    taught = replace(dev, teacher_logits=torch.zeros(len(dev), 2))
-    hinted = hinted._replace(corpus={**hinted.corpus, DEV: taught})
     whole = train(new_training(hinted.loss), tmp_path / "whole").history
     with pytest.raises(KeyboardInterrupt):
         train(new_training(interrupting), tmp_path / "cut")
@@ -136,16 +219,8 @@ def test_a_history_has_the_loss_of_hints_also_of_a_run_that_was_interrupted(
     assert row["hint_loss"] == pytest.approx(sum(losses), rel=1e-5)
 
 
-def test_a_history_that_an_earlier_version_began_is_gone_on_with(tmp_path):
-    """Its first epochs have no such column."""
-    write_csv(tmp_path / "history.csv", [{"epoch": 1}, {"epoch": 2, "hint_loss": 0.5}])
-    assert (tmp_path / "history.csv").read_text() == "epoch,hint_loss\n1,\n2,0.5\n"
-
-
-def test_training_goes_on_with_no_other_hints(hinted, corpus, teacher, tmp_path):
-    """Its teacher is another, whose logits and sentences may be the same."""
-    train = hinted.corpus[TRAIN]
-    assert lesson_fingerprint(train) != lesson_fingerprint(replace(train, hints=None))
-    _, states = read_hints(corpus[TRAIN], teacher, "another teacher", CPU, WIDTH, tmp_path)
-    other = replace(train, hints=states)
-    assert lesson_fingerprint(other) != lesson_fingerprint(train)
+def test_training_goes_on_with_no_other_hints(taught):
+    """Another teacher's logits and sentences may be the same."""
+    others = (None, taught.hints.roll(1, dims=0))
+    fingerprints = {lesson_fingerprint(replace(taught, hints=hints)) for hints in others}
+    assert len(fingerprints | {lesson_fingerprint(taught)}) == 3

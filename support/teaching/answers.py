@@ -1,16 +1,13 @@
 """Ask a teacher once for its logits and its hints, and save them.
 
 Hints are the leading principal components of its final hidden states, each dimension standardised:
-they carry most of the variance in a fraction of the numbers. They are saved in half precision, a
-file for each `CHUNK` of tokens, and read through a memory map, so that no set is too large.
+they carry most of the variance in a fraction of the numbers.
 """
 
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_utils import Split
@@ -21,88 +18,82 @@ from support.fingerprints import fingerprint
 from support.processes import any_process, barrier, broadcast, sum_over_processes
 from support.runs.locks import locked
 
-CHUNK = 45_000  # tokens a file; the components are those of the first one's states
-
-
-class Basis(NamedTuple):
-    """A projection of states (tokens, width) to hints (tokens, hints)."""
-
-    mean: Tensor  # (width,)
-    directions: Tensor  # (width, hints)
-
-    def hints_of(self, states: Tensor) -> Tensor:
-        """Centre the states, scale them, and project them."""
-        return (states - self.mean) @ self.directions
-
-
-class TeacherStates:
-    """Hints (tokens, hints) of a split, whose rows are read when they are asked for."""
-
-    def __init__(self, paths: list[Path]):
-        """Map the files of consecutive sentences."""
-        self.pieces = [load_file(path)["states"] for path in paths]
-        self.bounds = torch.tensor([0, *(len(piece) for piece in self.pieces)]).cumsum(0)
-        self.width = self.pieces[0].shape[1]
-        self.fingerprint = fingerprint(*(path.name for path in paths))
-
-    def __getitem__(self, tokens: Tensor) -> Tensor:
-        """Return the hints of some tokens, in fp32."""
-        rows = torch.empty(len(tokens), self.width)
-        which = torch.searchsorted(self.bounds, tokens, right=True) - 1
-        for number in which.unique().tolist():
-            inside = which == number
-            rows[inside] = self.pieces[number][tokens[inside] - self.bounds[number]].float()
-        return rows
+CHUNK = 45_000  # tokens a file with hints; the principal components are those of the first one's
 
 
 @torch.no_grad()
-def read_hints(
+def teacher_answers(
     split: Split, teacher: nn.Module, teacher_key: str, device: Device, width: int, folder: Path
-) -> tuple[Tensor, TeacherStates]:
-    """Return a teacher's logits (sentences, 2) and ``width`` hints a token of a whole split.
+) -> Split:
+    """Return a split with a teacher's logits and ``width`` hints a token, none where it is 0.
 
-    They are saved in ``folder`` for every other run, under names that tell the teacher (its
-    fingerprint is ``teacher_key``) and the sentences. The basis is saved too: on another machine
-    its directions may come out turned.
+    The teacher is frozen: one pass serves all epochs. What it answers is saved in ``folder`` for
+    every other run, under names that tell the teacher (its fingerprint is ``teacher_key``) and the
+    sentences. With hints there is a file for each `CHUNK` of tokens, so that a pass which was
+    interrupted goes on from there, and each has the mean and the components of its hints.
     """
     teacher.eval()
-    full, parts, reading = teacher.score.in_features, list(split.chunks(CHUNK)), None
-    width, logits, paths, first = min(width, full), [], [], parts[0]
-    key = fingerprint(teacher_key, first.fingerprint, device.precision, str(width))
-    path = folder / f"basis_{key[:16]}.safetensors"
-    with locked(path.with_suffix(".lock"), wait=True):
-        shapes = {"mean": (full,), "directions": (full, width)}
-        if saved_tensors(path, key, shapes) is None:
-            reading = read_part(teacher, first, device, f"1 of {len(parts)}")
-            write_tensors(path, principal_components(reading["states"], width), {"key": key})
-            barrier()
-        basis = Basis(**saved_tensors(path, key, shapes))
+    full = teacher.score.in_features
+    width = min(width, full)
+    key = fingerprint(teacher_key, device.precision, str(width))
+    parts, answers, basis = list(split.chunks(CHUNK)) if width else [split], [], ()
+    with locked(folder / f"teacher_{key[:16]}.lock", wait=True):
         for number, part in enumerate(parts, start=1):
-            part_key = fingerprint(key, *basis, part.fingerprint)
-            paths.append(folder / f"teacher_{part_key[:16]}.safetensors")
-            shapes = {"logits": (len(part), 2), "states": (len(part.input_ids), width)}
-            answers = saved_tensors(paths[-1], part_key, shapes)
-            if answers is None:
-                which = f"{number} of {len(parts)}"
-                answers = reading or read_part(teacher, part, device, which)
-                answers["states"] = basis.hints_of(answers["states"]).half()
-                write_tensors(paths[-1], answers, {"key": part_key})
-            logits.append(answers["logits"])
-            reading = None  # it was the first part's
-    return torch.cat(logits), TeacherStates(paths)
+            name = fingerprint(key, part.fingerprint, *basis)[:16]
+            path = folder / f"teacher_{name}.safetensors"
+            shapes = {"logits": (len(part), 2)}
+            if width:
+                shapes |= {"hints": (len(part.input_ids), width), "mean": (full,)}
+                shapes["components"] = (full, width)
+            if any_process(shapes_in(path) != shapes):
+                which = f"teacher reads part {number} of {len(parts)}"
+                logits, states = read(teacher, part, device, width > 0, which)
+                tensors = {"logits": logits}
+                if width:
+                    mean, components = basis or principal_components(states, width)
+                    components = components.contiguous()  # as the next part's are, from a file
+                    hints = ((states - mean) @ components).half()
+                    tensors |= {"hints": hints, "mean": mean, "components": components}
+                write_tensors(path, tensors, {})
+                barrier()
+            # In all processes the main one's: elsewhere the components may come out turned.
+            answers.append(read_tensors(path)[0])
+            if width:
+                basis = answers[0]["mean"], answers[0]["components"]
+    return replace(
+        split,
+        teacher_logits=torch.cat([part["logits"] for part in answers]),
+        hints=torch.cat([part["hints"] for part in answers]) if width else None,
+    )
 
 
-def read_part(teacher: nn.Module, part: Split, device: Device, which: str) -> dict[str, Tensor]:
-    """Return a part's "logits" (sentences, 2) and "states" (tokens, width); ``which`` is shown."""
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors by name; of none where it is missing or broken."""
+    try:
+        return {name: tuple(tensor.shape) for name, tensor in read_tensors(path)[0].items()}
+    except UserError:
+        return {}
+
+
+def read(
+    teacher: nn.Module, part: Split, device: Device, with_states: bool, description: str
+) -> tuple[Tensor, Tensor]:
+    """Return a teacher's logits (sentences, 2) and its final hidden states (tokens, width).
+
+    Without states, which are empty then, a teacher may take less time.
+    """
     logits = torch.zeros(len(part), 2)
-    states = torch.zeros(len(part.input_ids), teacher.score.in_features)
-    for batch in part.batches(device.torch, f"teacher reads part {which}"):
+    states = torch.zeros(len(part.input_ids) if with_states else 0, teacher.score.in_features)
+    for batch in part.batches(device.torch, description):
         with device.autocast():
-            outputs = teacher.outputs(batch)
-        logits[batch.indices.cpu()] = outputs.logits.float().cpu()
-        states[batch.token_indices.cpu()] = outputs.hidden_states.float().cpu()
+            if with_states:
+                found, hidden_states, _ = teacher.outputs(batch)
+                states[batch.token_indices.cpu()] = hidden_states.float().cpu()
+            else:
+                found = teacher(batch)
+        logits[batch.indices.cpu()] = found.float().cpu()
     sum_over_processes(logits, states)
-    return {"logits": logits, "states": states}
+    return logits, states
 
 
 def leading_components(rows: Tensor, width: int) -> Tensor:
@@ -111,30 +102,24 @@ def leading_components(rows: Tensor, width: int) -> Tensor:
     Of several processes all get the main one's: elsewhere the components may come out turned.
     """
     rows = rows.float().cpu()
-    components = Basis(**principal_components(rows, width)).hints_of(rows)
-    broadcast(components)
-    return components
+    mean, components = principal_components(rows, width)
+    projected = (rows - mean) @ components
+    broadcast(projected)
+    return projected
 
 
-def saved_tensors(
-    path: Path, key: str, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Tensor] | None:
-    """Return a file's tensors, if every process reads them there with the key and the shapes."""
-    tensors, metadata = {}, {}
-    with suppress(UserError):
-        tensors, metadata = read_tensors(path)
-    have = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return None if any_process(metadata.get("key") != key or have != shapes) else tensors
+def principal_components(rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the mean (features,) and the leading components (features, width) of rows.
 
-
-def principal_components(rows: Tensor, width: int) -> dict[str, Tensor]:
-    """Return a `Basis` of the ``width`` leading components of rows (n, features), standardised."""
+    Rows (n, features) are standardised first. The components are scaled so that the mean square
+    over the projected numbers is the share of the variance that they keep.
+    """
     scaled = rows.to(torch.float64, copy=True)
     mean, deviation = scaled.mean(0), scaled.std(0, correction=0)
     deviation[deviation == 0] = 1  # what never changes has no component
     scaled.sub_(mean).div_(deviation)
-    _, directions = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
-    directions = directions.flip(1)[:, :width]
-    # Scaled so that the mean square over the components is the share of the variance they keep.
-    directions = directions / deviation.unsqueeze(1) * (directions.shape[1] / len(mean)) ** 0.5
-    return {"mean": mean.float(), "directions": directions.float()}
+    _, components = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # rising eigenvalues
+    components = components.flip(1)[:, :width]
+    share = components.shape[1] / len(mean)
+    components = components / deviation.unsqueeze(1) * share**0.5
+    return mean.float(), components.float()

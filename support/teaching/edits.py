@@ -7,7 +7,7 @@ unacceptable. The capital and the final mark stay in their places: they give no 
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 
 from tokenizers import Tokenizer
@@ -21,36 +21,29 @@ MARKS = " .?!"  # what may stand at a sentence's end
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
 
 
-def transfer_sentences(
-    corpus: dict[str, Split],
-    tokenizer: Tokenizer,
-    max_length: int,
-    size: int,
-    sr_no: int,
-    written: Sequence[str] = (),
+def edited_sentences(
+    corpus: dict[str, Split], tokenizer: Tokenizer, max_length: int, size: int, sr_no: int
 ) -> list[str]:
-    """Return the ``written`` sentences, and variations of them and of the training sentences.
+    """Return ``size`` variations of the training sentences.
 
-    They are ``size`` together. No variation is a sentence of the corpus, in whatever case, spacing
-    and final mark those of the other splits are, or longer than ``max_length`` tokens.
+    None is a sentence of the corpus, in whatever case, spacing and final mark those of the other
+    splits are, or longer than ``max_length`` tokens.
     """
-    sources, missing = [*corpus[TRAIN].sentences, *written], size - len(written)
-    parts = words_and_marks(sources)
+    parts = words_and_marks(corpus[TRAIN].sentences)
     taken = {bare(s) for name, split in corpus.items() if name != TRAIN for s in split.sentences}
     new = (
         sentence
-        for sentence in variations(parts, set(sources), sr_no)
+        for sentence in variations(parts, set(corpus[TRAIN].sentences), sr_no)
         if bare(sentence) not in taken and 0 < len(tokenizer.encode(sentence).ids) <= max_length
     )
-    what = {"desc": "transfer set", "total": size, "initial": len(written), "unit": " sentences"}
-    most = most_variations(parts)
-    made = list(tqdm(islice(new, missing), **what, disable=None)) if missing <= most else []
-    if len(made) < missing:
+    what = {"desc": "transfer set", "total": size, "unit": " sentences"}
+    edited = list(tqdm(islice(new, size), **what, disable=None))
+    if len(edited) < size:
         raise UserError(
-            f"--transfer_size {size}: the training sentences have no more than "
-            f"{len(made) or most} variations; ask for fewer"
+            f"--transfer_size {size}: the training sentences have no more than {len(edited)} "
+            "variations; ask for fewer"
         )
-    return [*written, *made]
+    return edited
 
 
 def bare(sentence: str) -> str:
@@ -70,12 +63,6 @@ def words_and_marks(sentences: list[str]) -> list[tuple[list[str], str]]:
         if words:
             parts.append((words, sentence[len(unmarked) :]))
     return parts
-
-
-def most_variations(parts: list[tuple[list[str], str]]) -> int:
-    """Return a bound: any word swapped, dropped, or with any other before it or in its place."""
-    distinct = len({word for words, _ in parts for word in words})
-    return sum(len(words) * (len(words) + 2 * distinct) for words, _ in parts)
 
 
 def variations(parts: list[tuple[list[str], str]], seen: set[str], sr_no: int) -> Iterator[str]:

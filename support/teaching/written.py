@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from tqdm import tqdm
 
 from data_utils import Split
@@ -26,9 +27,10 @@ from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, barrier, interruptible, is_main
 from support.runs.locks import locked
-from support.teaching.continuations import Wanted, continuations, shared_prompt_attention
+from support.teaching.continuations import continuations
 from support.teaching.edits import bare
 
+RULE = 2  # of how tokens are drawn: what another rule gave is not gone on with
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
 ROWS = 64  # continuations of a prompt
 WORDS, MOST_TOKENS = range(3, 21), 32  # of a sentence
@@ -46,7 +48,7 @@ def written_sentences(
     SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
     """
     examples = examples_of(corpus[TRAIN], base.max_length)
-    drawn = device.torch.type, device.precision  # each draws and rounds in its own way
+    drawn = RULE, device.torch.type, device.precision  # each draws and rounds in its own way
     how = repr((*drawn, EXAMPLES, TOP_K, prompts_at_once(device), ROWS, WORDS, MOST_TOKENS))
     known = [sentence for split in corpus.values() for sentence in split.sentences]
     tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
@@ -82,11 +84,13 @@ def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[s
             raise UserError(f"{path}: broken ({first_line(error)})") from None
     sentences, _, lines = parse_sentences(content, str(path))
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
-    first = dict(zip(reversed(sentences), reversed(lines), strict=True))
-    new = [sentence for sentence in dict.fromkeys(sentences) if bare(sentence) not in known]
+    new: dict[str, int] = {}
+    for sentence, line in zip(sentences, lines, strict=True):
+        if bare(sentence) not in known and len(new) < size:
+            new.setdefault(sentence, line)
     if len(new) < size:
         raise UserError(f"{path}: {len(new)} new sentences; --transfer_size asks for {size}")
-    return {sentence: first[sentence] for sentence in new[:size]}
+    return new
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
@@ -145,23 +149,24 @@ def written_batches(
     base: Base, examples: list[list[str]], device: Device, first: int
 ) -> Iterator[list[str]]:
     """Yield the whole sentences that each batch of prompts gives, from batch ``first`` on."""
-    model = device.place(load_language_model(base.folder, shared_prompt_attention))
-    separator, wanted = sentence_tokens(base.tokenizer, device)
+    model = device.place(load_language_model(base.folder))
+    separator, ends = sentence_tokens(base.tokenizer)
+    ends = ends.to(device.torch)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
         for kind in examples * (prompts_at_once(device) // 2):
             chosen = rng.choice(len(kind), EXAMPLES, replace=False)
             prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
+        ids = token_ids(base.tokenizer, prompts)
         generator = torch.Generator(device.torch).manual_seed(number)
         with device.autocast():
-            ids = token_ids(base.tokenizer, prompts)
-            rows = continuations(model, ids, ROWS, TOP_K, wanted, generator)
+            rows = continuations(model, ids, ROWS, TOP_K, MOST_TOKENS, ends, generator)
         lines = [base.tokenizer.decode(row).split("\n")[0].strip() for row in rows]
         yield [s for s in lines if len(s.split()) in WORDS and s[0].isupper() and s[-1] in ".?!"]
 
 
-def sentence_tokens(tokenizer: Tokenizer, device: Device) -> tuple[str, Wanted]:
-    """Return what stands between two sentences of a prompt, and which tokens make a sentence.
+def sentence_tokens(tokenizer: Tokenizer) -> tuple[str, Tensor]:
+    """Return what stands between two sentences of a prompt, and which tokens (vocabulary,) end one.
 
     A line's end does, where the tokenizer has learnt more than one such token; else its model has
     seen running text alone, as nano, and a space and the marks at a sentence's end do. A special
@@ -169,15 +174,9 @@ def sentence_tokens(tokenizer: Tokenizer, device: Device) -> tuple[str, Wanted]:
     """
     pieces = tokenizer.decode_batch([[i] for i in range(tokenizer.get_vocab_size())])
     special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    ends = [i for i, piece in enumerate(pieces) if "\n" in piece]
-    separator = "\n" if len(ends) > 1 else " "
-    if separator == " ":
-        ends = [i for i, piece in enumerate(pieces) if piece.endswith((".", "?", "!"))]
-    # A space, or a part of a character, may come before a capital.
-    opening = [piece.strip()[:1] for piece in pieces]
-    openers = [not first or first.isupper() or first == "\ufffd" for first in opening]
-    words = [piece[:1].isspace() and bool(piece.strip()) for piece in pieces]
-    flags = torch.zeros(len(pieces), dtype=torch.bool)
-    flags[ends + special] = True
-    flags = (x.to(device.torch) for x in (flags, torch.tensor(openers), torch.tensor(words)))
-    return separator, Wanted(*flags, WORDS[-1], MOST_TOKENS)
+    separator, ends = "\n", ["\n" in piece for piece in pieces]
+    if sum(ends) < 2:
+        separator, ends = " ", [piece.endswith((".", "?", "!")) for piece in pieces]
+    ends = torch.tensor(ends)
+    ends[special] = True
+    return separator, ends
