@@ -41,7 +41,7 @@ from data_utils import Split, load_corpus, shuffled
 from finetune import load_teacher, published_config
 from lora import LoRALinear, add_lora
 from model import load_classifier
-from student import DistilRNN, load_student
+from student import DistilRNN, library_states, load_student, recurrent_states
 from support import PROJECT
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.bases.finding import base_folder
@@ -50,7 +50,6 @@ from support.corpus import TRAIN
 from support.devices import CPU, Device, has_bf16, keep_freed_memory
 from support.errors import UserError
 from support.files import write_bytes
-from support.recurrence import library_states, recurrent_states
 from support.teaching import written
 from support.teaching.continuations import continuations
 from train_utils import Training, accumulate_gradients, cross_entropy, predict_logits

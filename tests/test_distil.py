@@ -11,8 +11,7 @@ import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
-from bench.inference_speed import onnx_session
-from conftest import NANO, classifier
+from conftest import NANO, classifier, onnx_session
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler

@@ -19,7 +19,7 @@ from transformers import GPT2ForSequenceClassification
 
 from data_utils import load_corpus, pack, tokenize
 from model import dense_blocks, packed_attention, padded_block, varlen_blocks
-from student import CELLS, DistilRNN, load_student
+from student import CELLS, DistilRNN, library_states, load_student, recurrent_states
 from support import PROJECT, processes
 from support.bases import find_base, load_tokenizer, token_ids
 from support.checkpoints.export import save_onnx
@@ -27,7 +27,6 @@ from support.checkpoints.students import save_student
 from support.corpus import TRAIN
 from support.devices import CPU, choose_device, has_bf16, note_slow_bf16
 from support.errors import UserError
-from support.recurrence import library_states, recurrent_states
 from train_utils import predict_logits
 
 RECORD = """

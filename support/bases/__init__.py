@@ -7,11 +7,10 @@ becomes a model that packed attention provably serves, and a fingerprint that te
 from support.bases.finding import Base, find_base, variant_name
 from support.bases.fingerprint import base_fingerprint
 from support.bases.loading import load_backbone, load_language_model
-from support.bases.probe import check_packing
 from support.bases.tokens import load_auto_tokenizer, load_tokenizer, save_tokenizer, token_ids
 
 __all__ = [
-    "Base", "base_fingerprint", "check_packing", "find_base", "load_auto_tokenizer",
+    "Base", "base_fingerprint", "find_base", "load_auto_tokenizer",
     "load_backbone", "load_language_model", "load_tokenizer", "save_tokenizer", "token_ids",
     "variant_name",
 ]  # fmt: skip
