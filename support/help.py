@@ -6,14 +6,14 @@ from argparse import HelpFormatter, Namespace
 from support.options import HINTS_COST, MODES, RECIPES, Parser, parser_of
 
 ABOUT = {  # what a mode does, and an example
-    "gen": ("continue a prompt", "--prompt 'The teacher'"),
-    "LoRA": ("fine-tune a base on CoLA with LoRA", "--gpt_variant gpt2-medium"),
-    "distil": ("teach the student; needs a LoRA run", "--sr_no 22915"),
-    "rnn": ("train the student without a teacher", ""),
-    "predict": ("judge sentences; a student ships", "'The cat sleeps.'"),
-    "export": ("a saved model for other programs", "--checkpoint DIR"),
-    "report": ("compare the finished runs", "--sr_no 22915-22919"),
-    "all": ("LoRA, rnn, distil and report in a row", "--gpt_variant nano"),
+    "gen": ("continue a prompt", "--mode gen --prompt 'The teacher'"),
+    "LoRA": ("fine-tune a base on CoLA with LoRA", "--mode LoRA --gpt_variant gpt2-medium"),
+    "distil": ("teach the student; needs a LoRA run", "--mode distil --sr_no 22915"),
+    "rnn": ("train the student without a teacher", "--mode rnn"),
+    "predict": ("judge sentences; a student ships", "--mode predict 'The cat sleeps.'"),
+    "export": ("a saved model for other programs", "--mode export --checkpoint DIR"),
+    "report": ("compare the finished runs", "--mode report --sr_no 22915-22919"),
+    "all": ("LoRA, rnn, distil and report in a row", "--mode all --gpt_variant nano"),
 }
 
 
@@ -34,7 +34,7 @@ def answer(parser: Parser, wanted: Namespace) -> None:
 
 def modes() -> str:
     """Return each mode with what it does and an example."""
-    rows = [f"  {m:<8} {does:<40} run.py --mode {m} {e}" for m, (does, e) in ABOUT.items()]
+    rows = [f"  {mode:<8} {does:<40} run.py {example}" for mode, (does, example) in ABOUT.items()]
     return "\n".join([
         "Decoders on CoLA: LoRA fine-tuning, and distillation into a small RNN.\n",
         "usage: python run.py --mode MODE [options] [SENTENCE ...]\n",
@@ -46,7 +46,7 @@ def modes() -> str:
 def options_of_mode(mode: str) -> str:
     """Return a mode's options, each with its published value, and what the recipes set."""
     parser, (does, example) = parser_of(mode), ABOUT[mode]
-    parser.description, parser.usage = does, f"python run.py --mode {mode} {example}"
+    parser.usage, parser.description = f"python run.py {example}", f"{mode}: {does}."
     parser.formatter_class = lambda prog: HelpFormatter(prog, max_help_position=36, width=100)
     for recipe, by_mode in RECIPES.items():
         for student, values in by_mode.items():

@@ -161,7 +161,7 @@ def parser_of(mode: str) -> Parser:
         add("--top_p", "or the likeliest of this mass", 1.0, type=number(float, 0, 1, above=True))
         add("--num_samples", "how many continuations", 1, type=count)
     if mode in ("predict", "export"):
-        add("--checkpoint", "a saved model, or student, smollm2", type=path, action="append")
+        add("--checkpoint", "a run's folder, student, or smollm2", type=path, action="append")
     if mode == "predict":
         add("--input", "one sentence a line, or a file in CoLA's layout", type=path)
         add("--threshold", "where a student decides [as set in training]", choices=RULES)

@@ -119,7 +119,7 @@ def test_a_modes_help_has_its_options_and_what_the_recipes_set(mode):
                 assert re.search(rf"--{name}\b[^[]*\[.*{value}", options), name
     assert len(recipes) == len(set(runs) - {"LoRA"})
     assert ("--hint_weight 30.0" in text) == ("distil" in runs)
-    words = shlex.split(f"--mode {mode} {ABOUT[mode][1]}")
+    words = shlex.split(ABOUT[mode][1])
     assert parse(words).mode == mode  # the example
 
 
