@@ -55,26 +55,19 @@ def check_weights(folder: Path, names: set[str]) -> None:
 
 def load_backbone(folder: Path, attention: Callable) -> nn.Module:
     """Load a base's blocks, with ``attention``, by `AttentionInterface`, in place of their own."""
-    from transformers import AutoModel
+    from transformers import AttentionInterface, AutoModel
 
-    return with_attention(load_pretrained(AutoModel, folder), "packed", attention)
+    model = load_pretrained(AutoModel, folder)
+    AttentionInterface.register("packed", attention)
+    model.set_attn_implementation("packed")
+    return model
 
 
-def load_language_model(folder: Path, attention: Callable | None = None) -> nn.Module:
-    """Load a base with its own head, for generation; ``attention`` as above, or its own."""
+def load_language_model(folder: Path) -> nn.Module:
+    """Load a base with its own head, for generation."""
     from transformers import AutoModelForCausalLM
 
-    model = load_pretrained(AutoModelForCausalLM, folder)
-    return with_attention(model, "writing", attention) if attention else model
-
-
-def with_attention(model: nn.Module, name: str, attention: Callable) -> nn.Module:
-    """Return a model whose blocks attend by a function of ours."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(name, attention)
-    model.set_attn_implementation(name)
-    return model
+    return load_pretrained(AutoModelForCausalLM, folder)
 
 
 def load_pretrained(architecture: type, folder: Path) -> nn.Module:
