@@ -53,21 +53,25 @@ def check_folder(folder: Path, weights: bool) -> Path:
 
 def load_backbone(folder: Path, attention: Callable | None = None) -> nn.Module:
     """Load a base's blocks, with ``attention``, by `AttentionInterface`, in place of their own."""
-    from transformers import AutoModel
+    from transformers import AttentionInterface, AutoModel
 
-    return load_pretrained(AutoModel, folder, attention)
+    model = load_pretrained(AutoModel, folder)
+    if attention:
+        AttentionInterface.register("packed", attention)
+        model.set_attn_implementation("packed")
+    return model
 
 
-def load_language_model(folder: Path, attention: Callable | None = None) -> nn.Module:
-    """Load a base with its own head, for generation; ``attention`` as above."""
+def load_language_model(folder: Path) -> nn.Module:
+    """Load a base with its own head, for generation."""
     from transformers import AutoModelForCausalLM
 
-    return load_pretrained(AutoModelForCausalLM, folder, attention)
+    return load_pretrained(AutoModelForCausalLM, folder)
 
 
-def load_pretrained(architecture: type, folder: Path, attention: Callable | None) -> nn.Module:
+def load_pretrained(architecture: type, folder: Path) -> nn.Module:
     """Load a folder's weights in fp32, with the model's own dropout off, in evaluation mode."""
-    from transformers import AttentionInterface, AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -99,9 +103,6 @@ def load_pretrained(architecture: type, folder: Path, attention: Callable | None
     except Exception as error:  # transformers has no one kind for files that are broken
         reason = f"cannot be loaded ({first_line(error)}); copy or download the folder again"
         raise UserError(f"{folder}: {reason}") from None
-    if attention:
-        AttentionInterface.register(attention.__name__, attention)
-        model.set_attn_implementation(attention.__name__)
     return model.eval()
 
 
