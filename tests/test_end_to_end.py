@@ -225,7 +225,7 @@ def test_a_finished_student_is_shown_when_its_teacher_or_file_is_gone_and_no_oth
 def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     demo, call, monkeypatch, tmp_path
 ):
-    """A file of sentences and a teacher; nothing is trained under the wrong name."""
+    """A teacher, a file of sentences and a base; nothing stands under the wrong name."""
     (tmp_path / "mine.txt").write_text("The dogs chased a cat.\nShe smiled.\n")
     teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
     more = ("--transfer_source", "written", "--transfer_size", 2, "--transfer_file", "mine.txt")
@@ -242,6 +242,12 @@ def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
     monkeypatch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
     assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
     assert not list(tmp_path.rglob("*.safetensors"))
+    seen = iter(["one", "another"])  # the base as it was trained on, and as it was scored on
+    monkeypatch.setattr(finetune, "base_fingerprint", lambda _: next(seen))
+    result = call("--mode", "LoRA", *demo.options)
+    assert result.returncode == 2
+    assert "was trained on another base (nano, one) than nano (another)" in result.stderr
+    assert not checkpoint(tmp_path, "LoRA").joinpath("metrics.json").exists()
 
 
 def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_run(

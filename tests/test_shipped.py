@@ -101,17 +101,13 @@ def test_the_student_that_ships_decides_as_its_held_out_sentences_say(cola):
     assert kept == run.predictions[DEV].decision  # metrics.json's, too
 
 
-def test_what_ships_is_small_and_holds_nothing_of_the_corpus():
-    files = [file for name in SHIPPED.values() for file in (MODELS / name).iterdir()]
-    assert sum(file.stat().st_size for file in files) <= 20_000_000
-    kinds = {".safetensors", ".json", ".csv", ".md"}
-    assert {file.suffix for file in files} <= kinds
-    for name in SHIPPED.values():
-        assert (MODELS / name / "README.md").read_text() == card(MODELS / name)
-
-
-def test_what_is_said_of_a_model_that_ships_is_of_its_own_files():
+def test_what_ships_is_small_holds_nothing_of_the_corpus_and_is_described_as_it_is():
     student, teacher = (MODELS / SHIPPED[name] for name in ("student", "smollm2"))
+    files = [*student.iterdir(), *teacher.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 20_000_000
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".csv", ".md"}
+    for folder in (student, teacher):
+        assert (folder / "README.md").read_text() == card(folder)
     sizes = count_parameters(load_student(student).requires_grad_())
     assert read_metrics(student)["parameters"] == sizes
     fingerprint = teacher_fingerprint(teacher, Namespace(teacher=teacher))
