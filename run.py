@@ -10,7 +10,7 @@ import sys
 from itertools import product
 
 from support.errors import UserError, explain
-from support.options import TRAINING, options_of, parse, settings_of
+from support.options import MODES, TRAINING, mode_and_help, options_of, parse, settings_of
 from support.processes import PeerLost, is_first_of_machine, is_main, process_group, together
 from support.setup import setup
 
@@ -69,6 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any sentence can be printed, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    argv = sys.argv[1:] if argv is None else argv
+    wanted = mode_and_help(argv)
+    if wanted.help or wanted.mode not in MODES:
+        from support.help import answer  # which no run needs
+
+        answer(wanted)
     args = parse(argv)
     try:
         setup()

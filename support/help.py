@@ -17,9 +17,9 @@ ABOUT = {  # what a mode does, and an example
 }
 
 
-def answer(parser: Parser, wanted: Namespace) -> None:
+def answer(wanted: Namespace) -> None:
     """Print the modes, or one mode's options, and exit; an unknown mode is an error."""
-    mode = wanted.mode
+    mode, parser = wanted.mode, Parser()
     if mode in MODES:
         print(options_of_mode(mode), end="")
     elif mode is None and wanted.help:

@@ -6,7 +6,6 @@ A value is the one that is given, else the recipe's, else the published one: its
 import argparse
 import os
 import shlex
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from math import inf
@@ -170,18 +169,18 @@ def parser_of(mode: str) -> Parser:
     return parser
 
 
-def parse(argv: list[str] | None = None) -> Namespace:
-    """Parse and check the command line; ``given`` names the options that it has."""
-    argv = sys.argv[1:] if argv is None else argv
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--mode")
-    first.add_argument("-h", "--help", action="store_true")
-    wanted = first.parse_known_args(argv)[0]
-    if wanted.help or wanted.mode not in MODES:
-        from support.help import answer  # which no run needs
+def mode_and_help(argv: list[str]) -> Namespace:
+    """Parse the mode, and whether help is asked for."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--mode")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser.parse_known_args(argv)[0]
 
-        answer(first, wanted)
-    mode, parser = wanted.mode, parser_of(wanted.mode)
+
+def parse(argv: list[str]) -> Namespace:
+    """Parse and check the command line of a mode; ``given`` names the options that it has."""
+    mode = mode_and_help(argv).mode
+    parser = parser_of(mode)
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error(f"{unknown[0]} means nothing to --mode {mode}")
