@@ -1,14 +1,15 @@
 """Saved models at work: gen continues a prompt, predict judges sentences, export hands them on."""
 
+import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from data_utils import UNLABELLED, tokenize
 from student import load_student
@@ -16,13 +17,15 @@ from support import PROJECT
 from support.bases import find_base, load_auto_tokenizer, load_language_model, load_tokenizer
 from support.checkpoints.shipped import chosen_checkpoints
 from support.checkpoints.students import kind_of, read_decision, read_max_length
-from support.corpus import SPLITS, parse_sentences, read_split
-from support.decisions import SOFTMAX, Decision
+from support.corpus import SPLITS, read_split
+from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
-from support.reporting import confusion, describe, measure
-from support.reporting.judgements import json_lines, judgements, table, threshold_note
+from support.options import RULES
+from support.reporting import describe, measure
+from support.reporting.metrics import COUNTS
+from support.sentences import parse_sentences
 from train_utils import predict_logits
 
 
@@ -150,6 +153,56 @@ def read_sentences(args: Namespace) -> tuple[list[str], list[int], str, list[int
         what = "blank line" if blank == 1 else "blank lines"
         print(f"{source}: {blank} {what} passed over", file=sys.stderr)
     return sentences, labels or [UNLABELLED] * len(sentences), source, lines
+
+
+def table(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
+    """Yield the lines of a table: one model's judgements, or those of several side by side."""
+    words = ("unacceptable", "acceptable")
+    if len(judged) == 1:
+        heads, form = ["p(acceptable)  judgement   "], "{:>13.3f}  {:<12}"
+    else:
+        heads, form = [f"{name:<18}" for name in judged], "{:.3f} {:<12}"
+    yield "  ".join([*heads, "sentence"])
+    for sentence, *row in zip(sentences, *judged.values(), strict=True):
+        cells = [form.format(answer["p_acceptable"], words[answer["label"]]) for answer in row]
+        yield "  ".join([*map(str.ljust, cells, map(len, heads)), sentence])
+
+
+def json_lines(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
+    """Yield a JSON object for each sentence, of several models with an entry each."""
+    for sentence, *row in zip(sentences, *judged.values(), strict=True):
+        answer = {"models": dict(zip(judged, row, strict=True))} if len(row) > 1 else row[0]
+        yield json.dumps({"sentence": sentence, **answer}, ensure_ascii=False)
+
+
+def judgements(logits: Tensor, decision: Decision) -> list[dict]:
+    """Return what a model's logits (sentences, 2) say of each sentence, as --json has it."""
+    margins = margins_of(logits)
+    columns = decision.answers(margins), decision.p_acceptable(margins), logits
+    names = ("label", "p_acceptable", "logits")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def threshold_note(name: str, decision: Decision) -> str:
+    """Return from which p on a model says "acceptable"; nothing where that is above 0.5."""
+    if decision.rule in (None, "accuracy"):
+        return ""
+    ps = {rule: decision.p_acceptable(decision.thresholds[rule]) for rule in RULES}
+    return (
+        f"note: {name} calls a sentence acceptable from p = {ps[decision.rule]:.2f} on "
+        f"({decision.rule}); with --threshold accuracy from {ps['accuracy']:.2f}"
+    )
+
+
+def confusion(metrics: dict) -> str:
+    """Return the four counts of right and wrong answers in a line."""
+    n, acceptable, predicted, correct = (metrics[name] for name in COUNTS)
+    right = (correct + acceptable + predicted - n) // 2  # of the acceptable ones
+    return (
+        f"acceptable: {right} judged right, {acceptable - right} wrong; "
+        f"unacceptable: {correct - right} judged right, {predicted - right} wrong"
+    )
 
 
 def words_unknown_to_nano(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:

@@ -1,11 +1,9 @@
 """Decide by a margin, logit 1 less logit 0: which answer is given, and how probable is it?"""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-
-from support.options import RULES
 
 
 class Decision(NamedTuple):
@@ -44,27 +42,6 @@ class Decision(NamedTuple):
 
 
 SOFTMAX = Decision()
-
-
-def decision_of(entries: dict[str, Any], rule: Any) -> Decision:
-    """Return the decision of a JSON object's entries, as `Decision.entries` gives them, or none.
-
-    Raises ValueError, with what is wrong, for any but finite numbers, and for an unknown rule.
-    """
-    if entries.get("thresholds") is None:
-        return SOFTMAX
-    if rule not in RULES:
-        raise ValueError(f"threshold is {rule!r:.40}, not {' or '.join(RULES)}")
-    for part, names in (("thresholds", RULES), ("calibration", ("slope", "intercept"))):
-        for name in names:
-            value = entries[part].get(name) if isinstance(entries.get(part), dict) else None
-            if type(value) not in (int, float) or not abs(value) < 1e30:
-                raise ValueError(f"{part}.{name} is not a number: {value!r:.40}")
-    calibration = entries["calibration"]
-    if calibration["slope"] <= 0:
-        raise ValueError("calibration.slope is not above 0")
-    thresholds = {name: entries["thresholds"][name] for name in RULES}
-    return Decision(rule, thresholds, calibration["slope"], calibration["intercept"])
 
 
 def margins_of(logits: Tensor) -> np.ndarray:

@@ -3,10 +3,7 @@
 import ctypes
 import os
 import platform
-import sys
-import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +11,7 @@ import torch
 from torch import nn
 
 from support.errors import UserError, first_line
-from support.processes import is_first_of_machine, rank_and_processes, together
+from support.processes import rank_and_processes, together
 
 AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
 
@@ -75,27 +72,12 @@ def choose_device(name: str = "auto", precision: str | None = None) -> Device:
             raise UserError(f"--device {name}: {reason}") from None
     device = torch.device(name)
     if (device.type, precision) == ("cpu", "bf16"):
+        from support.slow_bf16 import note_slow_bf16
+
         note_slow_bf16()
     precision = precision or ("bf16" if has_bf16(device) else "fp32")
     torch.backends.cudnn.allow_tf32 = precision == "bf16"  # or its RNN would round like half
     return Device(device, precision)
-
-
-@cache
-def note_slow_bf16() -> None:
-    """Say so, once, where this processor multiplies bf16 more slowly than fp32, by emulation."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, times = torch.ones(512, 512, dtype=dtype), []
-        for _ in range(4):  # the first has a kernel to build
-            began = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - began)
-        seconds[dtype] = min(times)
-    factor = seconds[torch.bfloat16] / seconds[torch.float32]
-    if factor > 1 and is_first_of_machine():
-        note = f"this processor takes {factor:.1f} times as long for a product in bf16 as in fp32"
-        print(f"note: --precision bf16: {note}; --precision fp32 is faster", file=sys.stderr)
 
 
 def has_bf16(device: torch.device) -> bool:

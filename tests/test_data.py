@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from data_utils import Split, load_corpus, pack, shuffled, tokenize, within_budget
 from support.archive import fetch_cola
-from support.corpus import COLA_SHA256, SPLITS, find_corpus, parse_sentences, read_rows, read_split
+from support.corpus import COLA_SHA256, SPLITS, find_corpus, read_rows, read_split
 from support.errors import UserError
+from support.sentences import parse_sentences
 
 
 @pytest.fixture

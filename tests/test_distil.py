@@ -29,9 +29,9 @@ from predict import load_model
 from student import DistilRNN
 from support.bases import find_base, load_tokenizer
 from support.checkpoints.export import save_onnx
-from support.checkpoints.students import read_decision, save_student
+from support.checkpoints.students import decision_of, read_decision, save_student
 from support.corpus import DEV, TRAIN
-from support.decisions import SOFTMAX, Decision, decision_of, margins_of
+from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import CPU
 from support.errors import UserError
 from support.options import RULES

@@ -28,22 +28,20 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_utils import Split, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
-from predict import load_model, read_sentences
+from predict import load_model, read_sentences, threshold_note
 from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints.adapters import read_config, write_adapter
 from support.checkpoints.shipped import MODELS
-from support.checkpoints.students import kind_of, read_decision, save_student
+from support.checkpoints.students import decision_of, kind_of, read_decision, save_student
 from support.corpus import DEV, SPLITS, read_split
-from support.decisions import decision_of
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json
 from support.options import RULES
 from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
-from support.reporting.judgements import threshold_note
 from support.reporting.metrics import read_history
 from support.runs import Progress, SavedState, check_finished, claim
 from support.teaching import teacher_answers

@@ -25,8 +25,9 @@ from support.bases import find_base, load_tokenizer, token_ids
 from support.checkpoints.export import save_onnx
 from support.checkpoints.students import save_student
 from support.corpus import TRAIN
-from support.devices import CPU, choose_device, has_bf16, note_slow_bf16
+from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
+from support.slow_bf16 import note_slow_bf16
 from train_utils import predict_logits
 
 RECORD = """
@@ -345,7 +346,7 @@ def test_a_processor_that_emulates_bf16_is_told_of_once(slow, monkeypatch, capsy
         called = next(clock)
         return called * (3 if slow and called >= 8 else 1)
 
-    monkeypatch.setattr("support.devices.time.perf_counter", seconds)
+    monkeypatch.setattr("support.slow_bf16.time.perf_counter", seconds)
     note_slow_bf16.cache_clear()
     for _ in range(2):
         choose_device("cpu", "bf16")

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from support.bases import Base, save_tokenizer
 from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
-from support.decisions import SOFTMAX, Decision, decision_of
+from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
+from support.options import RULES
 from support.runs import check_finished
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
@@ -100,6 +101,27 @@ def read_decision(folder: Path) -> Decision:
         return decision_of(config, config.get("threshold"))
     except ValueError as error:
         raise UserError(f"{path}: {error}; restore it, or train it again") from None
+
+
+def decision_of(entries: dict[str, Any], rule: Any) -> Decision:
+    """Return the decision of a JSON object's entries, as `Decision.entries` gives them, or none.
+
+    Raises ValueError, with what is wrong, for any but finite numbers, and for an unknown rule.
+    """
+    if entries.get("thresholds") is None:
+        return SOFTMAX
+    if rule not in RULES:
+        raise ValueError(f"threshold is {rule!r:.40}, not {' or '.join(RULES)}")
+    for part, names in (("thresholds", RULES), ("calibration", ("slope", "intercept"))):
+        for name in names:
+            value = entries[part].get(name) if isinstance(entries.get(part), dict) else None
+            if type(value) not in (int, float) or not abs(value) < 1e30:
+                raise ValueError(f"{part}.{name} is not a number: {value!r:.40}")
+    calibration = entries["calibration"]
+    if calibration["slope"] <= 0:
+        raise ValueError("calibration.slope is not above 0")
+    thresholds = {name: entries["thresholds"][name] for name in RULES}
+    return Decision(rule, thresholds, calibration["slope"], calibration["intercept"])
 
 
 def kind_of(folder: Path) -> str:

@@ -5,7 +5,6 @@ need pandas, matplotlib, reportlab and Jinja2, and are imported where a report i
 """
 
 from support.reporting.metrics import (
-    confusion,
     describe,
     describe_epoch,
     measure,
@@ -16,6 +15,6 @@ from support.reporting.metrics import (
 )
 
 __all__ = [
-    "confusion", "describe", "describe_epoch", "measure", "one_class_note",
+    "describe", "describe_epoch", "measure", "one_class_note",
     "read_metrics", "show_run", "summary",
 ]  # fmt: skip

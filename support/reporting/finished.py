@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from support.checkpoints.students import decision_of
 from support.corpus import SPLITS, TRAIN, Row, read_rows
-from support.decisions import SOFTMAX, Decision, decision_of
+from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
 from support.reporting.statistics import Score, score

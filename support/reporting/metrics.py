@@ -109,16 +109,6 @@ def one_class_note(metrics: dict) -> str:
     return f'  <- answers "{answer}" to everything'
 
 
-def confusion(metrics: dict) -> str:
-    """Return the four counts of right and wrong answers in a line."""
-    n, acceptable, predicted, correct = (metrics[name] for name in COUNTS)
-    right = (correct + acceptable + predicted - n) // 2  # of the acceptable ones
-    return (
-        f"acceptable: {right} judged right, {acceptable - right} wrong; "
-        f"unacceptable: {correct - right} judged right, {predicted - right} wrong"
-    )
-
-
 # ---------------------------------------------------------------------------------------------
 # A run's own files
 

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
-from support.corpus import TRAIN, parse_sentences
+from support.corpus import TRAIN
 from support.devices import Device
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, barrier, interruptible, is_main
 from support.runs.locks import locked
+from support.sentences import parse_sentences
 from support.teaching.continuations import continuations
 from support.teaching.edits import bare
 
