@@ -5,7 +5,6 @@ RUN := $(VENV)/bin/python run.py
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 GPT2 ?= gpt2
-GPT2_MEDIUM ?= gpt2-medium
 DATA ?= cola_public
 
 .PHONY: demo test results bench bench-quick gpu clean
@@ -24,9 +23,9 @@ results: $(VENV)/test
 	$(VENV)/bin/python -m bench.shipping runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915 \
 		runs/smollm2_student/checkpoints/distil_smollm2_22919
 
-# Writes the table of bench/README.md in two hours; quick prints a short one in three minutes.
-# GPT2, GPT2_MEDIUM and DATA may be local folders.
-BENCH = $(VENV)/bin/python -m bench.speed --gpt2 $(GPT2) --gpt2_medium $(GPT2_MEDIUM) --data_dir $(DATA)
+# Writes the table of bench/README.md; quick prints a short one in a few minutes.
+# GPT2 and DATA may be local folders.
+BENCH = $(VENV)/bin/python -m bench.speed --gpt2 $(GPT2) --data_dir $(DATA)
 bench: $(VENV)/test
 	$(BENCH) --out bench/README.md
 bench-quick: $(VENV)/test

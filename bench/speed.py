@@ -1,7 +1,7 @@
 """Measure this project's speed and memory beside what people use today, and write the table.
 
-    make bench                                         # some forty minutes on two cores
-    make bench-quick                                   # three minutes, gpt2 alone, fewer steps
+    make bench                                         # every row, into bench/README.md
+    make bench-quick                                   # gpt2 alone, fewer steps
     make bench GPT2=FOLDER DATA=FOLDER                 # local weights of any values
     python -m bench.speed --rows lora --bases smollm2  # some rows, of some bases
 

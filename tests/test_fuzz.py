@@ -330,12 +330,11 @@ class Reader(NamedTuple):
 
 def lines(line: st.SearchStrategy[bytes]) -> Callable:
     """Return contents of such lines, whatever the whole file is."""
-    return lambda whole: JUNK | st.lists(line, max_size=6).map(b"\n".join)
+    return lambda whole: st.lists(line, max_size=4).map(b"\n".join) | damaged(whole)
 
 
-COLUMNS = st.tuples(
-    st.binary(max_size=3), st.sampled_from([b"0", b"1", b"2"]), st.just(b""), st.binary(max_size=9)
-)
+TEXT = st.text(max_size=9).map(str.encode) | st.binary(max_size=9)
+COLUMNS = st.tuples(TEXT, st.sampled_from([b"0", b"1", b"2"]), st.just(b""), TEXT)
 BPE = st.fixed_dictionaries(
     {
         "vocab": st.dictionaries(st.sampled_from(["a", "b", "ab", "<|endoftext|>"]), COUNTS),
@@ -381,10 +380,8 @@ STUDENT = ["vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rn
 STUDENT += ["embedding.weight.scale", "rnn.weight_ih_l0.scale"]
 STATE = [f"{kind}.linear.bias" for kind in ("weight", "best", "step", "exp_avg", "exp_avg_sq")]
 READERS = {
-    "a corpus": Reader(
-        "corpus.tsv", lines(st.binary(max_size=30) | COLUMNS.map(b"\t".join)), corpus
-    ),
-    "sentences": Reader("sentences.txt", lines(st.binary(max_size=30)), sentences_to_judge),
+    "a corpus": Reader("corpus.tsv", lines(COLUMNS.map(b"\t".join) | TEXT), corpus),
+    "sentences": Reader("sentences.txt", lines(TEXT), sentences_to_judge),
     "JSON": Reader("base/config.json", lambda _: JUNK, json_object),
     "tensors": Reader(
         "student/model.safetensors", lambda whole: JUNK | damaged(whole), safe_tensors

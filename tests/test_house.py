@@ -22,15 +22,9 @@ TYPES = {
     "lora": {"LoraConfig", "config_in", "PREFIX", "CONFIG", "WEIGHTS"},
 }
 HEAVY = {
-    "transformers",
-    "pandas",
-    "matplotlib",
-    "scipy",
-    "reportlab",
-    "jinja2",
-    "onnx",
+    "transformers", "pandas", "matplotlib", "scipy", "reportlab", "jinja2", "onnx",
     "huggingface_hub",
-}
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
@@ -56,23 +50,21 @@ def imports(path: Path) -> dict[str, set[str]]:
     return {module: names for module, names in found.items() if module in MODULES}
 
 
-def test_no_room_imports_the_story_but_for_the_types_of_data():
+def test_imports_run_one_way():
+    """A room imports of the story the types of data alone; nobody imports a benchmark."""
     story = {name_of(path) for path in STORY}
     assert any(imports(path).keys() & TYPES.keys() for path in ROOMS)  # imports are seen
     for path in ROOMS:
         for module, names in imports(path).items():
             assert module not in story or names <= TYPES.get(module, set()), (path, module, names)
+    for path in (*STORY, *ROOMS):
+        assert not [module for module in imports(path) if module.startswith("bench")], path
 
 
 def test_there_is_no_circle_of_imports():
     graph = {name: imports(path).keys() - {name} for name, path in MODULES.items()}
     assert "support.corpus" in graph["data_utils"]
     TopologicalSorter(graph).prepare()  # a circle is a CycleError
-
-
-def test_what_runs_imports_no_benchmark():
-    for path in (*STORY, *ROOMS):
-        assert not [module for module in imports(path) if module.split(".")[0] == "bench"]
 
 
 def test_the_rooms_import_nothing_heavy_by_themselves():

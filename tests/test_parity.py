@@ -1,7 +1,5 @@
 """The whole training run against PEFT's, step by step: on nano's corpus always, on CoLA if here."""
 
-from pathlib import Path
-
 import pytest
 from conftest import NANO
 
@@ -14,13 +12,10 @@ def batches_of_32(monkeypatch):
     monkeypatch.setattr(parity, "BATCH_SIZE", 32)
 
 
-@pytest.fixture(params=["nano", "CoLA"])
-def corpus(request) -> Path:
-    return NANO / "corpus" if request.param == "nano" else request.getfixturevalue("cola")
-
-
-def test_thirty_steps_agree_with_peft(corpus):
-    losses, tensors = parity.compare_trajectories("nano", corpus, steps=30)
+@pytest.mark.parametrize("corpus", ["nano", "CoLA"])
+def test_thirty_steps_agree_with_peft(corpus, request):
+    folder = NANO / "corpus" if corpus == "nano" else request.getfixturevalue("cola")
+    losses, tensors = parity.compare_trajectories("nano", folder, steps=30)
     assert len(losses) == 30
     assert max(losses) < 1e-5
     assert max(tensors.values()) < 1e-3
