@@ -129,6 +129,7 @@ WEIGHTS, HEADER = "model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "config.json").write_bytes(b"{"), "config.json: broken JSON"),
         (lambda f: (f / "config.json").write_bytes(b"[" * 100_000), "config.json: broken JSON"),
+        (lambda f: (f / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900), "= None"),
         (lambda f: change_config(f, model_type="of another kind"), "cannot be loaded"),
         (lambda f: change_config(f, initializer_range=-1.0), "initializer_range is out of range"),
         (lambda f: change_config(f, n_positions=0), "n_positions = 0"),

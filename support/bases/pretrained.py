@@ -27,7 +27,10 @@ def check_needs_no_code(config: dict, folder: Path) -> None:
     """
     if "configuration_files" in config:  # transformers would read one of these in its place
         raise UserError(f"{folder}: config.json names other files to be read; take that entry out")
-    needs_code = any(map(brings_code, config.values()))
+    parts = [config]
+    for part in parts:  # the list grows by the parts inside of each
+        parts += [inner for inner in part.values() if isinstance(inner, dict)]
+    needs_code = any("auto_map" in part for part in parts[1:])
     if "auto_map" in config and not needs_code:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -37,8 +40,3 @@ def check_needs_no_code(config: dict, folder: Path) -> None:
             f"{folder}: {config.get('model_type')} cannot be used here: it needs code of its own "
             "(auto_map in config.json), which is never run; choose a base that transformers knows"
         )
-
-
-def brings_code(part: object) -> bool:
-    """Return whether a part of a configuration, or a part inside of it, names code."""
-    return isinstance(part, dict) and ("auto_map" in part or any(map(brings_code, part.values())))
