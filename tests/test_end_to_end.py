@@ -206,7 +206,7 @@ def test_a_bias_of_another_rule_is_another_run(call, monkeypatch, data):
     few = ("--data_dir", data, "--epochs", 1, "--max_steps", 1)
     options = ("--mode", "rnn", *NANO_RUN, *few, "--held_out", 200)
     with monkeypatch.context() as earlier:
-        earlier.setitem(distil.RULES, "bias", "as many as there are")
+        earlier.setitem(distil.IDENTITY_RULES, "bias", "as many as there are")
         assert call(*options).returncode == 0
         assert "kept epoch" in call(*options).stdout
     assert "bias is as many as there are there, as learnt here" in refusal(call(*options))
@@ -321,7 +321,7 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
         return written_sentences(base, key, corpus, *rest)
 
     with monkeypatch.context() as earlier:
-        earlier.setitem(distil.RULES, "prompts", "any training sentence")
+        earlier.setitem(distil.IDENTITY_RULES, "prompts", "any training sentence")
         earlier.setattr("distil.written_sentences", watched)
         result = call(*options)
         assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ Hints are the leading principal components of its final hidden states, each dime
 they carry most of the variance in a fraction of the numbers.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,35 +40,30 @@ def teacher_answers(
         for number, part in enumerate(parts, start=1):
             name = fingerprint(key, part.fingerprint, *basis)[:16]
             path = folder / f"teacher_{name}.safetensors"
-            if any_process(not readable(path)):
+            found = None
+            with suppress(UserError):  # nothing is there, or it is broken
+                found, _ = read_tensors(path)
+            if any_process(found is None):
                 which = f"teacher reads part {number} of {len(parts)}"
                 logits, states = read(teacher, part, device, width > 0, which)
                 tensors = {"logits": logits}
                 if width:
                     mean, components = basis or principal_components(states, width)
-                    components = components.contiguous()  # as the next part's are, from a file
+                    components = components.contiguous()  # as from a file, for the same last bits
                     hints = ((states - mean) @ components).half()
                     tensors |= {"hints": hints, "mean": mean, "components": components}
                 write_tensors(path, tensors, {})
                 barrier()
-            # In all processes the main one's: elsewhere the components may come out turned.
-            answers.append(read_tensors(path)[0])
+                # In all processes the main one's: elsewhere the components may come out turned.
+                found, _ = read_tensors(path)
+            answers.append(found)
             if width:
-                basis = answers[0]["mean"], answers[0]["components"]
+                basis = found["mean"], found["components"]
     return replace(
         split,
         teacher_logits=torch.cat([part["logits"] for part in answers]),
         hints=torch.cat([part["hints"] for part in answers]) if width else None,
     )
-
-
-def readable(path: Path) -> bool:
-    """Return whether a whole file of tensors is there."""
-    try:
-        read_tensors(path)
-    except UserError:
-        return False
-    return True
 
 
 def read(
