@@ -63,7 +63,7 @@ from train_utils import (
     train,
 )
 
-RULES = {  # entries of a run's identity: what another rule made is another run
+IDENTITY_RULES = {  # entries of a run's identity: what another rule made is another run
     "bias": "as learnt",  # a threshold stands beside the logits; once, it was moved to 0
     "copies": "left out",  # of training sentences that equal one held out
     "prompts": "none held out",  # of the training sentences that the base writes after
@@ -119,8 +119,7 @@ def with_transfer_set(
 ) -> dict[str, Split]:
     """Return the corpus with the transfer set behind its training sentences, unlabelled.
 
-    The base, whose fingerprint is ``base_key``, writes it, or it is read from a file, or it is made
-    of edits.
+    It is made of edits, read from a file, or written by the base (its fingerprint: ``base_key``).
     """
     size, train = options.transfer_size, corpus[TRAIN]
     if not size:
@@ -162,9 +161,8 @@ def with_answers(
 def new_student(options: Namespace, corpus: dict[str, Split], device: Device) -> DistilRNN:
     """Return a student for the training sentences, its weights a function of ``sr_no``."""
     torch.manual_seed(options.sr_no)
-    vocabulary = corpus[TRAIN].input_ids.unique()
     student = DistilRNN(
-        vocabulary,
+        corpus[TRAIN].input_ids.unique(),
         options.student_width,
         options.student_dropout,
         options.student_cell,
@@ -288,7 +286,7 @@ def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
     names = ["bias", "copies"]
     if writes and not options.transfer_file:
         names.append("prompts")
-    return {name: RULES[name] for name in names}
+    return {name: IDENTITY_RULES[name] for name in names}
 
 
 def file_rule(options: Namespace) -> dict[str, str]:

@@ -263,8 +263,8 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
         return written_sentences(base, key, corpus, *rest)
 
     with monkeypatch.context() as earlier:
-        earlier.setitem(distil.RULES, "bias", "as many as there are")
-        earlier.setitem(distil.RULES, "prompts", "any training sentence")
+        earlier.setitem(distil.IDENTITY_RULES, "bias", "as many as there are")
+        earlier.setitem(distil.IDENTITY_RULES, "prompts", "any training sentence")
         earlier.setattr("distil.written_sentences", watched)
         done(call(*options))
     (corpus,) = corpora

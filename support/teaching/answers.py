@@ -45,21 +45,23 @@ def teacher_answers(
             if width:
                 shapes |= {"hints": (len(part.input_ids), width), "mean": (full,)}
                 shapes["components"] = (full, width)
-            if any_process(shapes_in(path) != shapes):
+            found = tensors_in(path)
+            if any_process({name: tuple(t.shape) for name, t in found.items()} != shapes):
                 which = f"teacher reads part {number} of {len(parts)}"
                 logits, states = read(teacher, part, device, width > 0, which)
                 tensors = {"logits": logits}
                 if width:
                     mean, components = basis or principal_components(states, width)
-                    components = components.contiguous()  # as the next part's are, from a file
+                    components = components.contiguous()  # as from a file, for the same last bits
                     hints = ((states - mean) @ components).half()
                     tensors |= {"hints": hints, "mean": mean, "components": components}
                 write_tensors(path, tensors, {})
                 barrier()
-            # In all processes the main one's: elsewhere the components may come out turned.
-            answers.append(read_tensors(path)[0])
+                # In all processes the main one's: elsewhere the components may come out turned.
+                found, _ = read_tensors(path)
+            answers.append(found)
             if width:
-                basis = answers[0]["mean"], answers[0]["components"]
+                basis = found["mean"], found["components"]
     return replace(
         split,
         teacher_logits=torch.cat([part["logits"] for part in answers]),
@@ -67,10 +69,10 @@ def teacher_answers(
     )
 
 
-def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a file's tensors by name; of none where it is missing or broken."""
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors; none where it is missing or broken."""
     try:
-        return {name: tuple(tensor.shape) for name, tensor in read_tensors(path)[0].items()}
+        return read_tensors(path)[0]
     except UserError:
         return {}
 
