@@ -1,9 +1,7 @@
 """Answer --help, and a command line without a mode that there is."""
 
 import difflib
-from argparse import HelpFormatter, Namespace
-
-from support.options import HINTS_COST, MODES, RECIPES, Parser, parser_of
+from argparse import ArgumentParser, HelpFormatter, Namespace
 
 ABOUT = {  # what a mode does, and an example
     "gen": ("continue a prompt", "--mode gen --prompt 'The teacher'"),
@@ -17,17 +15,17 @@ ABOUT = {  # what a mode does, and an example
 }
 
 
-def answer(parser: Parser, wanted: Namespace) -> None:
+def answer(parser: ArgumentParser, wanted: Namespace, recipes: dict) -> None:
     """Print the modes, or one mode's options, and exit; an unknown mode is an error."""
     mode = wanted.mode
-    if mode in MODES:
-        print(options_of_mode(mode), end="")
+    if mode in ABOUT:
+        print(options_of_mode(mode, parser, recipes), end="")
     elif mode is None and wanted.help:
         print(modes())
     else:
-        known = {name.lower(): name for name in MODES}
+        known = {name.lower(): name for name in ABOUT}
         like = difflib.get_close_matches(str(mode).lower(), known, 1, 0.7)
-        advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(MODES)}"
+        advice = f"did you mean {known[like[0]]}?" if like else f"choose one of {', '.join(ABOUT)}"
         parser.error(f"--mode {mode}: {advice}" if mode else f"--mode: {advice}")
     parser.exit()
 
@@ -43,17 +41,16 @@ def modes() -> str:
     ])  # fmt: skip
 
 
-def options_of_mode(mode: str) -> str:
+def options_of_mode(mode: str, parser: ArgumentParser, recipes: dict) -> str:
     """Return a mode's options, each with its published value, and what the recipes set."""
-    parser, (does, example) = parser_of(mode), ABOUT[mode]
+    does, example = ABOUT[mode]
     parser.usage, parser.description = f"python run.py {example}", f"{mode}: {does}."
     parser.formatter_class = lambda prog: HelpFormatter(prog, max_help_position=36, width=100)
-    for recipe, by_mode in RECIPES.items():
+    for recipe, by_mode in recipes.items():
         for student, values in by_mode.items():
             if mode in (student, "all"):
                 words = " ".join(f"--{name} {value}" for name, value in values.items())
-                if recipe == "hints":
-                    more = {"distil": HINTS_COST, "rnn": "it takes as many steps as distil"}
-                    words += f"; {more[student]}"
+                if (recipe, student) == ("hints", "rnn"):
+                    words += "; it takes as many steps as distil"
                 parser.add_argument_group(f"--recipe {recipe}, {student}", words)
     return parser.format_help()

@@ -177,11 +177,11 @@ def parse(argv: list[str] | None = None) -> Namespace:
     first.add_argument("--mode")
     first.add_argument("-h", "--help", action="store_true")
     wanted = first.parse_known_args(argv)[0]
-    if wanted.help or wanted.mode not in MODES:
+    mode, parser = wanted.mode, parser_of(wanted.mode)
+    if wanted.help or mode not in MODES:
         from support.help import answer  # which no run needs
 
-        answer(first, wanted)
-    mode, parser = wanted.mode, parser_of(wanted.mode)
+        answer(parser, wanted, RECIPES)
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error(f"{unknown[0]} means nothing to --mode {mode}")
