@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from support import PROJECT
-from support.help import options_of_mode
-from support.options import MODES
+from support.options import MODES, parser_of
 
 README, GUIDE = PROJECT / "README.md", PROJECT / "docs/guide.md"
 DOCS = sorted((PROJECT / "docs").glob("*.md"))
@@ -111,7 +110,7 @@ def test_the_readmes_commands_run_in_their_order(clone):
 
 
 def test_the_guide_explains_every_option_and_no_page_another():
-    helps = "\n".join(map(options_of_mode, MODES))
+    helps = "\n".join(parser_of(mode).format_help() for mode in MODES)
     options = set(re.findall(r"^  (--\w+) ", helps, re.M))
     assert len(options) > 40
     assert {option for option in options if f"`{option}" not in GUIDE.read_text()} == set()
