@@ -10,12 +10,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, classifier, packed_copy, padded_logits, trained
+from conftest import NANO, classifier, padded_logits, trained
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2Model
 from transformers import GPT2ForSequenceClassification as Reference
 
-from data_utils import Split, load_corpus, pack, tokenize
+from data_utils import Split, pack, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora, peft_settings
 from model import Classifier
@@ -42,10 +42,10 @@ def nano_lora() -> Classifier:
 LEFT_OUT = object()
 
 
-def save(model: Classifier, folder: Path, base: str = str(NANO)) -> None:
+def save(model: Classifier, folder: Path) -> None:
     """As `run_lora` does."""
-    base_print = base_fingerprint(classifier().backbone) if base == str(NANO) else ""
-    write_adapter(folder, peft_settings(model), lora_tensors(model), base, base_print)
+    base_print = base_fingerprint(classifier().backbone)
+    write_adapter(folder, peft_settings(model), lora_tensors(model), str(NANO), base_print)
 
 
 def load_adapter(folder: Path, variant: str | None = None):
@@ -129,7 +129,6 @@ def test_the_initial_a_and_b_are_pefts_bit_for_bit():
 
 
 def test_lora_starts_as_the_base_and_merged_it_is_a_plain_classifier_with_the_same_logits(split):
-    """No weight has a second copy."""
     batch, model, plain = pack(split, np.arange(50)), nano_lora(), classifier()
     with torch.no_grad():
         assert torch.equal(model(batch), plain(batch))
@@ -137,9 +136,6 @@ def test_lora_starts_as_the_base_and_merged_it_is_a_plain_classifier_with_the_sa
         merge_lora(model)
         torch.testing.assert_close(model(batch), unmerged, atol=1e-5, rtol=1e-5)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
-    shapes = ({n: t.shape for n, t in m.state_dict().items()} for m in (model, plain))
-    assert next(shapes) == next(shapes)
-    assert not [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +173,7 @@ def test_our_file_has_the_keys_of_pefts_own(saved):
 
 CONFIGURATIONS = {
     "published": PUBLISHED,
-    "another rank and alpha": {**PUBLISHED, "r": 2, "lora_alpha": 32},
-    "rslora": {**PUBLISHED, "use_rslora": True, "lora_alpha": 7},
+    "rslora, another rank and alpha": {**PUBLISHED, "r": 2, "lora_alpha": 7, "use_rslora": True},
     "attention only, no biases": {**PUBLISHED, "target_modules": ["c_attn"], "bias": "none"},
     "a pattern": {**PUBLISHED, "target_modules": r".*\.h\.[01]\.mlp\.c_proj", "lora_dropout": 0.3},
     "every bias": {**PUBLISHED, "bias": "all", "modules_to_save": ["score"]},
@@ -213,12 +208,10 @@ def test_pefts_adapter_gives_the_same_logits_here_and_comes_back_with_every_bit(
     ("changes", "words"),
     [
         (dict(r=3), r"lora_A.weight is \(4, .* where the model has \(3, "),
+        (dict(r=0), "r = 0; it is 1 or more"),
         (dict(r=10_000), "rank 10000 does not fit"),
-        (dict(r="four"), "r = 'four'"),
         (dict(r=10**400), "too large for fp32"),
-        (dict(lora_alpha=1e30), r"lora_alpha = 1e\+30; it is too large for fp32"),
         (dict(lora_alpha=LEFT_OUT), "lora_alpha is missing"),
-        (dict(task_type=LEFT_OUT), "task_type is missing"),
         (dict(task_type="CAUSAL_LM"), "task_type = 'CAUSAL_LM' is not supported"),
         (dict(alpha_pattern={"c_attn": 2}), "alpha_pattern = .* is not supported"),
         (dict(layers_to_transform=0), "layers_to_transform = 0 is not supported"),
@@ -272,31 +265,16 @@ def test_an_adapter_of_another_base_or_version_or_without_a_head_is_refused(adap
             load_adapter(adapter)
 
 
-def test_full_size_adapter_round_trip_through_peft(tmp_path, cola, tokenizer, random_base):
-    """GPT-2 base's size, 50 real sentences: ours -> PEFT."""
-    ours = packed_copy(random_base)
-    add_lora(ours, published_config(ours))
-    save(trained(ours).eval(), tmp_path, "gpt2")
-    theirs = peft.PeftModel.from_pretrained(deepcopy(random_base), tmp_path).eval()
-    split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"]
-    batch = pack(split, np.arange(50))
-    with torch.no_grad():
-        logits, untrained = ours(batch), packed_copy(random_base)(batch)
-    assert (logits - untrained).abs().min() > 1e-3  # what is compared is the adapter's doing
-    expected = padded_logits(theirs, tokenizer, split.sentences[:50])[batch.indices]
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
-
 # ---------------------------------------------------------------------------------------------
 # What was saved, and the merged model
 
 
 def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split):
     teacher = load_teacher(saved)
-    save_merged(teacher.model, teacher.base, tmp_path / "merged")
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    save_merged(teacher.model, teacher.base, tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    found = padded_logits(plain, load_tokenizer(tmp_path), split.sentences)
     expected = predict_logits(load_adapter(saved).model, split, CPU)
-    found = padded_logits(plain, load_tokenizer(tmp_path / "merged"), split.sentences)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert plain.config.id2label[1] == "acceptable"
 
