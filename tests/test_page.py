@@ -9,18 +9,15 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 from test_report import add_corpus, change_metrics, make_run, make_runs, set_threshold
 
 import report
 from support import PROJECT
 from support.corpus import DEV
-from support.decisions import Decision
-from support.reporting import page
-from support.reporting.finished import DEV_SETS, Experiment, Predictions, Run, find_runs
+from support.reporting.finished import DEV_SETS, find_runs
 
 SR_NOS = [22915, 22916, 22917]
 CORPUS = [
@@ -58,10 +55,8 @@ def show(browser):
     for shown in pages:
         shown.close()
     assert faults == []
-    assert {url.split(":")[0] for url in requests} <= {"file", "data"}
-    assert {url.split("#")[0] for url in requests if url.startswith("file:")} <= {
-        shown.url.split("#")[0] for shown in pages
-    }
+    asked = {url.split("#")[0] for url in requests if not url.startswith("data:")}
+    assert asked <= {shown.url.split("#")[0] for shown in pages}
 
 
 @pytest.fixture(scope="module")
@@ -329,8 +324,15 @@ def test_on_a_phone_nothing_is_wider_than_the_page_in_dark_and_light(nano_page, 
 
 @pytest.fixture
 def made(tmp_path, show):
-    """A page of runs made here: a threshold, a model of one class, two corpora that are gone."""
-    set_threshold(make_run(tmp_path, "rnn"), 2.5)
+    """A page of runs made here: a model of one class, two corpora that are gone, and a threshold.
+
+    Most of this model's margins are nearer to its threshold than the page's numbers tell.
+    """
+    rnn = make_run(tmp_path, "rnn")
+    table = pd.read_csv(rnn / "predictions.csv")
+    table["logit_1"] /= 1000
+    table.to_csv(rnn / "predictions.csv", index=False)
+    set_threshold(rnn, 2.5)
     make_run(tmp_path, "distil", bias=99)
     change_metrics(make_run(tmp_path, "rnn", "nano"), "data", name="nano/corpus", sha256="cd")
     return show(write(tmp_path, found := find_runs(tmp_path, [7]))), found
@@ -368,22 +370,6 @@ def test_each_corpus_has_its_own_sentences_and_a_single_run_no_comparison(made):
     assert not shown.locator("#compare").is_visible()
     assert shown.locator("#sentences thead button").all_text_contents() == ["line", "label", "rnn"]
     assert set(shown.locator("#sentences td span").all_text_contents()) == {"✓ ", "✗ "}
-
-
-@given(
-    st.lists(st.floats(-1e9, 1e9) | st.floats(-0.02, 0.02), min_size=2, max_size=20),
-    st.just(0.0) | st.floats(-9, 9),
-)
-def test_any_margin_is_rounded_so_that_no_answer_changes(margins, threshold):
-    margins = np.array(margins)
-    decision = Decision("balanced", {"balanced": threshold, "accuracy": 0.0})
-    part = Predictions(np.zeros(len(margins), int), margins, decision)
-    parts, above = dict.fromkeys(DEV_SETS, part), margins - threshold
-    experiment = Experiment("rnn", "any", [Run(Path(), {}, parts)])
-    found = page.hundredths(experiment)[0, : len(margins)]
-    assert ((found > 0) == (part.answers == 1)).all()
-    near = np.abs(above) < 1000
-    assert (np.abs(found / 100 - above)[near] <= 0.0101).all()
 
 
 def without_pictures(page: Path) -> str:
