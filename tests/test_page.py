@@ -103,6 +103,19 @@ def choice_of(shown) -> dict[str, str]:
     return {name: value for name, (value,) in parse_qs(kept.removeprefix("#")).items()}
 
 
+def drag(shown, place, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag with the mouse from a point of a place to another, in shares of its width and height."""
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    (x0, y0), (x1, y1) = (
+        (box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)
+    )
+    shown.mouse.move(x0, y0)
+    shown.mouse.down()
+    shown.mouse.move(x1, y1, steps=5)
+    shown.mouse.up()
+
+
 def first_lines(shown) -> list[str]:
     """The lines of the sentences in the table, those that it shows at first."""
     return shown.locator("#sentences tbody td:first-child").all_text_contents()
@@ -138,12 +151,7 @@ def test_at_0_models_decide_as_ever_and_the_slider_moves_their_scores(nano, nano
         for experiment in nano:
             assert shown_scores(shown)[experiment.mode] == expected_scores(experiment, split)
     slider = shown.locator("[name=t]")
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    shown.mouse.down()
-    shown.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=5)
-    shown.mouse.up()
+    drag(shown, slider, (0.5, 0.5), (0.6, 0.5))
     threshold = int(choice_of(shown)["t"])
     assert threshold > 0
     assert f"above +{threshold / 100:.2f}" in shown.locator("#threshold").text_content()
@@ -228,15 +236,7 @@ def test_filters_leave_the_sentences_that_they_name(nano, nano_page, show):
 def test_points_that_are_chosen_by_mouse_or_keys_are_the_sentences_listed(nano, nano_page, show):
     shown = show(nano_page)
     lora, distil, rnn = (means(experiment) for experiment in nano)
-    chart = shown.locator("#scatter")
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    corner, opposite = ((box["x"] + box["width"] * x, box["y"] + box["height"] * y)
-                        for x, y in ((0.55, 0.2), (0.9, 0.6)))  # fmt: skip
-    shown.mouse.move(*corner)
-    shown.mouse.down()
-    shown.mouse.move(*opposite, steps=4)
-    shown.mouse.up()
+    drag(shown, shown.locator("#scatter"), (0.55, 0.2), (0.9, 0.6))
     chosen = {name: float(value) for name, value in choice_of(shown).items()}
     assert chosen.keys() == {"x0", "x1", "y0", "y1"}
 
@@ -246,9 +246,8 @@ def test_points_that_are_chosen_by_mouse_or_keys_are_the_sentences_listed(nano, 
     assert 0 < count(shown) == pytest.approx(inside(lora, distil, **chosen), abs=2)
     shown.click("#clear")
     shown.mouse.down()  # on the button, from where a drag leads nowhere
-    shown.mouse.move(*opposite)
+    shown.locator("#scatter").hover()
     shown.mouse.up()
-    shown.mouse.move(*corner)
     assert count(shown) == 2800
     shown.select_option("[name=y]", label="rnn")
     shown.locator("[name=x0]").press_sequentially("1.5")
@@ -316,6 +315,14 @@ def test_on_a_phone_nothing_is_wider_than_the_page_in_dark_and_light(nano_page, 
     colour = shown.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.search(r"\d+", colour)[0])
     assert (red < 60) == (scheme == "dark")
+
+
+def test_tables_have_captions_and_fields_have_labels(nano_page, show):
+    shown = show(nano_page)
+    assert shown.evaluate("[...document.querySelectorAll('table')].every((t) => t.caption)")
+    fields = "[...document.querySelectorAll('select, input:not([type=hidden])')]"
+    words = "field.labels[0].firstChild.textContent.trim()"
+    assert shown.evaluate(f"{fields}.every((field) => {words})")
 
 
 # ---------------------------------------------------------------------------------------------
