@@ -3,14 +3,15 @@
     python -m bench.trace --mode LoRA --gpt_variant nano --max_steps 3 --out_dir DIR
 
 It runs run.py with these options in this process, and lists the project's files that the run has
-loaded, each with its lines. A function counts where it is first entered. What a module does while
-it is imported, lambdas and comprehensions do not count.
+loaded, each with its lines. A function counts where it is first entered. Bodies of modules and of
+classes, lambdas and comprehensions do not count.
 """
 
 import argparse
 import importlib
 import sys
 import threading
+from inspect import CO_OPTIMIZED
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -30,7 +31,8 @@ def main() -> int:
 
     def note(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if event == "call" and is_ours(code.co_filename) and not code.co_name.startswith("<"):
+        is_function = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<")
+        if event == "call" and is_function and is_ours(code.co_filename):
             met.setdefault((code.co_filename, code.co_qualname))
 
     threading.setprofile(note)
