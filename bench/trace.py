@@ -39,7 +39,6 @@ def main() -> int:
     sys.setprofile(note)
     status = importlib.import_module("run").main(options)
     sys.setprofile(None)
-    threading.setprofile(None)
     entered = [file for file, _ in met]
     loaded = {str(getattr(module, "__file__", "")) for module in list(sys.modules.values())}
     lines = {file: len(Path(file).read_text().splitlines()) for file in loaded if is_ours(file)}
@@ -54,8 +53,7 @@ def main() -> int:
 
 def is_ours(file: str) -> bool:
     """Return whether a file is one of the project's that run."""
-    inner = Path(file).relative_to(PROJECT).parts if Path(file).is_relative_to(PROJECT) else ()
-    return bool(inner) and (inner[0] == "support" or len(inner) == 1)
+    return Path(file).parent == PROJECT or Path(file).is_relative_to(PROJECT / "support")
 
 
 if __name__ == "__main__":
