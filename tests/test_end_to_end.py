@@ -168,6 +168,7 @@ def test_a_folder_that_bears_a_hubs_name_is_told(call, tmp_path, data, mode):
     metrics = read_metrics(tmp_path / f"checkpoints/{mode}_gpt2_22915")
     assert (metrics["base"]["name"], metrics["base"]["kind"]) == ("gpt2", "folder")
     assert metrics["identity"]["base"] == metrics["base"]["fingerprint"]
+    assert (tmp_path / "plots" / f"{mode}_gpt2_22915_loss.png").exists()
 
 
 def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call, tmp_path):
