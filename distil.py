@@ -39,7 +39,7 @@ from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError, replaced
 from support.files import read_bytes
-from support.options import RECIPES
+from support.options import HINTS_COST
 from support.reporting import show_run
 from support.runs import Run, claim, describe_run, run_folder
 from support.teaching import (
@@ -224,8 +224,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
 
-            if cost := RECIPES[options.recipe]:
-                print(f"--recipe {options.recipe}: {cost}")
+            if options.recipe == "hints":
+                print(f"--recipe hints: {HINTS_COST}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
             if teacher.fingerprint != key:
                 raise replaced(teacher_folder)
