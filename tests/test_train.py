@@ -24,11 +24,10 @@ from hypothesis import strategies as st
 import data_utils
 import run
 from data_utils import Split
-from distil import distillation
+from distil import distillation, teacher_fingerprint
 from predict import load_model
 from student import DistilRNN
 from support import processes
-from support.checkpoints.adapters import teacher_fingerprint
 from support.checkpoints.export import write_files
 from support.devices import CPU
 from support.errors import UserError, explain
