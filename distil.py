@@ -49,9 +49,7 @@ from support.teaching import (
     edited_sentences,
     hold_out,
     leading_components,
-    sentences_of_file,
     teacher_answers,
-    written_sentences,
 )
 from train_utils import (
     Counts,
@@ -130,8 +128,12 @@ def with_transfer_set(
         edits = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
         made = dict.fromkeys(edits, 0)
     elif options.transfer_file:
+        from support.teaching.written import sentences_of_file
+
         made = sentences_of_file(options.transfer_file, corpus, size)  # with the line of each
     else:
+        from support.teaching.written import written_sentences
+
         folder = options.out_dir / "transfer"
         made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
     sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
