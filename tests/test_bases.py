@@ -27,7 +27,7 @@ from transformers import (
 
 from lora import LoraConfig
 from model import load_classifier
-from predict import run_gen
+from predict import MODELS, SHIPPED, run_gen
 from support import PROJECT
 from support.bases import (
     base_fingerprint,
@@ -41,7 +41,6 @@ from support.bases import (
 from support.bases.finding import base_folder, kind_of
 from support.bases.pretrained import read_pretrained
 from support.checkpoints.adapters import SavedAdapter, read_adapter, write_adapter
-from support.checkpoints.shipped import MODELS, SHIPPED
 from support.errors import UserError
 from support.files import read_json
 from support.fingerprints import corpus_fingerprint, fingerprint

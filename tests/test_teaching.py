@@ -26,10 +26,15 @@ from support.bases import find_base, load_language_model, load_tokenizer, token_
 from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU, choose_device
 from support.errors import UserError
-from support.teaching import HELD_OUT, edited_sentences, hold_out, written_sentences
+from support.teaching import HELD_OUT, edited_sentences, hold_out
 from support.teaching.continuations import continuations
 from support.teaching.edits import bare, variations, words_and_marks
-from support.teaching.written import examples_of, sentence_tokens, sentences_of_file
+from support.teaching.written import (
+    examples_of,
+    sentence_tokens,
+    sentences_of_file,
+    written_sentences,
+)
 
 
 @pytest.fixture(scope="module")
