@@ -118,7 +118,7 @@ def write_gguf(path: Path) -> Path:
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     settings = {
         "context_length": 128, "embedding_length": 8, "feed_forward_length": 8, "block_count": 1,
-        "head_count": 2, "head_count_kv": 1, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4,
+        "head_count": 2, "head_count_kv": 2, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 1e4,
         "vocab_size": len(tokens), "tokenizer_model": "gpt2", "tokenizer_pre": "gpt-2",
         "token_list": tokens, "token_types": [gguf.TokenType.NORMAL] * len(tokens),
         "token_merges": [" ".join(pair) for pair in model["merges"]],
@@ -127,9 +127,8 @@ def write_gguf(path: Path) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in settings.items():
         getattr(writer, f"add_{name}")(value)
-    square = ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    block = dict.fromkeys(square, (8, 8)) | {"attn_k": (4, 8), "attn_v": (4, 8)}
-    shapes = {f"blk.0.{n}": shape for n, shape in block.items()} | {"token_embd": (len(tokens), 8)}
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes = {f"blk.0.{name}": (8, 8) for name in square} | {"token_embd": (len(tokens), 8)}
     shapes |= dict.fromkeys(("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"), (8,))
     random = np.random.default_rng(0)
     for name, shape in shapes.items():
