@@ -21,9 +21,11 @@ P serves this alone; the saved student does not have it.
 """
 
 import hashlib
+import math
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,25 +34,22 @@ from data_utils import UNLABELLED, Batch, Split, tokenize
 from model import Outputs
 from student import DistilRNN
 from support.bases import Base
-from support.checkpoints.adapters import teacher_fingerprint
+from support.checkpoints.adapters import CONFIG, find_own_base, read_adapter
 from support.checkpoints.students import save_student
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory
 from support.errors import UserError, replaced
 from support.files import read_bytes
-from support.options import RECIPES
+from support.options import HINTS_COST
 from support.reporting import show_run
-from support.runs import Run, claim, describe_run, run_folder
+from support.runs import Run, check_finished, claim, describe_run, run_folder
 from support.teaching import (
     HELD_OUT,
     edited_sentences,
     hold_out,
     leading_components,
-    linear_discriminant,
-    sentences_of_file,
     teacher_answers,
-    written_sentences,
 )
 from train_utils import (
     Counts,
@@ -63,6 +62,7 @@ from train_utils import (
     train,
 )
 
+LEAST_SLOPE = 1e-3  # far below that of a student which has learnt anything
 IDENTITY_RULES = {  # entries of a run's identity: what another rule made is another run
     "bias": "as learnt",  # a threshold stands beside the logits; once, it was moved to 0
     "copies": "left out",  # of training sentences that equal one held out
@@ -128,8 +128,12 @@ def with_transfer_set(
         edits = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
         made = dict.fromkeys(edits, 0)
     elif options.transfer_file:
+        from support.teaching.written import sentences_of_file
+
         made = sentences_of_file(options.transfer_file, corpus, size)  # with the line of each
     else:
+        from support.teaching.written import written_sentences
+
         folder = options.out_dir / "transfer"
         made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
     sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
@@ -196,6 +200,29 @@ def set_threshold(
     return decision
 
 
+def linear_discriminant(margins: np.ndarray, labels: np.ndarray, rule: str) -> Decision:
+    """Return thresholds and probabilities by the linear discriminant of two classes (Fisher 1936).
+
+    Margins (sentences,) of either label, 0 or 1, are taken to be normal, with means of their own
+    and one variance. Then Bayes' rule gives the posterior, with no further choice:
+
+        p(acceptable) = sigmoid(slope * (margin - halfway) + log(n acceptable / n unacceptable))
+
+    where slope is the gap between the means divided by the variance, and halfway their middle.
+    "accuracy" decides at p = 0.5, where mistakes are fewest. "balanced" lets both classes weigh
+    the same, for a good MCC: it decides halfway, where p is the share of acceptable sentences.
+    Margins that tell nothing, or the opposite, have the least slope: p is that share for all.
+    """
+    below, above = margins[labels == 0], margins[labels == 1]
+    halfway, gap = (below.mean() + above.mean()) / 2, above.mean() - below.mean()
+    squares = np.square(below - below.mean()).sum() + np.square(above - above.mean()).sum()
+    variance = squares / max(len(margins) - 2, 1)
+    slope = max(gap / max(variance, 1e-6), LEAST_SLOPE)
+    log_odds = math.log(len(above) / len(below))
+    thresholds = {"balanced": float(halfway), "accuracy": float(halfway - log_odds / slope)}
+    return Decision(rule, thresholds, float(slope), float(log_odds - slope * halfway))
+
+
 # ---------------------------------------------------------------------------------------------
 # The runs
 
@@ -224,8 +251,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             # Here, since transformers takes seconds, which rnn need not wait for.
             from finetune import load_teacher
 
-            if cost := RECIPES[options.recipe]:
-                print(f"--recipe {options.recipe}: {cost}")
+            if options.recipe == "hints":
+                print(f"--recipe hints: {HINTS_COST}")
             teacher = load_teacher(teacher_folder, options.gpt_variant)
             if teacher.fingerprint != key:
                 raise replaced(teacher_folder)
@@ -276,6 +303,22 @@ def finish(run: Run, training: Training, base: Base) -> None:
     results, predictions = evaluate(student, training.corpus, training.device, decision)
     counts = count_parameters(student)
     run.finish(counts, progress.summary(), results, predictions, **decision.entries())
+
+
+def teacher_fingerprint(folder: Path, options: Namespace) -> str:
+    """Return the fingerprint of a run's teacher, without loading its base where its files tell."""
+    check_finished(folder)
+    if not (folder / CONFIG).exists():
+        advice = "--teacher wants the folder of a LoRA run"
+        if not options.teacher:
+            advice = (
+                f"run: python run.py --mode LoRA --gpt_variant {options.gpt_variant} "
+                f"--sr_no {options.sr_no} --out_dir {options.out_dir}, or name one with --teacher"
+            )
+        raise UserError(f"{folder}: no teacher there; {advice}")
+    saved = read_adapter(folder)
+    trained_on = saved.base_fingerprint or find_own_base(saved, folder, options.gpt_variant)[1]
+    return saved.fingerprint(trained_on)
 
 
 def identity_rules(options: Namespace, mode: str) -> dict[str, str]:

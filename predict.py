@@ -15,18 +15,21 @@ from data_utils import UNLABELLED, tokenize
 from student import load_student
 from support import PROJECT
 from support.bases import find_base, load_auto_tokenizer, load_language_model, load_tokenizer
-from support.checkpoints.shipped import chosen_checkpoints
 from support.checkpoints.students import kind_of, read_decision, read_max_length
-from support.corpus import SPLITS, read_split
+from support.corpus import DEV, SPLITS, read_split
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.options import RULES
-from support.reporting import describe, measure
+from support.reporting import describe, measure, read_metrics, summary
 from support.reporting.metrics import COUNTS
+from support.runs import run_folder
 from support.sentences import parse_sentences
 from train_utils import predict_logits
+
+MODELS = PROJECT / "results" / "models"
+SHIPPED = {"student": "distil_smollm2_22919", "smollm2": "LoRA_smollm2_22915"}
 
 
 def run_gen(args: Namespace) -> None:
@@ -108,6 +111,32 @@ def run_predict(args: Namespace) -> None:
         heading = f"{name}:\n" if len(logits) > 1 else ""
         scores = f"{heading}{describe(metrics)}\n{confusion(metrics)}"
         print(scores, file=sys.stderr if args.json else sys.stdout)
+
+
+def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
+    """Return the folders of the models that the options name, or of the default one, by name."""
+    given = args.checkpoint or [default_checkpoint(args)]
+    short = len({path.name for path in given}) == len(given)
+    folders = {}
+    for path in given:
+        known = str(path) in SHIPPED and not path.exists()
+        folder = MODELS / SHIPPED[str(path)] if known else path
+        kind_of(folder)  # refused before another has judged a long file
+        folders[path.name if short else str(path)] = folder
+    if len(folders) < len(given):
+        raise UserError("--checkpoint: one is given twice")
+    return folders
+
+
+def default_checkpoint(args: Namespace) -> Path:
+    """Return one's own LoRA run; the student that ships where there is none and none is named."""
+    own = run_folder(args, "LoRA")
+    if own.exists() or args.mode != "predict" or args.given & {"gpt_variant", "sr_no", "out_dir"}:
+        return own
+    student, teacher = (summary(read_metrics(MODELS / SHIPPED[name])[DEV]) for name in SHIPPED)
+    note = f"note: the student that ships, taught by smollm2 on CoLA; accuracy on {DEV} {student}"
+    print(f"{note}; of its teacher (--checkpoint smollm2) {teacher}", file=sys.stderr)
+    return MODELS / SHIPPED["student"]
 
 
 def chosen_decision(name: str, folder: Path, args: Namespace) -> Decision:

@@ -3,14 +3,15 @@
     python -m bench.trace --mode LoRA --gpt_variant nano --max_steps 3 --out_dir DIR
 
 It runs run.py with these options in this process, and lists the project's files that the run has
-loaded, each with its lines. A function counts where it is first entered. What a module does while
-it is imported, lambdas and comprehensions do not count.
+loaded, each with its lines. A function counts where it is first entered. Bodies of modules and of
+classes, lambdas and comprehensions do not count.
 """
 
 import argparse
 import importlib
 import sys
 import threading
+from inspect import CO_OPTIMIZED
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -30,14 +31,14 @@ def main() -> int:
 
     def note(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if event == "call" and is_ours(code.co_filename) and not code.co_name.startswith("<"):
+        is_function = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<")
+        if event == "call" and is_function and is_ours(code.co_filename):
             met.setdefault((code.co_filename, code.co_qualname))
 
     threading.setprofile(note)
     sys.setprofile(note)
     status = importlib.import_module("run").main(options)
     sys.setprofile(None)
-    threading.setprofile(None)
     entered = [file for file, _ in met]
     loaded = {str(getattr(module, "__file__", "")) for module in list(sys.modules.values())}
     lines = {file: len(Path(file).read_text().splitlines()) for file in loaded if is_ours(file)}
@@ -52,8 +53,7 @@ def main() -> int:
 
 def is_ours(file: str) -> bool:
     """Return whether a file is one of the project's that run."""
-    inner = Path(file).relative_to(PROJECT).parts if Path(file).is_relative_to(PROJECT) else ()
-    return bool(inner) and (inner[0] == "support" or len(inner) == 1)
+    return Path(file).parent == PROJECT or Path(file).is_relative_to(PROJECT / "support")
 
 
 if __name__ == "__main__":

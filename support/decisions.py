@@ -11,7 +11,7 @@ class Decision(NamedTuple):
 
     By default both are softmax's: "acceptable" is what has a margin above 0, where p is 0.5. A
     student that had held-out sentences has two thresholds, of which a rule chooses, and
-    p(acceptable) = sigmoid(slope * margin + intercept); `support.teaching.linear_discriminant`.
+    p(acceptable) = sigmoid(slope * margin + intercept); `distil.linear_discriminant`.
     """
 
     rule: str | None = None

@@ -37,8 +37,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {  # by mode, what differs from 
         "rnn": {"student_width": 256},
     },
 }  # fmt: skip
-HINTS_COST = "on two cores smollm2 takes about 3 h and 5 GiB; with --transfer_file 2 h and 2.5 GiB"
-OUTSIDE = (  # a run's identity
+HINTS_COST = "on two cores smollm2 takes 3 to 4 h and 5 GiB; with --transfer_file 2 h and 2.5 GiB"
+NOT_IN_IDENTITY = (  # of a run
     "mode", "sr_no", "gpt_variant", "out_dir", "device", "precision", "data_dir", "recipe",
     "overwrite", "teacher", "transfer_file",
 )  # fmt: skip
@@ -215,7 +215,7 @@ def settings_of(args: Namespace, mode: str) -> dict[str, Any]:
     parser = parser_of(mode)
     parser.set_defaults(**RECIPES[args.recipe].get(mode, {}))
     values = vars(parser.parse_known_args(args.argv)[0])  # of `all` it knows what is its own
-    settings = {name: value for name, value in values.items() if name not in OUTSIDE}
+    settings = {name: value for name, value in values.items() if name not in NOT_IN_IDENTITY}
     if mode == "LoRA":
         settings["lora_alpha"] = settings["lora_alpha"] or settings["lora_rank"]
     return settings

@@ -20,6 +20,7 @@ from data_utils import UNLABELLED, tokenize
 from distil import (
     distillation,
     identity_rules,
+    linear_discriminant,
     set_threshold,
     start_embedding,
     with_answers,
@@ -35,7 +36,7 @@ from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import CPU
 from support.errors import UserError
 from support.options import RULES
-from support.teaching import HELD_OUT, hold_out, linear_discriminant
+from support.teaching import HELD_OUT, hold_out
 from train_utils import Counts, predict_logits
 
 

@@ -32,6 +32,7 @@ from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_split
 from support.reporting import describe
 from support.reporting.finished import find_runs
+from support.teaching import written
 
 NANO_RUN = ("--gpt_variant", "nano", "--sr_no", 7)
 QUICK = (*NANO_RUN, "--max_steps", 6, "--epochs", 2, "--batch_size", 32)
@@ -168,6 +169,7 @@ def test_a_folder_that_bears_a_hubs_name_is_told(call, tmp_path, data, mode):
     metrics = read_metrics(tmp_path / f"checkpoints/{mode}_gpt2_22915")
     assert (metrics["base"]["name"], metrics["base"]["kind"]) == ("gpt2", "folder")
     assert metrics["identity"]["base"] == metrics["base"]["fingerprint"]
+    assert (tmp_path / "plots" / f"{mode}_gpt2_22915_loss.png").exists()
 
 
 def test_several_sr_no_train_what_each_alone_does_and_give_one_report(demo, call, tmp_path):
@@ -236,8 +238,8 @@ def test_what_is_replaced_after_its_fingerprint_was_taken_is_refused(
         path.write_text("The dogs chased a cat.\nHe smiled.\n")
         return sentences_of_file(path, *rest)
 
-    sentences_of_file = distil.sentences_of_file
-    monkeypatch.setattr(distil, "sentences_of_file", read)
+    sentences_of_file = written.sentences_of_file
+    monkeypatch.setattr(written, "sentences_of_file", read)
     assert f"mine.txt: {words}" in refusal(call(*distilled))
     monkeypatch.setattr(distil, "teacher_fingerprint", lambda *_: "that of another")
     assert f"{teacher[1]}: {words}" in refusal(call(*distilled))
@@ -256,7 +258,7 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
     few = ("--transfer_source", "written", "--transfer_size", 20, "--held_out", 200)
     teacher = ("--teacher", checkpoint(demo.folder, "LoRA"), "--hint_weight", 0)
     options = ("--mode", "distil", *demo.options, *few, *teacher)
-    corpora, written_sentences = [], distil.written_sentences
+    corpora, written_sentences = [], written.written_sentences
 
     def watched(base, key, corpus, *rest):
         corpora.append(corpus)
@@ -265,7 +267,7 @@ def test_a_base_writes_after_no_held_out_sentence_and_another_rule_is_another_ru
     with monkeypatch.context() as earlier:
         earlier.setitem(distil.IDENTITY_RULES, "bias", "as many as there are")
         earlier.setitem(distil.IDENTITY_RULES, "prompts", "any training sentence")
-        earlier.setattr("distil.written_sentences", watched)
+        earlier.setattr(written, "written_sentences", watched)
         done(call(*options))
     (corpus,) = corpora
     assert len(corpus["held_out"]) == 200

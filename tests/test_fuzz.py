@@ -28,12 +28,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_utils import Split, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
-from predict import load_model, read_sentences, threshold_note
+from predict import MODELS, load_model, read_sentences, threshold_note
 from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints.adapters import read_config, write_adapter
-from support.checkpoints.shipped import MODELS
 from support.checkpoints.students import decision_of, kind_of, read_decision, save_student
 from support.corpus import DEV, SPLITS, read_split
 from support.devices import CPU

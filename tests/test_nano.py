@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -13,28 +14,13 @@ from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS, TRAIN
 
 
 @pytest.fixture(scope="module")
-def pretraining() -> list[str]:
-    """The sentences that nano was pretrained on, made again from the seed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(NANO)
-        from make_nano import labelled_corpus, pretraining_sentences
-
-    return pretraining_sentences(labelled_corpus())
-
-
-@pytest.fixture(scope="module")
-def splits() -> dict[str, list[list[str]]]:
-    """The committed lines of each split, cut at the tabs."""
-    rows = {}
-    for split in SPLITS:
-        with open(NANO / "corpus" / "raw" / f"{split}.tsv", encoding="utf-8", newline="") as file:
-            rows[split] = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return rows
-
-
-@pytest.fixture(scope="module")
-def sentences(splits) -> dict[str, set[str]]:
-    return {split: {row[3] for row in rows} for split, rows in splits.items()}
+def lines() -> pd.DataFrame:
+    """The committed lines of every split, cut at the tabs: CoLA's four columns."""
+    as_it_is = {"header": None, "quoting": csv.QUOTE_NONE, "dtype": str, "keep_default_na": False}
+    files = {split: NANO / "corpus" / "raw" / f"{split}.tsv" for split in SPLITS}
+    tables = {split: pd.read_csv(file, sep="\t", **as_it_is) for split, file in files.items()}
+    table = pd.concat(tables, names=["split"]).reset_index(level="split")
+    return table.set_axis(["split", "source", "label", "mark", "sentence"], axis="columns")
 
 
 def test_rebuilding_the_corpus_gives_the_committed_bytes(tmp_path):
@@ -45,44 +31,37 @@ def test_rebuilding_the_corpus_gives_the_committed_bytes(tmp_path):
         assert (tmp_path / f"{split}.tsv").read_bytes() == committed.read_bytes()
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_every_line_has_colas_four_columns(splits, split):
-    for row in splits[split]:
-        assert len(row) == 4
-        code, label, mark, sentence = row
-        assert code
-        assert (label, mark) in {("1", ""), ("0", "*")}
-        assert sentence[0].isupper()
-        assert sentence[-1] in ".?"
-        assert 4 <= len(sentence.split()) <= 14
+def test_every_line_is_a_sentence_with_its_label_and_none_occurs_twice(lines):
+    assert set(zip(lines["label"], lines["mark"], strict=True)) == {("1", ""), ("0", "*")}
+    assert lines["source"].ne("").all()
+    assert lines["sentence"].str.fullmatch("[A-Z].*[.?]").all()
+    assert lines["sentence"].str.split().str.len().between(4, 14).all()
+    assert lines["sentence"].is_unique
 
 
-def test_dev_sets_have_a_thousand_sentences_and_labels_are_balanced(splits):
-    assert min(len(splits[DEV]), len(splits[OUT_OF_DOMAIN])) >= 1000
-    for rows in splits.values():
-        assert 0.49 < sum(row[1] == "1" for row in rows) / len(rows) < 0.51
+def test_dev_sets_have_a_thousand_sentences_and_labels_are_balanced(lines):
+    assert lines["split"].value_counts()[[DEV, OUT_OF_DOMAIN]].min() >= 1000
+    assert lines["label"].eq("1").groupby(lines["split"]).mean().between(0.49, 0.51).all()
 
 
-def test_no_sentence_occurs_twice(splits, sentences):
-    assert len(set.union(*sentences.values())) == sum(map(len, splits.values()))
-
-
-def test_phenomena_of_the_two_domains_are_disjoint(splits):
-    codes = {
-        split: {label: {row[0] for row in rows if row[1] == label} for label in "01"}
-        for split, rows in splits.items()
-    }
+def test_phenomena_of_the_two_domains_are_disjoint(lines):
+    phenomena = lines.groupby(["split", "label"])["source"].agg(set)
     for split in SPLITS:  # each phenomenon has sentences of both labels
-        assert codes[split]["0"] == codes[split]["1"]
-        assert len(codes[split]["0"]) > 3
-    assert codes[TRAIN] == codes[DEV]
-    assert codes[DEV]["0"].isdisjoint(codes[OUT_OF_DOMAIN]["0"])
+        assert phenomena[split, "0"] == phenomena[split, "1"]
+        assert len(phenomena[split, "0"]) > 3
+    assert phenomena[TRAIN, "0"] == phenomena[DEV, "0"]
+    assert phenomena[DEV, "0"].isdisjoint(phenomena[OUT_OF_DOMAIN, "0"])
 
 
-def test_no_dev_sentence_and_no_unacceptable_one_was_pretrained_on(pretraining, splits, sentences):
+def test_no_dev_sentence_and_no_unacceptable_one_was_pretrained_on(lines, monkeypatch):
+    """The sentences that nano was pretrained on are made again from the seed."""
+    monkeypatch.syspath_prepend(NANO)
+    from make_nano import labelled_corpus, pretraining_sentences
+
+    pretraining = pretraining_sentences(labelled_corpus())
     assert len(set(pretraining)) == len(pretraining)
-    unacceptable = {row[3] for rows in splits.values() for row in rows if row[1] == "0"}
-    assert (sentences[DEV] | sentences[OUT_OF_DOMAIN] | unacceptable).isdisjoint(pretraining)
+    unseen = lines[lines["label"].eq("0") | lines["split"].ne(TRAIN)]
+    assert not unseen["sentence"].isin(pretraining).any()
 
 
 def test_the_folder_stays_small():

@@ -13,12 +13,10 @@ from conftest import PROJECT, refusal
 
 from bench.shipping import card, compact
 from data_utils import load_corpus
-from distil import set_threshold
-from predict import chosen_decision, load_model
+from distil import set_threshold, teacher_fingerprint
+from predict import MODELS, SHIPPED, chosen_checkpoints, chosen_decision, load_model
 from student import load_student
 from support.bases import find_base
-from support.checkpoints.adapters import teacher_fingerprint
-from support.checkpoints.shipped import MODELS, SHIPPED, chosen_checkpoints
 from support.checkpoints.students import expand, kind_of, read_decision
 from support.corpus import DEV
 from support.devices import CPU

@@ -26,10 +26,15 @@ from support.bases import find_base, load_language_model, load_tokenizer, token_
 from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU, choose_device
 from support.errors import UserError
-from support.teaching import HELD_OUT, edited_sentences, hold_out, written_sentences
+from support.teaching import HELD_OUT, edited_sentences, hold_out
 from support.teaching.continuations import continuations
 from support.teaching.edits import bare, variations, words_and_marks
-from support.teaching.written import examples_of, sentence_tokens, sentences_of_file
+from support.teaching.written import (
+    examples_of,
+    sentence_tokens,
+    sentences_of_file,
+    written_sentences,
+)
 
 
 @pytest.fixture(scope="module")
@@ -295,16 +300,17 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
     base, nano_corpus, written, tmp_path, capfd, monkeypatch
 ):
     made, path = written
-    lock = FileLock(tmp_path / path.with_suffix(".lock").name, thread_local=False)
+    held = threading.Event()
 
-    def finish():
-        time.sleep(1.5)
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        lock.release()
+    def hold():
+        with FileLock(tmp_path / path.with_suffix(".lock").name):
+            held.set()
+            time.sleep(1.5)
+            (tmp_path / path.name).write_bytes(path.read_bytes())
 
-    lock.acquire()
-    other = threading.Thread(target=finish)
+    other = threading.Thread(target=hold)
     other.start()
+    held.wait()
     monkeypatch.setattr(support.teaching.written, "write", None)  # nothing is left to write
     assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
     other.join()

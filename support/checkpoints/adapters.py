@@ -1,6 +1,5 @@
 """Read and write LoRA adapters in PEFT's format, and tell which base each was trained on."""
 
-from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from support.bases import Base, base_fingerprint, find_base, load_backbone
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
 from support.fingerprints import tensors_fingerprint
-from support.runs import check_finished
 
 BASE = "base_sha256"  # in the metadata
 # What every version of PEFT writes, and what makes an adapter one of a classifier.
@@ -91,10 +89,6 @@ def read_config(path: Path) -> tuple[LoraConfig, str]:
     return config, str(entries.get("base_model_name_or_path") or "")
 
 
-# ---------------------------------------------------------------------------------------------
-# Whose base, whose teacher
-
-
 def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tuple[Base, str]:
     """Return the base for an adapter, and the fingerprint of the one that it was trained on.
 
@@ -108,19 +102,3 @@ def find_own_base(saved: SavedAdapter, folder: Path, variant: str | None) -> tup
         own = find_base(saved.base_name) if saved.base_name else base
         trained_on = base_fingerprint(load_backbone(own.folder))
     return base, trained_on
-
-
-def teacher_fingerprint(folder: Path, options: Namespace) -> str:
-    """Return the fingerprint of a run's teacher, without loading its base where its files tell."""
-    check_finished(folder)
-    if not (folder / CONFIG).exists():
-        advice = "--teacher wants the folder of a LoRA run"
-        if not options.teacher:
-            advice = (
-                f"run: python run.py --mode LoRA --gpt_variant {options.gpt_variant} "
-                f"--sr_no {options.sr_no} --out_dir {options.out_dir}, or name one with --teacher"
-            )
-        raise UserError(f"{folder}: no teacher there; {advice}")
-    saved = read_adapter(folder)
-    trained_on = saved.base_fingerprint or find_own_base(saved, folder, options.gpt_variant)[1]
-    return saved.fingerprint(trained_on)

@@ -122,9 +122,12 @@ def save_onnx(
         "slopes": torch.tensor([-decision.slope, decision.slope]),
         "intercept": torch.tensor(decision.intercept),
     }
-    cell, settings, order = ONNX_CELLS[model.rnn.mode]
-    text, width = OPENING, model.rnn.hidden_size
-    for n, weights in enumerate(model.rnn.all_weights, start=1):
+    rnn = model.rnn
+    if type(rnn) not in (nn.RNN, nn.GRU, nn.LSTM) or rnn.bidirectional or not rnn.bias:
+        raise UserError(f"{source}: a student's cell {model.cell} cannot be written as ONNX here")
+    cell, settings, order = ONNX_CELLS[rnn.mode]
+    text, width = OPENING, rnn.hidden_size
+    for n, weights in enumerate(rnn.all_weights, start=1):
         text += LAYER.format(n=n, before=n - 1, cell=cell, settings=settings, width=width)
         gates = (tensor.chunk(len(order)) for tensor in weights)
         W, R, b, c = (torch.cat([some[gate] for gate in order]) for some in gates)

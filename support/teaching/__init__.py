@@ -1,14 +1,11 @@
 """Teaching: on which sentences is a student taught, and what does its teacher answer for them?
 
-Sentences that nobody has labelled, edited or written by the base; logits, and hints at every token.
+Sentences that nobody has labelled, edited or written by the base (written.py, which is imported
+where a base writes); logits, and hints at every token.
 """
 
 from support.teaching.answers import leading_components, teacher_answers
 from support.teaching.edits import edited_sentences
-from support.teaching.holding import HELD_OUT, hold_out, linear_discriminant
-from support.teaching.written import sentences_of_file, written_sentences
+from support.teaching.holding import HELD_OUT, hold_out
 
-__all__ = [
-    "HELD_OUT", "edited_sentences", "hold_out", "leading_components", "linear_discriminant",
-    "sentences_of_file", "teacher_answers", "written_sentences",
-]  # fmt: skip
+__all__ = ["HELD_OUT", "edited_sentences", "hold_out", "leading_components", "teacher_answers"]
