@@ -10,12 +10,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, classifier, padded_logits, trained
+from conftest import NANO, classifier, packed_copy, padded_logits, trained
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2Model
 from transformers import GPT2ForSequenceClassification as Reference
 
-from data_utils import Split, pack, tokenize
+from data_utils import Split, load_corpus, pack, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora, peft_settings
 from model import Classifier
@@ -299,3 +299,19 @@ def test_the_fingerprint_tells_base_scaling_and_weights(saved, adapter, tmp_path
     tensors[PREFIX + "score.weight"][0, 0] += 1
     write_tensors(adapter / "adapter_model.safetensors", tensors, {})
     assert len({original, scaled, load_adapter(adapter).fingerprint}) == 3
+
+
+def test_at_full_size_logits_are_hugging_faces_and_with_an_adapter_pefts(
+    tmp_path, cola, tokenizer, random_base
+):
+    """GPT-2 base's size, 50 real sentences."""
+    split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"].chosen(np.arange(50))
+    ours = packed_copy(random_base)
+    untrained = padded_logits(random_base, tokenizer, split.sentences)
+    torch.testing.assert_close(predict_logits(ours, split, CPU), untrained, atol=1e-5, rtol=1e-5)
+    add_lora(ours, published_config(ours))
+    save(trained(ours).eval(), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(deepcopy(random_base), tmp_path).eval()
+    expected = padded_logits(theirs, tokenizer, split.sentences)
+    assert (expected - untrained).abs().min() > 1e-3  # what is compared is the adapter's doing
+    torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-4, rtol=1e-4)
