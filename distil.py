@@ -12,8 +12,9 @@ A teacher that knows its training sentences by heart has little to add on those.
 transfer set: sentences that nobody has labelled but the teacher (support/teaching/).
 
 One answer a sentence is still little. Hints (FitNets, Romero et al. 2015, section 2.2,
-https://arxiv.org/abs/1412.6550) are the leading components of the teacher's final hidden state at
-every token (support/teaching/answers.py). A linear projection P of the student's state learns them:
+https://arxiv.org/abs/1412.6550) are the leading principal components of the teacher's final hidden
+state at every token (support/teaching/answers.py). A linear projection P of the student's state
+learns them:
 
     hint_weight * mean over tokens and components of (P student's state - hints)^2
 
@@ -63,10 +64,12 @@ from train_utils import (
 )
 
 LEAST_SLOPE = 1e-3  # far below that of a student which has learnt anything
-IDENTITY_RULES = {  # entries of a run's identity: what another rule made is another run
-    "bias": "as learnt",  # a threshold stands beside the logits; once, it was moved to 0
-    "copies": "left out",  # of training sentences that equal one held out
-    "prompts": "none held out",  # of the training sentences that the base writes after
+# Earlier versions trained students differently under the same options. These entries of a run's
+# identity keep their runs from being taken for today's.
+IDENTITY_RULES = {
+    "bias": "as learnt",  # earlier, it was changed so that the threshold became 0
+    "copies": "left out",  # training sentences that equal one held out; earlier, they stayed
+    "prompts": "none held out",  # the base is prompted with; earlier, with any training sentence
 }
 
 
@@ -75,7 +78,7 @@ IDENTITY_RULES = {  # entries of a run's identity: what another rule made is ano
 
 
 def distillation(temperature: float, kd_alpha: float) -> Loss:
-    """Return the loss above.
+    """Return the loss of Hinton et al., whose formula stands at the top of this file.
 
     The KD term is the mean over all sentences of the batch, the cross-entropy the mean over its
     labelled ones.
@@ -97,10 +100,10 @@ def distillation(temperature: float, kd_alpha: float) -> Loss:
 class HintLoss(nn.Module):
     """The loss of hints: a share of the mean over the tokens of a whole batch."""
 
-    def __init__(self, width: int, hints: int, weight: float):
-        """Make a projection of states (tokens, width) to hints (tokens, hints)."""
+    def __init__(self, student_width: int, hint_width: int, weight: float):
+        """Make a projection of states (tokens, student_width) to hints (tokens, hint_width)."""
         super().__init__()
-        self.projection = nn.Linear(width, hints)
+        self.projection = nn.Linear(student_width, hint_width)
         self.weight = weight
 
     def forward(self, outputs: Outputs, batch: Batch, counts: Counts) -> Tensor:
@@ -137,7 +140,7 @@ def with_transfer_set(
         folder = options.out_dir / "transfer"
         made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
     sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
-    # Only those of a file may be too long: the rest was looked at.
+    # Only sentences of a file may be too long: the others are known to be short enough.
     lines, source = [0] * len(train) + list(made.values()), str(options.transfer_file)
     train = tokenize(base.tokenizer, sentences, labels, base.max_length, source, lines)
     return {**corpus, TRAIN: train}
@@ -183,7 +186,7 @@ def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
     student.embedding.weight[:-1, : start.shape[1]] = start
 
 
-def set_threshold(
+def choose_threshold(
     student: DistilRNN, held_out: Split | None, rule: str, device: Device
 ) -> Decision:
     """Return where a student decides, by a rule of `linear_discriminant` on held-out sentences.
@@ -231,7 +234,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
     teacher_folder = options.teacher or run_folder(options, "LoRA")
-    key, unknown = None, {}  # a finished run is shown without its teacher
+    key, unknown = None, {}  # a finished run is shown also where its teacher is missing
     try:
         key = teacher_fingerprint(teacher_folder, options)
     except UserError as error:
@@ -261,7 +264,8 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             corpus = with_transfer_set(options, base, teacher.base_fingerprint, corpus, device)
             if not rules.items() >= file_rule(options).items():
                 raise replaced(options.transfer_file)
-            keep_freed_memory()  # not before: a writer's batches differ in size, and leave holes
+            # Not before the base has written: its batches differ in size, and fragment the memory.
+            keep_freed_memory()
             corpus = with_answers(options, corpus, teacher.model, key, device)
 
             student = new_student(options, corpus, device)
@@ -273,7 +277,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
                 hint_loss = HintLoss(options.student_width, width, options.hint_weight)
                 hint_loss.to(device.torch)
             del teacher  # its memory
-            finish(run, Training(student, corpus, loss, options, device, hint_loss), base)
+            train_and_save(run, Training(student, corpus, loss, options, device, hint_loss), base)
     show_run(folder)
     return folder
 
@@ -289,16 +293,16 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             keep_freed_memory()
             corpus = hold_out(corpus, options.held_out)
             student = new_student(options, corpus, device)
-            finish(run, Training(student, corpus, cross_entropy, options, device), base)
+            train_and_save(run, Training(student, corpus, cross_entropy, options, device), base)
     show_run(folder)
     return folder
 
 
-def finish(run: Run, training: Training, base: Base) -> None:
+def train_and_save(run: Run, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
     progress = train(training, run.folder)
-    decision = set_threshold(student, held_out, training.options.threshold, training.device)
+    decision = choose_threshold(student, held_out, training.options.threshold, training.device)
     save_student(student, base, run.folder, decision)
     results, predictions = evaluate(student, training.corpus, training.device, decision)
     counts = count_parameters(student)

@@ -63,16 +63,17 @@ def published_config(
     """Return the published recipe's LoRA of a classifier; its alpha is the rank unless given.
 
     What trains is every linear layer of every block with its bias, the final norm, and the head.
-    PEFT matches ``modules_to_save`` by the end of a name, and blocks have norms too: the final norm
-    is named from the top, but for GPT-2's, whose name no block has.
+    PEFT compares ``modules_to_save`` with the end of a name. The name ``norm`` would also match
+    norms inside of blocks, so the final norm has its full name here (``model.norm``). GPT-2's
+    ``ln_f`` is the only one of its name.
     """
     named = dict(model.named_modules())
     depth = model.backbone.config.num_hidden_layers
     lists = [name for name, module in named.items() if isinstance(module, nn.ModuleList)]
-    name = next(name for name in lists if len(named[name]) == depth)  # of the blocks
-    layers = [name.rpartition(".")[2] for name, m in named[name].named_modules() if is_linear(m)]
+    blocks = next(name for name in lists if len(named[name]) == depth)
+    layers = [n.rpartition(".")[2] for n, m in named[blocks].named_modules() if is_linear(m)]
     norms = [n for n, m in named.items() if "Norm" in type(m).__name__]
-    final = [norm for norm in norms if not norm.startswith(f"{name}.")][-1:]
+    final = [norm for norm in norms if not norm.startswith(f"{blocks}.")][-1:]
     return LoraConfig(
         target_modules=list(dict.fromkeys(layers)),
         r=r,
@@ -100,8 +101,9 @@ class Teacher(NamedTuple):
 
 
 def load_teacher(folder: Path, variant: str | None = None, merged: bool = True) -> Teacher:
-    """Load a saved LoRA classifier, ours or PEFT's, merged and frozen; else its layers train.
+    """Load a saved LoRA classifier, ours or PEFT's.
 
+    It is merged and frozen, or keeps its LoRA layers, which can train, where not ``merged``.
     ``variant`` names the base; None takes the one that the adapter names. Another base than the
     adapter was trained on is refused.
     """

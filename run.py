@@ -19,7 +19,7 @@ def dispatch(args: argparse.Namespace) -> None:
     """Run the mode; what it needs is imported here."""
     if args.mode in TRAINING:
         with process_group():
-            train(args)
+            train_runs(args)
     if not is_main() or args.mode in ("LoRA", "distil", "rnn"):
         return
     if args.mode == "gen":
@@ -33,7 +33,7 @@ def dispatch(args: argparse.Namespace) -> None:
     run(args)
 
 
-def train(args: argparse.Namespace) -> None:
+def train_runs(args: argparse.Namespace) -> None:
     """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
     from data_utils import load_corpus
     from support.bases import find_base
@@ -42,12 +42,12 @@ def train(args: argparse.Namespace) -> None:
     with together():
         base = find_base(args.gpt_variant, weights=args.mode != "rnn")
         corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
-    if base.kind == "folder":  # which stands before the hub's base of its name
+    if base.kind == "folder":  # which takes precedence over the hub's base of that name
         print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
     if args.mode != "LoRA":
         from support.teaching import hold_out
 
-        # Every student holds out as many: refused here, not when a teacher has been trained.
+        # Too large a --held_out fails now, and not after hours of training a teacher.
         hold_out(corpus, settings_of(args, "rnn")["held_out"])
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)
     for sr_no, mode in product(args.sr_nos, modes):
@@ -102,6 +102,7 @@ def interrupted(args: argparse.Namespace) -> int:
     """Print how to go on; return the exit status."""
     again = ""
     if args.mode in TRAINING:
+        # With it, what this command has finished already would be trained again.
         without = " without --overwrite" if args.overwrite else ""
         again = f"; the same command{without} goes on from the last save"
     if is_main():

@@ -55,13 +55,16 @@ class Counts(NamedTuple):
         )
 
 
-# A function of logits (sentences, 2), of what has these sentences' labels and teacher_logits, and
-# of the counts of the whole batch: what these sentences add to the batch's mean.
+# Takes logits (sentences, 2), the batch or split with their labels and teacher_logits, and the
+# counts of the whole batch. Returns what these sentences add to the mean over the whole batch.
 Loss = Callable[[Tensor, Batch | Split, Counts], Tensor]
 
 
 def cross_entropy(logits: Tensor, examples: Batch | Split, counts: Counts) -> Tensor:
-    """Return cross-entropy (nats), the mean over the labelled sentences."""
+    """Return what these sentences add to the batch's mean cross-entropy (nats).
+
+    The mean is over the labelled sentences of the batch.
+    """
     summed = F.cross_entropy(logits, examples.labels, ignore_index=UNLABELLED, reduction="sum")
     return summed / max(counts.labelled, 1)
 
@@ -81,7 +84,7 @@ class Training(NamedTuple):
     hint_loss: nn.Module | None = None  # a second loss, of hidden states: distil.HintLoss
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return what trains, by name."""
+        """Return what trains, by name: of the model, and of the hints' loss its projection."""
         modules = (self.model, *([self.hint_loss] if self.hint_loss else []))
         return {n: p for m in modules for n, p in m.named_parameters() if p.requires_grad}
 
@@ -89,20 +92,21 @@ class Training(NamedTuple):
 def train(training: Training, folder: Path) -> Progress:
     """Train with Adam what requires a gradient, and leave the best epoch's weights in the model.
 
-    ``options.monitor`` on in_domain_dev chooses it. The state in ``folder`` is kept up to date, and
-    gone on from where there is one. SIGINT and SIGTERM raise KeyboardInterrupt between two steps,
-    the state saved.
+    ``options.monitor`` on in_domain_dev chooses it. The state is saved in ``folder``; a training
+    that was interrupted there is resumed. SIGINT and SIGTERM raise KeyboardInterrupt between two
+    steps, when the state has been saved.
     """
     options, split, parameters = training.options, training.corpus[TRAIN], training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=options.lr, fused=True)
+    # Where the folder has a state, this reads it into the parameters and the optimizer.
     state = SavedState(folder, parameters, optimizer, lesson_fingerprint(split))
     progress = state.progress
-    if progress.steps:
+    if progress.steps and not progress.stopped:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
     with interruptible() as interruption:
         while not progress.stopped:
             train_epoch(training, optimizer, state, interruption)
-            row, note = finished_epoch(training, progress)
+            row, note = evaluate_epoch(training, progress)
             progress.finish_epoch(row, options.monitor)
             if progress.best_epoch == progress.epoch:
                 state.keep_best()
@@ -144,18 +148,18 @@ def train_epoch(
             results.append((result, counts))
             stop = any_process(interruption.requested)
             if stop or len(results) == READ_EVERY.get(training.device.torch.type, 1):
-                began = count(results, progress, began, bar)
+                began = add_to_progress(results, progress, began, bar)
                 if stop or state.is_old():
                     state.save()
             if stop:
                 raise KeyboardInterrupt
-        count(results, progress, began, bar)
+        add_to_progress(results, progress, began, bar)
 
 
-def count(
+def add_to_progress(
     results: list[tuple[Tensor, Counts]], progress: Progress, began: float, bar: tqdm
 ) -> float:
-    """Add steps' results to the progress, and the time since ``began``; return the time now."""
+    """Add the results of steps, which are then cleared, and the time; return the time now."""
     for result, counts in results:
         loss, correct, hint_loss = result.tolist()
         progress.steps += 1
@@ -190,7 +194,7 @@ def batches_left(options: Namespace, progress: Progress, sentences: int) -> Iter
 
 
 def learning_rate(options: Namespace, step: int, sentences: int) -> float:
-    """Return the rate of a step, counted from 0; "linear" falls to 0 at the end of the last."""
+    """Return the rate of a step, counted from 0; "linear" reaches 0 after the last step."""
     if options.lr_schedule == "constant":
         return options.lr
     steps = options.epochs * math.ceil(sentences / options.batch_size)
@@ -236,7 +240,7 @@ def accumulate_gradients(training: Training, indices: np.ndarray) -> tuple[Tenso
     return result, counts
 
 
-def finished_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
+def evaluate_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
     """Evaluate on in_domain_dev; return the epoch's row of history.csv, and a remark if any.
 
     ``val_loss`` is ``training.loss`` on in_domain_dev, comparable with ``train_loss``; the loss of

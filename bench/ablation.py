@@ -10,7 +10,7 @@ on in_domain_dev alone. `teacher` is the correlation of the student's margins (l
 with its teacher's: no label has a part in it. Would another bias help? `best` is the MCC at the
 threshold that is best on in_domain_dev itself: no bias, however it is fitted, can be worth more.
 `fitted` is the MCC at the threshold that is best on a half of in_domain_dev, judged on the other,
-the mean of 200 halves; a student's own threshold is set otherwise (`distil.set_threshold`).
+the mean of 200 halves; a student's own threshold is set otherwise (`distil.choose_threshold`).
 """
 
 import argparse

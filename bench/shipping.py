@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.results import RESULTS, markdown
 from data_utils import Split, load_corpus
-from distil import set_threshold
+from distil import choose_threshold
 from finetune import load_teacher
 from predict import MODELS
 from student import load_student
@@ -108,7 +108,7 @@ def ship(run: Path, target: Path) -> None:
         shutil.copyfile(run / "config.json", target / "config.json")
         model = load_student(target)
         held_out = hold_out(corpus, facts["arguments"]["held_out"]).get(HELD_OUT)
-        decision = set_threshold(model, held_out, facts["arguments"]["threshold"], CPU)
+        decision = choose_threshold(model, held_out, facts["arguments"]["threshold"], CPU)
         config = read_json(run / "config.json") | config_entries(decision)
         write_json(target / "config.json", config)
         facts |= decision.entries()

@@ -114,7 +114,7 @@ def parser_of(mode: str) -> Parser:
         add("--precision", "fp32; bf16 where the GPU has it", choices=("fp32", "bf16"))
     if mode in TRAINING:
         add("--data_dir", "a folder in CoLA's layout [cola_public; nano's own]", type=path)
-        add("--batch_size", "sentences an optimiser step, of all processes", 128, type=count)
+        add("--batch_size", "sentences per optimiser step, of all processes", 128, type=count)
         add("--lr", "Adam's learning rate", 1e-3, type=positive)
         add("--epochs", "passes over the corpus [LoRA 10, a student 5]", type=count)
         parser.set_defaults(epochs=10 if mode == "LoRA" else 5)

@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from data_utils import UNLABELLED, tokenize
 from distil import (
+    choose_threshold,
     distillation,
     identity_rules,
     linear_discriminant,
-    set_threshold,
     start_embedding,
     with_answers,
     with_transfer_set,
@@ -100,7 +100,7 @@ def test_thresholds_and_probabilities_are_those_of_a_linear_discriminant(nano_co
     margins = margins_of(predict_logits(student, held_out, CPU)).reshape(-1, 1)
     labels = held_out.labels.numpy()
     assert (margins < 0).all()
-    decision = set_threshold(student, held_out, rule, CPU)
+    decision = choose_threshold(student, held_out, rule, CPU)
     assert all(torch.equal(t, before[name]) for name, t in student.state_dict().items())
     p = decision.p_acceptable(margins[:, 0])
     classes = [margins[labels == label, 0] for label in (0, 1)]
@@ -135,7 +135,7 @@ def test_margins_that_divide_the_classes_without_any_spread_have_a_finite_calibr
 
 
 def test_without_held_out_sentences_a_student_decides_by_softmax(nano_corpus):
-    decision = set_threshold(None, None, "balanced", CPU)
+    decision = choose_threshold(None, None, "balanced", CPU)
     logits = predict_logits(classifier(NANO), nano_corpus[DEV].chosen(np.arange(100)), CPU)
     margins = margins_of(logits)
     assert decision.answers(margins).tolist() == logits.argmax(dim=1).tolist()

@@ -1,4 +1,7 @@
-"""Runs: whose is a run's folder, what is its identity, and how does it survive a kill?"""
+"""Runs: whose is a run's folder, what is its identity, and how does it survive a kill?
+
+docs/files.md has the four states of a folder, and what an identity is.
+"""
 
 from support.runs.folder import Run, check_finished, claim, describe_run, run_folder
 from support.runs.resumption import Progress, SavedState, check_finite
