@@ -31,7 +31,10 @@ from train_utils import (
 )
 
 WIDTH = 16
-OPTIONS = Namespace(sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant")
+OPTIONS = Namespace(
+    sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant",
+    epochs=2, patience=3, monitor="mcc", max_steps=None,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +172,15 @@ def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(
 
 def test_a_history_has_the_loss_of_hints(hinted, tmp_path, capsys):
     """It is the mean over the epoch's sentences of what enters each step's loss."""
-    options = vars(OPTIONS) | {"epochs": 2, "patience": 3, "monitor": "mcc", "max_steps": None}
-    losses, still = [], options | {"lr": 1e-30}  # so small that the weights stay
-    row = train(hinted._replace(options=Namespace(**still)), tmp_path / "still").history[0]
+    still = Namespace(**vars(OPTIONS) | {"lr": 1e-30})  # so small that the weights stay
+    row, losses = train(hinted._replace(options=still), tmp_path / "still").history[0], []
     for start in range(0, 300, 32):
         indices = shuffled(300, 1, 0)[start : start + 32]
         result, counts = accumulate_gradients(hinted, indices)
         losses.append(result[2].item() * counts.sentences / 300)
         hinted.model.zero_grad()
     assert row["hint_loss"] == pytest.approx(sum(losses), rel=1e-5)
-    found = train(hinted._replace(options=Namespace(**options)), tmp_path).history
+    found = train(hinted, tmp_path).history
     assert found[1]["hint_loss"] < found[0]["hint_loss"] < row["hint_loss"]
     assert f"hint loss {found[1]['hint_loss']:.4f}" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "history.csv")
