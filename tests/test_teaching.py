@@ -29,7 +29,7 @@ from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.teaching import HELD_OUT, edited_sentences, hold_out
 from support.teaching.continuations import continuations
-from support.teaching.edits import bare, variations, words_and_marks
+from support.teaching.edits import bare
 from support.teaching.written import (
     examples_of,
     sentence_tokens,
@@ -104,23 +104,15 @@ def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypa
 # Edits
 
 
-def edits_of(corpus, size: int, max_length: int = 512) -> list[str]:
-    return edited_sentences(corpus, load_tokenizer(NANO), max_length, size, 1)
-
-
-def first(size: int, sentences, sr_no: int) -> list[str]:
-    """The first ``size`` variations."""
-    found = variations(words_and_marks(sentences), set(sentences), sr_no)
-    return list(itertools.islice(found, size))
+def edits_of(corpus, size: int, max_length: int = 512, sr_no: int = 1) -> list[str]:
+    return edited_sentences(corpus, load_tokenizer(NANO), max_length, size, sr_no)
 
 
 def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
-    train = nano_corpus[TRAIN].sentences
-    made = first(3000, train, 1)
-    assert len(set(made)) == 3000
-    assert not set(made) & set(train)
-    assert made == first(3000, train, 1)
-    assert made != first(3000, train, 2)
+    train, made = nano_corpus[TRAIN].sentences, edits_of(nano_corpus, 3000)
+    assert len(set(made) - set(train)) == 3000
+    assert made == edits_of(nano_corpus, 3000)
+    assert made != edits_of(nano_corpus, 3000, sr_no=2)
 
     def words(sentences):
         return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
@@ -131,31 +123,33 @@ def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
 
 def test_no_capital_gives_an_edit_away():
     """A word counts that stands mid-sentence elsewhere, be it with the mark at the end."""
-    made = first(100, ["Cats see dogs.", "Dogs see cats."], 1)
-    assert len(made) > 10
+    made = edits_of(corpus_of("Cats see dogs.", "Dogs see cats."), 10)
     assert all(word.islower() for sentence in made for word in sentence.split()[1:])
 
 
-@pytest.mark.parametrize("sentences", [["Go.", "Dogs see cats."], ["Go."], ["..."]])
-def test_more_edits_than_there_are_is_an_error_with_their_number(sentences):
-    there_are = len(first(1000, sentences, 1))
-    message = f"--transfer_size 600: the training sentences have no more than {there_are} var"
+@pytest.mark.parametrize(
+    ("sentences", "there_are"), [(["Go.", "Dogs see cats."], 20), (["Go."], 1), (["..."], 0)]
+)
+def test_more_edits_than_there_are_is_an_error_with_their_number(sentences, there_are):
+    corpus, size = corpus_of(*sentences), there_are + 1
+    assert len(edits_of(corpus, there_are)) == there_are
+    message = f"--transfer_size {size}: the training sentences have no more than {there_are} var"
     with pytest.raises(UserError, match=message):
-        edits_of(corpus_of(*sentences), 600)
+        edits_of(corpus, size)
 
 
 def test_an_edit_that_is_too_long_for_the_model_is_left_out():
-    tokenizer, sentences = load_tokenizer(NANO), ["The teacher sleeps.", "A cat here sees her."]
-    longest = max(map(len, token_ids(tokenizer, sentences)))
-    made = {}
-    for max_length in (longest, 512):
-        some = edits_of(corpus_of(*sentences), 30, max_length)
-        made[max_length] = dict(zip(some, map(len, token_ids(tokenizer, some)), strict=True))
-    assert len(made[longest]) == len(made[512]) == 30
-    assert max(made[512].values()) > longest  # there is something to leave out
-    assert max(made[longest].values()) == longest
-    fitting = [sentence for sentence, n in made[512].items() if n <= longest]
-    assert list(made[longest])[: len(fitting)] == fitting
+    corpus = corpus_of("The teacher sleeps.", "A cat here sees her.")
+    longest = int(corpus[TRAIN].seqlens.max())
+
+    def fits(sentence: str) -> bool:
+        return len(load_tokenizer(NANO).encode(sentence).ids) <= longest
+
+    fitting = list(filter(fits, edits_of(corpus, 30)))
+    made = edits_of(corpus, 30, longest)
+    assert len(fitting) < 30
+    assert made[: len(fitting)] == fitting
+    assert all(map(fits, made))
 
 
 def test_no_edit_of_cola_is_a_sentence_of_a_dev_set(cola, tokenizer):
