@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import support.teaching.written
 from data_utils import load_corpus, tokenize
-from support.bases import find_base, load_language_model, load_tokenizer, token_ids
+from support.bases import find_base, load_language_model, token_ids
 from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU, choose_device
 from support.errors import UserError
@@ -37,16 +37,13 @@ from support.teaching.written import (
     written_sentences,
 )
 
-
-@pytest.fixture(scope="module")
-def base():
-    return find_base("nano")
+BASE = find_base("nano")
 
 
 def corpus_of(*sentences) -> dict:
     """Return three splits of the same sentences, all of them acceptable."""
     labels = [1] * len(sentences)
-    return {n: tokenize(load_tokenizer(NANO), sentences, labels, 512, n) for n in SPLITS}
+    return {n: tokenize(BASE.tokenizer, sentences, labels, 512, n) for n in SPLITS}
 
 
 def bare_sentences(*splits) -> set[str]:
@@ -72,7 +69,7 @@ def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_c
 
 def test_no_copy_of_a_held_out_sentence_stays_among_the_training_sentences():
     sentences = [f"Cat {n} sat." for n in range(20)] + [f"cat  {n} SAT !" for n in range(20)]
-    train = tokenize(load_tokenizer(NANO), sentences, [0, 1] * 20, 512, "here")
+    train = tokenize(BASE.tokenizer, sentences, [0, 1] * 20, 512, "here")
     corpus = hold_out({TRAIN: train}, 6)
     taken = bare_sentences(corpus[HELD_OUT])
     assert len(corpus[HELD_OUT]) == 6
@@ -86,12 +83,12 @@ def test_five_copies_of_held_out_sentences_are_left_out_of_cola(cola, tokenizer)
     assert (len(corpus[HELD_OUT]), len(corpus[TRAIN])) == (1000, 8551 - 1000 - 5)
 
 
-def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypatch):
+def test_held_out_sentences_are_no_prompts(nano_corpus, tmp_path, monkeypatch):
     corpus, watched = hold_out(nano_corpus, 3000), Mock(wraps=continuations)
     monkeypatch.setattr(support.teaching.written, "continuations", watched)
-    written_sentences(base, "a base", corpus, 300, CPU, tmp_path)
+    written_sentences(BASE, "a base", corpus, 300, CPU, tmp_path)
     ids = [row for call in watched.call_args_list for row in call.args[1]]
-    prompts = base.tokenizer.decode_batch(ids)
+    prompts = BASE.tokenizer.decode_batch(ids)
     examples = {sentence for kind in examples_of(corpus[TRAIN], 512) for sentence in kind}
     assert examples <= set(corpus[TRAIN].sentences)
     assert len(prompts) >= 8
@@ -105,7 +102,7 @@ def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypa
 
 
 def edits_of(corpus, size: int, max_length: int = 512, sr_no: int = 1) -> list[str]:
-    return edited_sentences(corpus, load_tokenizer(NANO), max_length, size, sr_no)
+    return edited_sentences(corpus, BASE.tokenizer, max_length, size, sr_no)
 
 
 def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
@@ -143,7 +140,7 @@ def test_an_edit_that_is_too_long_for_the_model_is_left_out():
     longest = int(corpus[TRAIN].seqlens.max())
 
     def fits(sentence: str) -> bool:
-        return len(load_tokenizer(NANO).encode(sentence).ids) <= longest
+        return len(BASE.tokenizer.encode(sentence).ids) <= longest
 
     fitting = list(filter(fits, edits_of(corpus, 30)))
     made = edits_of(corpus, 30, longest)
@@ -173,15 +170,15 @@ def the_file(folder):
 
 
 @pytest.fixture(scope="module")
-def written(base, nano_corpus, tmp_path_factory):
+def written(nano_corpus, tmp_path_factory):
     """What the base writes, and the file that it is in; no test may change it."""
     folder = tmp_path_factory.mktemp("written")
-    return written_sentences(base, "a base", nano_corpus, 200, CPU, folder), the_file(folder)
+    return written_sentences(BASE, "a base", nano_corpus, 200, CPU, folder), the_file(folder)
 
 
-def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, written, tmp_path):
+def test_written_sentences_are_new_whole_and_the_same_again(nano_corpus, written, tmp_path):
     made, path = written
-    assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
+    assert written_sentences(BASE, "a base", nano_corpus, 200, CPU, tmp_path) == made
     assert the_file(tmp_path).name == path.name
     assert len({bare(s) for s in made} - bare_sentences(*nano_corpus.values())) == 200
     for sentence in made:
@@ -192,22 +189,20 @@ def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, w
 
 @pytest.mark.parametrize("name", [HELD_OUT, DEV])
 def test_no_sentence_of_another_split_is_written_or_made_by_an_edit(
-    base, nano_corpus, written, tmp_path, name
+    nano_corpus, written, tmp_path, name
 ):
     """Nor one in another case, spacing or mark: there are some that would be."""
     written_before, edited_before = written[0], edits_of(nano_corpus, 100)
     taken = written_before[:20] + edited_before[:20]
     others = [sentence.upper().rstrip(".?!") + " !" for sentence in taken]
-    corpus = nano_corpus | {name: tokenize(base.tokenizer, others, [0, 1] * 20, 512, "here")}
-    made = written_sentences(base, "a base", corpus, 100, CPU, tmp_path)
+    corpus = nano_corpus | {name: tokenize(BASE.tokenizer, others, [0, 1] * 20, 512, "here")}
+    made = written_sentences(BASE, "a base", corpus, 100, CPU, tmp_path)
     assert made[:50] == [s for s in written_before if s not in taken][:50]
     made += edits_of(corpus, 100)
     assert not {bare(sentence) for sentence in made} & bare_sentences(corpus[name])
 
 
-def test_another_base_corpus_or_precision_has_a_file_of_its_own(
-    base, nano_corpus, tmp_path, monkeypatch
-):
+def test_another_base_corpus_or_precision_has_a_file_of_its_own(nano_corpus, tmp_path, monkeypatch):
     dtypes = []
 
     def watched(*arguments):
@@ -220,7 +215,7 @@ def test_another_base_corpus_or_precision_has_a_file_of_its_own(
     fewer = nano_corpus | {DEV: dev.chosen(np.arange(len(dev) - 1))}
     relabelled = nano_corpus | {TRAIN: replace(train, labels=1 - train.labels)}
     made = [
-        written_sentences(base, key, corpus, 20, device, tmp_path)
+        written_sentences(BASE, key, corpus, 20, device, tmp_path)
         for key, corpus, device in (
             ("a base", nano_corpus, CPU),
             ("another base", nano_corpus, CPU),
@@ -234,11 +229,9 @@ def test_another_base_corpus_or_precision_has_a_file_of_its_own(
     assert set(dtypes) == {None, torch.bfloat16}
 
 
-def test_writing_that_is_interrupted_goes_on_to_the_same_file(
-    base, nano_corpus, tmp_path, monkeypatch
-):
+def test_writing_that_is_interrupted_goes_on_to_the_same_file(nano_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(support.teaching.written, "ROWS", 16)
-    written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "whole")
+    written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "whole")
     assert json.loads(the_file(tmp_path / "whole").read_text())["batches"] > 3
     calls = itertools.count(1)
 
@@ -249,21 +242,21 @@ def test_writing_that_is_interrupted_goes_on_to_the_same_file(
 
     monkeypatch.setattr(support.teaching.written, "continuations", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
+        written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
     assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 3
-    written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
+    written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
     assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
-def test_a_broken_file_is_written_anew(base, nano_corpus, written, tmp_path, content):
+def test_a_broken_file_is_written_anew(nano_corpus, written, tmp_path, content):
     made, path = written
     (tmp_path / path.name).write_text(content)
-    assert written_sentences(base, "a base", nano_corpus, 10, CPU, tmp_path) == made[:10]
+    assert written_sentences(BASE, "a base", nano_corpus, 10, CPU, tmp_path) == made[:10]
 
 
 def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
-    base, nano_corpus, written, tmp_path, capfd, monkeypatch
+    nano_corpus, written, tmp_path, capfd, monkeypatch
 ):
     made, path = written
     held = threading.Event()
@@ -277,27 +270,27 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
     threading.Thread(target=hold).start()
     held.wait()
     monkeypatch.setattr(support.teaching.written, "write", None)  # nothing is left to write
-    assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
+    assert written_sentences(BASE, "a base", nano_corpus, 200, CPU, tmp_path) == made
     assert capfd.readouterr().err.endswith("another command is at work here; waiting for it\n")
 
 
 def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
-    base, nano_corpus, tmp_path, monkeypatch
+    nano_corpus, tmp_path, monkeypatch
 ):
     again = itertools.repeat(["The same sentence."])
     monkeypatch.setattr(support.teaching.written, "written_batches", lambda *_: again)
     message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
     with pytest.raises(UserError, match=message):
-        written_sentences(base, "a base", nano_corpus, 5, CPU, tmp_path)
+        written_sentences(BASE, "a base", nano_corpus, 5, CPU, tmp_path)
     assert json.loads(the_file(tmp_path).read_text())["batches"] == 26
 
 
-def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
+def test_a_corpus_without_examples_to_write_after_is_refused(nano_corpus, tmp_path):
     three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(3))}
     counts = "this corpus has [0-3] unacceptable and [0-3] acceptable ones; take edits"
     with pytest.raises(UserError, match=counts):
-        written_sentences(base, "a base", three, 5, CPU, tmp_path)
-    few = base._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
+        written_sentences(BASE, "a base", three, 5, CPU, tmp_path)
+    few = BASE._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
         written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -330,17 +323,17 @@ def test_the_first_new_sentences_of_a_file_are_taken_with_their_lines(
             sentences_of_file(path, corpus, 2)
 
 
-def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):
+def test_a_sentence_ends_with_its_line_or_mark_or_the_text():
     """With its line where the tokenizer knows several tokens with a line's end, as GPT-2's does."""
     lines = Tokenizer(BPE({"a": 0, ".": 1, "Ċ": 2, "ĊĊ": 3}, [("Ċ", "Ċ")]))
     lines.decoder = ByteLevel()
     lines.add_special_tokens(["<|endoftext|>"])
     separator, ends = sentence_tokens(lines)
     assert (separator, ends.nonzero().flatten().tolist()) == ("\n", [2, 3, 4])
-    separator, ends = sentence_tokens(base.tokenizer)
+    separator, ends = sentence_tokens(BASE.tokenizer)
     assert separator == " "
     ends = ends.nonzero().flatten()
-    pieces = [base.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
+    pieces = [BASE.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
     assert {".", "?", "!", "<|endoftext|>"} <= set(pieces)
     assert all(piece[-1] in ".?!>" for piece in pieces)
 
@@ -355,9 +348,9 @@ def model():
 
 
 @pytest.mark.parametrize("heads", [None, 1, 2])
-def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
+def test_continuations_are_what_the_model_gives_each_alone(model, heads):
     """With one choice a token, every row is the greedy continuation that `generate` finds."""
-    vocabulary = base.tokenizer.get_vocab_size()
+    vocabulary = BASE.tokenizer.get_vocab_size()
     if heads:  # of keys and values, under four of queries: Llama's grouped-query attention
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -366,7 +359,7 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = LlamaForCausalLM(config).eval()
-    prompts = token_ids(base.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
+    prompts = token_ids(BASE.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
     ends, expected = torch.arange(vocabulary) % 7 == 0, []
     for ids in prompts:
         greedy = model.generate(
@@ -380,10 +373,10 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
     assert max(map(len, found)) > 3
 
 
-def test_rows_that_end_do_not_change_the_others(base, model):
+def test_rows_that_end_do_not_change_the_others(model):
     """What is sampled after a row has ended is likely where the whole text is read at once."""
-    _, ends = sentence_tokens(base.tokenizer)
-    prompts = token_ids(base.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
+    _, ends = sentence_tokens(BASE.tokenizer)
+    prompts = token_ids(BASE.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
     generator = torch.Generator().manual_seed(1)
     found = continuations(model, prompts, 100, 2, 32, ends, generator)
     assert len(found) > 50
@@ -395,9 +388,9 @@ def test_rows_that_end_do_not_change_the_others(base, model):
         assert any(fits)  # each token is one of the two likeliest after one of the prompts
 
 
-def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, model):
+def test_tokens_are_drawn_as_often_as_the_model_gives_them(model):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
-    (ids,) = token_ids(base.tokenizer, ["The dogs"])
+    (ids,) = token_ids(BASE.tokenizer, ["The dogs"])
     logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
     anything = torch.ones(model.config.vocab_size, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
