@@ -31,7 +31,10 @@ from train_utils import (
 )
 
 WIDTH = 16
-OPTIONS = Namespace(sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant")
+OPTIONS = Namespace(
+    sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant",
+    epochs=2, patience=3, monitor="mcc", max_steps=None,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -102,30 +105,27 @@ def test_answers_are_computed_once_and_again_where_teacher_sentences_or_file_cha
     monkeypatch.setattr(support.teaching.answers, "CHUNK", 350)
     monkeypatch.setattr(support.teaching.answers, "read", lambda *a: passes.append(1) or read(*a))
 
-    def ask(key="one", device=CPU, split=split, width=width):
+    def ask(number, key="one", device=CPU, split=split, width=width):
+        """Return the answers, after as many passes over a file's sentences as are expected."""
         passes.clear()
         found = teacher_answers(split, teacher, key, device, width, tmp_path)
-        return len(passes), found
+        assert len(passes) == number
+        return found
 
-    def content() -> dict:
-        return {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-
-    number, first = ask()
-    before = content()
-    assert number == len(before) == files
-    number, again = ask()
-    assert number == 0
+    first = ask(files)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    again = ask(0)
     assert torch.equal(again.teacher_logits, first.teacher_logits)
     assert not width or torch.equal(again.hints, first.hints)
-    for path in before:
-        path.write_bytes(before[path][:100])
-        assert ask()[0] == 1
-        assert content() == before
-    assert ask("another")[0] == files
-    assert ask(device=choose_device("cpu", "bf16"))[0] == files
-    assert ask(width=8)[0] == 2
-    relabelled = replace(split, labels=1 - split.labels)
-    assert ask(split=relabelled)[0] == files
+    for path, content in before.items():
+        path.write_bytes(content[:100])
+        ask(1)
+        assert path.read_bytes() == content
+    assert len(before) == files == len(list(tmp_path.glob("*.safetensors")))
+    ask(files, "another")
+    ask(files, device=choose_device("cpu", "bf16"))
+    ask(files, split=replace(split, labels=1 - split.labels))
+    ask(2, width=8)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,8 +141,12 @@ def hinted(corpus, taught) -> Training:
     return Training(model, {**corpus, TRAIN: taught, DEV: dev}, loss, OPTIONS, CPU, hints)
 
 
-def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted):
+@pytest.mark.parametrize("max_tokens", [2048, 10], ids=["whole", "in pieces"])
+def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(
+    hinted, max_tokens, monkeypatch
+):
     """Written out: every sentence through `nn.RNN` by itself, the mean over all their tokens."""
+    monkeypatch.setattr("data_utils.MAX_TOKENS", max_tokens)
     split, indices = hinted.corpus[TRAIN], np.array([5, 0, 9, 2])
     model, projection, missed, logits = hinted.model, hinted.hint_loss.projection, [], []
     for i in indices:
@@ -166,29 +170,17 @@ def test_the_hint_loss_and_its_gradients_are_those_of_each_sentence_alone(hinted
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_pieces_of_a_batch_add_up_to_its_hint_loss(hinted, monkeypatch):
-    found = []
-    for tokens in (2048, 50):
-        monkeypatch.setattr("data_utils.MAX_TOKENS", tokens)
-        result, _ = accumulate_gradients(hinted, np.arange(60))
-        found.append([result, *(p.grad for p in hinted.parameters().values())])
-        for parameter in hinted.parameters().values():
-            parameter.grad = None
-    torch.testing.assert_close(*found)
-
-
 def test_a_history_has_the_loss_of_hints(hinted, tmp_path, capsys):
     """It is the mean over the epoch's sentences of what enters each step's loss."""
-    options = vars(OPTIONS) | {"epochs": 2, "patience": 3, "monitor": "mcc", "max_steps": None}
-    losses, still = [], options | {"lr": 1e-30}  # so small that the weights stay
-    row = train(hinted._replace(options=Namespace(**still)), tmp_path / "still").history[0]
+    still = Namespace(**vars(OPTIONS) | {"lr": 1e-30})  # so small that the weights stay
+    row, losses = train(hinted._replace(options=still), tmp_path / "still").history[0], []
     for start in range(0, 300, 32):
         indices = shuffled(300, 1, 0)[start : start + 32]
         result, counts = accumulate_gradients(hinted, indices)
         losses.append(result[2].item() * counts.sentences / 300)
         hinted.model.zero_grad()
     assert row["hint_loss"] == pytest.approx(sum(losses), rel=1e-5)
-    found = train(hinted._replace(options=Namespace(**options)), tmp_path).history
+    found = train(hinted, tmp_path).history
     assert found[1]["hint_loss"] < found[0]["hint_loss"] < row["hint_loss"]
     assert f"hint loss {found[1]['hint_loss']:.4f}" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "history.csv")

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,13 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import support.teaching.written
 from data_utils import load_corpus, tokenize
-from support.bases import find_base, load_language_model, load_tokenizer, token_ids
+from support.bases import find_base, load_language_model, token_ids
 from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.teaching import HELD_OUT, edited_sentences, hold_out
 from support.teaching.continuations import continuations
-from support.teaching.edits import bare, variations, words_and_marks
+from support.teaching.edits import bare
 from support.teaching.written import (
     examples_of,
     sentence_tokens,
@@ -36,16 +37,13 @@ from support.teaching.written import (
     written_sentences,
 )
 
-
-@pytest.fixture(scope="module")
-def base():
-    return find_base("nano")
+BASE = find_base("nano")
 
 
 def corpus_of(*sentences) -> dict:
     """Return three splits of the same sentences, all of them acceptable."""
     labels = [1] * len(sentences)
-    return {n: tokenize(load_tokenizer(NANO), sentences, labels, 512, n) for n in SPLITS}
+    return {n: tokenize(BASE.tokenizer, sentences, labels, 512, n) for n in SPLITS}
 
 
 def bare_sentences(*splits) -> set[str]:
@@ -71,7 +69,7 @@ def test_held_out_sentences_are_the_same_for_all_and_left_out_of_training(nano_c
 
 def test_no_copy_of_a_held_out_sentence_stays_among_the_training_sentences():
     sentences = [f"Cat {n} sat." for n in range(20)] + [f"cat  {n} SAT !" for n in range(20)]
-    train = tokenize(load_tokenizer(NANO), sentences, [0, 1] * 20, 512, "here")
+    train = tokenize(BASE.tokenizer, sentences, [0, 1] * 20, 512, "here")
     corpus = hold_out({TRAIN: train}, 6)
     taken = bare_sentences(corpus[HELD_OUT])
     assert len(corpus[HELD_OUT]) == 6
@@ -85,40 +83,12 @@ def test_five_copies_of_held_out_sentences_are_left_out_of_cola(cola, tokenizer)
     assert (len(corpus[HELD_OUT]), len(corpus[TRAIN])) == (1000, 8551 - 1000 - 5)
 
 
-@pytest.mark.parametrize(
-    ("size", "why"), [(4000, "has 4000; hold out fewer"), (1, "hold out more")]
-)
-def test_what_no_threshold_can_be_set_on_is_refused(nano_corpus, size, why):
-    with pytest.raises(UserError, match=f"--held_out {size}: .*{why}"):
-        hold_out(nano_corpus, size)
-
-
-def test_no_held_out_sentence_is_written_or_made_by_an_edit(base, nano_corpus, tmp_path):
-    """Nor one in another case, spacing or mark: held out are some that would be."""
-    corpus = hold_out(nano_corpus, 400)
-
-    def made(folder: str) -> tuple[list[str], list[str]]:
-        written = written_sentences(base, "a base", corpus, 100, CPU, tmp_path / folder)
-        return written, edited_sentences(corpus, base.tokenizer, 512, 100, 1)
-
-    written_before, edited_before = made("before")
-    taken = written_before[:20] + edited_before[:20]
-    chosen = [sentence.upper().rstrip(".?!") + " !" for sentence in taken]
-    corpus[HELD_OUT] = tokenize(base.tokenizer, chosen, [0, 1] * 20, 512, "here")
-    written, edited = made("after")
-    assert not {bare(sentence) for sentence in written + edited} & bare_sentences(corpus[HELD_OUT])
-    assert written[:50] == [s for s in written_before if s not in taken][:50]
-
-
-def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypatch):
-    corpus, prompts = hold_out(nano_corpus, 3000), []
-
-    def watched(model, ids, *rest):
-        prompts.extend(base.tokenizer.decode_batch(ids))
-        return continuations(model, ids, *rest)
-
+def test_held_out_sentences_are_no_prompts(nano_corpus, tmp_path, monkeypatch):
+    corpus, watched = hold_out(nano_corpus, 3000), Mock(wraps=continuations)
     monkeypatch.setattr(support.teaching.written, "continuations", watched)
-    written_sentences(base, "a base", corpus, 300, CPU, tmp_path)
+    written_sentences(BASE, "a base", corpus, 300, CPU, tmp_path)
+    ids = [row for call in watched.call_args_list for row in call.args[1]]
+    prompts = BASE.tokenizer.decode_batch(ids)
     examples = {sentence for kind in examples_of(corpus[TRAIN], 512) for sentence in kind}
     assert examples <= set(corpus[TRAIN].sentences)
     assert len(prompts) >= 8
@@ -131,19 +101,15 @@ def test_held_out_sentences_are_no_prompts(base, nano_corpus, tmp_path, monkeypa
 # Edits
 
 
-def first(size: int, sentences, sr_no: int) -> list[str]:
-    """The first ``size`` variations."""
-    found = variations(words_and_marks(sentences), set(sentences), sr_no)
-    return list(itertools.islice(found, size))
+def edits_of(corpus, size: int, max_length: int = 512, sr_no: int = 1) -> list[str]:
+    return edited_sentences(corpus, BASE.tokenizer, max_length, size, sr_no)
 
 
 def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
-    train = nano_corpus[TRAIN].sentences
-    made = first(3000, train, 1)
-    assert len(set(made)) == 3000
-    assert not set(made) & set(train)
-    assert made == first(3000, train, 1)
-    assert made != first(3000, train, 2)
+    train, made = nano_corpus[TRAIN].sentences, edits_of(nano_corpus, 3000)
+    assert len(set(made) - set(train)) == 3000
+    assert made == edits_of(nano_corpus, 3000)
+    assert made != edits_of(nano_corpus, 3000, sr_no=2)
 
     def words(sentences):
         return {word.lower() for s in sentences for word in s.rstrip(".?! ").split()}
@@ -154,31 +120,33 @@ def test_edits_are_new_seeded_and_of_the_training_words(nano_corpus):
 
 def test_no_capital_gives_an_edit_away():
     """A word counts that stands mid-sentence elsewhere, be it with the mark at the end."""
-    made = first(100, ["Cats see dogs.", "Dogs see cats."], 1)
-    assert len(made) > 10
+    made = edits_of(corpus_of("Cats see dogs.", "Dogs see cats."), 10)
     assert all(word.islower() for sentence in made for word in sentence.split()[1:])
 
 
-@pytest.mark.parametrize("sentences", [["Go.", "Dogs see cats."], ["Go."], ["..."]])
-def test_more_edits_than_there_are_is_an_error_with_their_number(sentences):
-    there_are = len(first(1000, sentences, 1))
-    message = f"--transfer_size 600: the training sentences have no more than {there_are} var"
+@pytest.mark.parametrize(
+    ("sentences", "there_are"), [(["Go.", "Dogs see cats."], 20), (["Go."], 1), (["..."], 0)]
+)
+def test_more_edits_than_there_are_is_an_error_with_their_number(sentences, there_are):
+    corpus, size = corpus_of(*sentences), there_are + 1
+    assert len(edits_of(corpus, there_are)) == there_are
+    message = f"--transfer_size {size}: the training sentences have no more than {there_are} var"
     with pytest.raises(UserError, match=message):
-        edited_sentences(corpus_of(*sentences), load_tokenizer(NANO), 512, 600, 1)
+        edits_of(corpus, size)
 
 
 def test_an_edit_that_is_too_long_for_the_model_is_left_out():
-    tokenizer, sentences = load_tokenizer(NANO), ["The teacher sleeps.", "A cat here sees her."]
-    longest = max(map(len, token_ids(tokenizer, sentences)))
-    made = {}
-    for max_length in (longest, 512):
-        some = edited_sentences(corpus_of(*sentences), tokenizer, max_length, 30, 1)
-        made[max_length] = dict(zip(some, map(len, token_ids(tokenizer, some)), strict=True))
-    assert len(made[longest]) == len(made[512]) == 30
-    assert max(made[512].values()) > longest  # there is something to leave out
-    assert max(made[longest].values()) == longest
-    fitting = [sentence for sentence, n in made[512].items() if n <= longest]
-    assert list(made[longest])[: len(fitting)] == fitting
+    corpus = corpus_of("The teacher sleeps.", "A cat here sees her.")
+    longest = int(corpus[TRAIN].seqlens.max())
+
+    def fits(sentence: str) -> bool:
+        return len(BASE.tokenizer.encode(sentence).ids) <= longest
+
+    fitting = list(filter(fits, edits_of(corpus, 30)))
+    made = edits_of(corpus, 30, longest)
+    assert len(fitting) < 30
+    assert made[: len(fitting)] == fitting
+    assert all(map(fits, made))
 
 
 def test_no_edit_of_cola_is_a_sentence_of_a_dev_set(cola, tokenizer):
@@ -189,16 +157,6 @@ def test_no_edit_of_cola_is_a_sentence_of_a_dev_set(cola, tokenizer):
     taken = bare_sentences(corpus[DEV], corpus["out_of_domain_dev"])
     assert not {bare(sentence) for sentence in made} & taken
     assert not set(made) & set(corpus[TRAIN].sentences)
-
-
-def test_an_edit_that_is_a_dev_sentence_in_other_clothes_is_left_out(base):
-    corpus = corpus_of("Cats see dogs.")
-    taken = ["dogs  see cats !", "SEE CATS DOGS"]
-    corpus[DEV] = tokenize(base.tokenizer, taken, [0, 0], 512, "here")
-    all_there_are = first(1000, ["Cats see dogs."], 1)
-    made = edited_sentences(corpus, base.tokenizer, 512, len(all_there_are) - 2, 1)
-    left_out = {bare(sentence) for sentence in set(all_there_are) - set(made)}
-    assert left_out == {bare(sentence) for sentence in taken}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -212,15 +170,15 @@ def the_file(folder):
 
 
 @pytest.fixture(scope="module")
-def written(base, nano_corpus, tmp_path_factory):
+def written(nano_corpus, tmp_path_factory):
     """What the base writes, and the file that it is in; no test may change it."""
     folder = tmp_path_factory.mktemp("written")
-    return written_sentences(base, "a base", nano_corpus, 200, CPU, folder), the_file(folder)
+    return written_sentences(BASE, "a base", nano_corpus, 200, CPU, folder), the_file(folder)
 
 
-def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, written, tmp_path):
+def test_written_sentences_are_new_whole_and_the_same_again(nano_corpus, written, tmp_path):
     made, path = written
-    assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
+    assert written_sentences(BASE, "a base", nano_corpus, 200, CPU, tmp_path) == made
     assert the_file(tmp_path).name == path.name
     assert len({bare(s) for s in made} - bare_sentences(*nano_corpus.values())) == 200
     for sentence in made:
@@ -229,30 +187,22 @@ def test_written_sentences_are_new_whole_and_the_same_again(base, nano_corpus, w
         assert 3 <= len(sentence.split()) <= 20
 
 
-def test_another_corpus_has_its_own_file_and_none_of_its_sentences(
-    base, nano_corpus, written, tmp_path
+@pytest.mark.parametrize("name", [HELD_OUT, DEV])
+def test_no_sentence_of_another_split_is_written_or_made_by_an_edit(
+    nano_corpus, written, tmp_path, name
 ):
-    """A dev sentence of tomorrow's corpus may be among those written for today's."""
-    dev, train = nano_corpus[DEV], nano_corpus[TRAIN]
-    other = replace(dev, sentences=[written[0][0].upper(), *dev.sentences[1:]])
-    relabelled = replace(train, labels=1 - train.labels)
-    made = [
-        written_sentences(base, key, nano_corpus | {name: split}, 100, CPU, tmp_path)
-        for key, name, split in (
-            ("a base", DEV, other),
-            ("a base", TRAIN, relabelled),
-            ("another base", TRAIN, train),
-        )
-    ]
-    assert bare(written[0][0]) not in {bare(sentence) for sentence in made[0]}
-    assert made[1] != written[0][:100]
-    names = {path.name for path in tmp_path.glob("*.json")}
-    assert len(names - {written[1].name}) == 3
+    """Nor one in another case, spacing or mark: there are some that would be."""
+    written_before, edited_before = written[0], edits_of(nano_corpus, 100)
+    taken = written_before[:20] + edited_before[:20]
+    others = [sentence.upper().rstrip(".?!") + " !" for sentence in taken]
+    corpus = nano_corpus | {name: tokenize(BASE.tokenizer, others, [0, 1] * 20, 512, "here")}
+    made = written_sentences(BASE, "a base", corpus, 100, CPU, tmp_path)
+    assert made[:50] == [s for s in written_before if s not in taken][:50]
+    made += edits_of(corpus, 100)
+    assert not {bare(sentence) for sentence in made} & bare_sentences(corpus[name])
 
 
-def test_what_is_written_under_bf16_has_a_file_of_its_own(
-    base, nano_corpus, written, tmp_path, monkeypatch
-):
+def test_another_base_corpus_or_precision_has_a_file_of_its_own(nano_corpus, tmp_path, monkeypatch):
     dtypes = []
 
     def watched(*arguments):
@@ -261,43 +211,52 @@ def test_what_is_written_under_bf16_has_a_file_of_its_own(
 
     monkeypatch.setattr(support.teaching.written, "continuations", watched)
     monkeypatch.setattr(support.teaching.written, "ROWS", 4)  # bf16 may be emulated
-    for device in (CPU, choose_device("cpu", "bf16")):
-        assert len(written_sentences(base, "a base", nano_corpus, 20, device, tmp_path)) == 20
+    dev, train, bf16 = nano_corpus[DEV], nano_corpus[TRAIN], choose_device("cpu", "bf16")
+    fewer = nano_corpus | {DEV: dev.chosen(np.arange(len(dev) - 1))}
+    relabelled = nano_corpus | {TRAIN: replace(train, labels=1 - train.labels)}
+    made = [
+        written_sentences(BASE, key, corpus, 20, device, tmp_path)
+        for key, corpus, device in (
+            ("a base", nano_corpus, CPU),
+            ("another base", nano_corpus, CPU),
+            ("a base", fewer, CPU),
+            ("a base", relabelled, CPU),
+            ("a base", nano_corpus, bf16),
+        )
+    ]
+    assert len(list(tmp_path.glob("*.json"))) == len(made)
+    assert made[0] == made[1] == made[2] != made[3]
     assert set(dtypes) == {None, torch.bfloat16}
-    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
-def test_writing_that_is_interrupted_goes_on_to_the_same_file(
-    base, nano_corpus, tmp_path, monkeypatch
-):
+def test_writing_that_is_interrupted_goes_on_to_the_same_file(nano_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(support.teaching.written, "ROWS", 16)
-    written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "whole")
+    written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "whole")
     assert json.loads(the_file(tmp_path / "whole").read_text())["batches"] > 3
-    calls = []
+    calls = itertools.count(1)
 
     def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
+        if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return continuations(*arguments)
 
     monkeypatch.setattr(support.teaching.written, "continuations", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
+        written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
     assert json.loads(the_file(tmp_path / "cut").read_text())["batches"] == 3
-    written_sentences(base, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
+    written_sentences(BASE, "a base", nano_corpus, 400, CPU, tmp_path / "cut")
     assert the_file(tmp_path / "cut").read_bytes() == the_file(tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"batches": 1, "sentences": ["A b c.", 1]}'])
-def test_a_broken_file_is_written_anew(base, nano_corpus, written, tmp_path, content):
+def test_a_broken_file_is_written_anew(nano_corpus, written, tmp_path, content):
     made, path = written
     (tmp_path / path.name).write_text(content)
-    assert written_sentences(base, "a base", nano_corpus, 10, CPU, tmp_path) == made[:10]
+    assert written_sentences(BASE, "a base", nano_corpus, 10, CPU, tmp_path) == made[:10]
 
 
 def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
-    base, nano_corpus, written, tmp_path, capfd, monkeypatch
+    nano_corpus, written, tmp_path, capfd, monkeypatch
 ):
     made, path = written
     held = threading.Event()
@@ -308,33 +267,30 @@ def test_a_second_command_waits_for_the_first_and_takes_what_it_wrote(
             time.sleep(1.5)
             (tmp_path / path.name).write_bytes(path.read_bytes())
 
-    other = threading.Thread(target=hold)
-    other.start()
+    threading.Thread(target=hold).start()
     held.wait()
     monkeypatch.setattr(support.teaching.written, "write", None)  # nothing is left to write
-    assert written_sentences(base, "a base", nano_corpus, 200, CPU, tmp_path) == made
-    other.join()
-    message = f"{tmp_path}: another command is at work here; waiting for it\n"
-    assert capfd.readouterr().err == message
+    assert written_sentences(BASE, "a base", nano_corpus, 200, CPU, tmp_path) == made
+    assert capfd.readouterr().err.endswith("another command is at work here; waiting for it\n")
 
 
 def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
-    base, nano_corpus, tmp_path, monkeypatch
+    nano_corpus, tmp_path, monkeypatch
 ):
     again = itertools.repeat(["The same sentence."])
     monkeypatch.setattr(support.teaching.written, "written_batches", lambda *_: again)
     message = "--transfer_size: nano was to write 5 new sentences and has no more than 1"
     with pytest.raises(UserError, match=message):
-        written_sentences(base, "a base", nano_corpus, 5, CPU, tmp_path)
+        written_sentences(BASE, "a base", nano_corpus, 5, CPU, tmp_path)
     assert json.loads(the_file(tmp_path).read_text())["batches"] == 26
 
 
-def test_a_corpus_without_examples_to_write_after_is_refused(base, nano_corpus, tmp_path):
+def test_a_corpus_without_examples_to_write_after_is_refused(nano_corpus, tmp_path):
     three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(3))}
     counts = "this corpus has [0-3] unacceptable and [0-3] acceptable ones; take edits"
     with pytest.raises(UserError, match=counts):
-        written_sentences(base, "a base", three, 5, CPU, tmp_path)
-    few = base._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
+        written_sentences(BASE, "a base", three, 5, CPU, tmp_path)
+    few = BASE._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
     with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
         written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -367,17 +323,17 @@ def test_the_first_new_sentences_of_a_file_are_taken_with_their_lines(
             sentences_of_file(path, corpus, 2)
 
 
-def test_a_sentence_ends_with_its_line_or_mark_or_the_text(base):
+def test_a_sentence_ends_with_its_line_or_mark_or_the_text():
     """With its line where the tokenizer knows several tokens with a line's end, as GPT-2's does."""
     lines = Tokenizer(BPE({"a": 0, ".": 1, "Ċ": 2, "ĊĊ": 3}, [("Ċ", "Ċ")]))
     lines.decoder = ByteLevel()
     lines.add_special_tokens(["<|endoftext|>"])
     separator, ends = sentence_tokens(lines)
     assert (separator, ends.nonzero().flatten().tolist()) == ("\n", [2, 3, 4])
-    separator, ends = sentence_tokens(base.tokenizer)
+    separator, ends = sentence_tokens(BASE.tokenizer)
     assert separator == " "
     ends = ends.nonzero().flatten()
-    pieces = [base.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
+    pieces = [BASE.tokenizer.decode([token], skip_special_tokens=False) for token in ends]
     assert {".", "?", "!", "<|endoftext|>"} <= set(pieces)
     assert all(piece[-1] in ".?!>" for piece in pieces)
 
@@ -392,9 +348,9 @@ def model():
 
 
 @pytest.mark.parametrize("heads", [None, 1, 2])
-def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
+def test_continuations_are_what_the_model_gives_each_alone(model, heads):
     """With one choice a token, every row is the greedy continuation that `generate` finds."""
-    vocabulary = base.tokenizer.get_vocab_size()
+    vocabulary = BASE.tokenizer.get_vocab_size()
     if heads:  # of keys and values, under four of queries: Llama's grouped-query attention
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -403,7 +359,7 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = LlamaForCausalLM(config).eval()
-    prompts = token_ids(base.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
+    prompts = token_ids(BASE.tokenizer, ["The dogs sleep. A cat", "The", "Cats see dogs. They"])
     ends, expected = torch.arange(vocabulary) % 7 == 0, []
     for ids in prompts:
         greedy = model.generate(
@@ -417,10 +373,10 @@ def test_continuations_are_what_the_model_gives_each_alone(base, model, heads):
     assert max(map(len, found)) > 3
 
 
-def test_rows_that_end_do_not_change_the_others(base, model):
+def test_rows_that_end_do_not_change_the_others(model):
     """What is sampled after a row has ended is likely where the whole text is read at once."""
-    _, ends = sentence_tokens(base.tokenizer)
-    prompts = token_ids(base.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
+    _, ends = sentence_tokens(BASE.tokenizer)
+    prompts = token_ids(BASE.tokenizer, ["The dogs sleep.", "A cat sees her. The"])
     generator = torch.Generator().manual_seed(1)
     found = continuations(model, prompts, 100, 2, 32, ends, generator)
     assert len(found) > 50
@@ -432,9 +388,9 @@ def test_rows_that_end_do_not_change_the_others(base, model):
         assert any(fits)  # each token is one of the two likeliest after one of the prompts
 
 
-def test_tokens_are_drawn_as_often_as_the_model_gives_them(base, model):
+def test_tokens_are_drawn_as_often_as_the_model_gives_them(model):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
-    (ids,) = token_ids(base.tokenizer, ["The dogs"])
+    (ids,) = token_ids(BASE.tokenizer, ["The dogs"])
     logits, likeliest = model(torch.tensor([ids])).logits[0, -1].topk(10)
     anything = torch.ones(model.config.vocab_size, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
