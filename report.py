@@ -38,9 +38,8 @@ their number. What all seeds share, be it a teacher, a held-out set or written s
 interval and no p covers."""
 LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
 threshold was set, and p calibrated, on held-out training sentences, a teacher of this corpus had
-been trained on them. Each run judged out_of_domain_dev once, with the model kept. Minutes are
-wall-clock time of the training epochs, longer where other programs shared the machine. No report
-can tell how often settings were changed after a look at an earlier run."""
+been trained on them. Each run judged out_of_domain_dev once, with the model kept. No report can
+tell how often settings were changed after a look at an earlier run."""
 NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 

@@ -36,7 +36,8 @@ from support.reporting import summary
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import DEV_SETS
 from support.reporting.tables import result_table
-from support.teaching import HELD_OUT, hold_out, sentences_of_file
+from support.teaching import HELD_OUT, hold_out
+from support.teaching.written import sentences_of_file
 from train_utils import count_parameters, evaluate
 
 WRITTEN = RESULTS / "smollm2_student" / "written.txt.gz"

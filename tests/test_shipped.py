@@ -13,7 +13,7 @@ from conftest import PROJECT, refusal
 
 from bench.shipping import card, compact
 from data_utils import load_corpus
-from distil import set_threshold, teacher_fingerprint
+from distil import choose_threshold, teacher_fingerprint
 from predict import MODELS, SHIPPED, chosen_checkpoints, chosen_decision, load_model
 from student import load_student
 from support.bases import find_base
@@ -92,7 +92,7 @@ def test_the_student_that_ships_decides_as_its_held_out_sentences_say(cola):
     model, tokenizer, longest = load_model(folder, Namespace(given=set()))
     arguments = run.metrics["arguments"]
     held_out = hold_out(load_corpus(cola, tokenizer, longest), arguments["held_out"])[HELD_OUT]
-    found, kept = set_threshold(model, held_out, arguments["threshold"], CPU), read_decision(folder)
+    found, kept = choose_threshold(model, held_out, arguments["threshold"], CPU), read_decision(folder)
     assert kept.rule == found.rule
     assert kept.thresholds == pytest.approx(found.thresholds, abs=1e-2)
     assert kept[2:] == pytest.approx(found[2:], abs=1e-2)

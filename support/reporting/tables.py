@@ -113,7 +113,7 @@ def findings(group: list[Experiment]) -> str:
 
 
 def run_table(group: list[Experiment]) -> DataFrame:
-    """Tell each run's scores, and for how long it was trained."""
+    """Tell each run's scores, and how long it was trained."""
     rows = []
     for run in (run for experiment in group for run in experiment.runs):
         m, training = run.metrics, run.metrics["training"]
@@ -123,7 +123,6 @@ def run_table(group: list[Experiment]) -> DataFrame:
             **{split: summary(m[split]) for split in DEV_SETS},
             "epoch kept": f"{training['best_epoch']} of {training['epochs']}",
             "steps": f"{training['steps']:,}",
-            "minutes": f"{training['seconds'] / 60:.1f}",
         })  # fmt: skip
     return DataFrame(rows)
 
@@ -219,7 +218,10 @@ def source_table(group: list[Experiment], corpus: Corpus) -> DataFrame:
 
 
 def settings_table(group: list[Experiment]) -> DataFrame:
-    """Tell what metrics.json says beside the results; of several runs each that is different."""
+    """Tell what metrics.json says beside results and times; of several runs all that differ.
+
+    Without times the same runs give the same page, also where some were interrupted.
+    """
     columns = {}
     for experiment in group:
         said = pd.json_normalize([run.metrics for run in experiment.runs])
@@ -227,7 +229,8 @@ def settings_table(group: list[Experiment]) -> DataFrame:
         said["arguments not as published"] = ", ".join(differing) or "none"
         columns[experiment.mode] = said.agg(lambda each: "; ".join(dict.fromkeys(map(str, each))))
     table = DataFrame(columns).fillna("").rename_axis("setting").reset_index()
-    return table[~table["setting"].str.startswith((*DEV_SETS, "identity."))]
+    others = (*DEV_SETS, "identity.", "training.seconds")
+    return table[~table["setting"].str.startswith(others)]
 
 
 # ---------------------------------------------------------------------------------------------
