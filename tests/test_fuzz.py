@@ -173,9 +173,9 @@ def whole(tmp_path_factory) -> Path:
     found = Base("base", base, load_tokenizer(base), 8, "folder")
     save_student(DistilRNN(torch.tensor([1, 4]), width=2), found, folder / "student")
     (folder / "state").mkdir()
-    started, optimizer = training()
-    fingerprint = lesson_fingerprint(TWO)
-    state = SavedState(folder / "state", started.parameters(), optimizer, fingerprint)
+    parameters = training().parameters()
+    optimizer = torch.optim.Adam(parameters.values())
+    state = SavedState(folder / "state", parameters, optimizer, lesson_fingerprint(TWO))
     state.progress.sentences = state.progress.steps = 1
     state.save()
     (folder / RUN).mkdir()
@@ -184,17 +184,14 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-def training() -> tuple[Training, torch.optim.Adam]:
-    """Return a small training, and its optimiser after a step."""
+def training() -> Training:
+    """Return a small training."""
     options = Namespace(
         sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
         monitor="mcc", max_steps=3,
     )  # fmt: skip
     model = DistilRNN(torch.tensor([3, 4]), width=2)
-    optimizer = torch.optim.Adam(model.parameters())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
-    optimizer.step()
-    return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU), optimizer
+    return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -269,7 +266,7 @@ def thresholds(path: Path) -> object:
 
 def state(path: Path) -> Progress:
     with TemporaryDirectory() as copy:  # since training writes
-        progress = train(training()[0], shutil.copytree(path.parent, Path(copy, "state")))
+        progress = train(training(), shutil.copytree(path.parent, Path(copy, "state")))
     assert progress.stopped
     return progress
 
@@ -405,6 +402,9 @@ def test_the_whole_file_is_read_and_what_once_ended_in_a_traceback_does_not(whol
 RAW = b"a\t1\t\tIt rained.\n"
 
 
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
 def archive(method: int) -> bytes:
     """Return an archive as CoLA's, a line in each file."""
     with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as file:
@@ -413,12 +413,7 @@ def archive(method: int) -> bytes:
     return buffer.getvalue()
 
 
-METHODS = st.sampled_from(
-    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-)
-
-
-@given(JUNK | METHODS.map(archive).flatmap(damaged))
+@given(JUNK | st.sampled_from(METHODS).map(archive).flatmap(damaged))
 def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(whole, content):
     target = whole.with_name("cola")
     sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())
