@@ -51,10 +51,14 @@ def test_compact_tensors_are_near_and_a_quarter_or_an_eighth_of_the_size():
     assert expand(tensors).keys() == tensors.keys()  # what is not compact stays as it is
 
 
-@pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 0), (2, 3)])
-def test_scales_that_do_not_fit_are_refused(shape):
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(torch.float32, (2, 1)), *((torch.int8, shape) for shape in [(2,), (3, 1), (2, 0), (2, 3)])],
+)
+def test_scales_that_do_not_fit_are_refused(kind, shape):
+    tensor = torch.zeros(2, 4, dtype=kind)
     with pytest.raises(ValueError, match="embedding"):
-        expand({"embedding.weight": torch.zeros(2, 4), "embedding.weight.scale": torch.ones(shape)})
+        expand({"embedding.weight": tensor, "embedding.weight.scale": torch.ones(shape)})
 
 
 # ---------------------------------------------------------------------------------------------
