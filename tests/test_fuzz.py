@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ from support.checkpoints.students import decision_of, kind_of, read_decision, sa
 from support.corpus import DEV, SPLITS, read_split
 from support.devices import CPU
 from support.errors import UserError
-from support.files import read_json, read_tensors, write_json
+from support.files import write_json
 from support.options import RULES
 from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
@@ -90,29 +90,30 @@ def edited(whole: bytes, changes: dict) -> bytes:
     return safetensors.torch.save(kept, metadata)
 
 
-def with_changes(changes: st.SearchStrategy[dict]) -> Callable:
-    """Return what makes other contents of a whole file: with these changes, or damaged."""
-    return lambda whole: changes.map(partial(edited, whole)) | damaged(whole)
-
-
 def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
     """Return a file's bytes with some replaced, and some missing at the end."""
 
-    def replaced(changes: dict[int, int], missing: int) -> bytes:
+    def changed(changes: dict[int, int], missing: int) -> bytes:
         content = bytearray(whole)
         for place, byte in changes.items():
             content[place] = byte
         return bytes(content[: len(content) - missing])
 
     places = st.dictionaries(st.integers(0, len(whole) - 1), st.integers(0, 255), max_size=3)
-    return st.builds(replaced, places, st.integers(0, 9))
+    return st.builds(changed, places, st.integers(0, 9))
 
 
-def entries(values: st.SearchStrategy, *more: str) -> Callable:
-    """Return the same with some of JSON's entries replaced, and of its inner ones, or added."""
+def with_changes(changes: st.SearchStrategy[dict]) -> Callable:
+    """Return what makes other contents of a whole file: with these changes, damaged, or junk."""
+    return lambda whole: changes.map(partial(edited, whole)) | damaged(whole) | JUNK
+
+
+def replaced(values: st.SearchStrategy, *more: str) -> Callable:
+    """Return the same with some entries of JSON or some tensors replaced, or others added."""
 
     def contents(whole: bytes) -> st.SearchStrategy[bytes]:
-        found = json.loads(whole)
+        is_json = whole.startswith(b"{")
+        found = json.loads(whole) if is_json else safetensors.torch.load(whole)
         objects = {key: part for key, part in found.items() if isinstance(part, dict)}
         inner = [f"{key}.{name}" for key, part in objects.items() for name in part]
         names = st.sampled_from([*found, *inner, *more]) | SEPARATE
@@ -121,15 +122,14 @@ def entries(values: st.SearchStrategy, *more: str) -> Callable:
     return contents
 
 
-def tensors(*names: str) -> Callable:
-    """Return the same with some tensors replaced, left out, or added."""
-    names = st.sampled_from(names) | st.text(max_size=4)
-    return with_changes(st.dictionaries(names, TENSORS | st.none(), max_size=3))
-
-
 def optional(values: dict[str, st.SearchStrategy]) -> Callable:
     """Return the same with any of these values."""
     return with_changes(st.fixed_dictionaries({}, optional=values))
+
+
+def lines(line: st.SearchStrategy[bytes]) -> Callable:
+    """Return contents of such lines, whatever the whole file is."""
+    return lambda whole: st.lists(line, max_size=4).map(b"\n".join) | damaged(whole)
 
 
 def tried(call: Callable, *arguments):
@@ -145,8 +145,9 @@ def tried(call: Callable, *arguments):
 # Whole files
 
 RUN = "distil_smollm2_22919"  # the student that ships
-TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 8, "vocab_size": 5}
-END = {"bos_token_id": 0, "eos_token_id": 0}
+TINY = GPT2Config(
+    n_layer=1, n_embd=4, n_head=2, n_positions=8, vocab_size=5, bos_token_id=0, eos_token_id=0
+)
 TWO = Split(["ab", "c"], torch.tensor([4, 3]), torch.tensor([0, 1, 2]), torch.tensor([1, 0]))
 
 
@@ -156,7 +157,11 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "corpus.tsv").write_bytes(b"a\t1\t\tIt rained.\n")
     (folder / "sentences.txt").write_bytes(b"It rained.\n")
-    write_base(base := folder / "base")
+    GPT2LMHeadModel(TINY).save_pretrained(base := folder / "base")
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
+    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(base / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
+    write_json(base / "tokenizer_config.json", settings)
     sharded = shutil.copytree(base, folder / "sharded")
     (sharded / "model.safetensors").rename(sharded / "part.safetensors")
     names = dict.fromkeys(load_file(sharded / "part.safetensors"), "part.safetensors")
@@ -167,42 +172,26 @@ def whole(tmp_path_factory) -> Path:
     (folder / "student").mkdir()
     found = Base("base", base, load_tokenizer(base), 8, "folder")
     save_student(DistilRNN(torch.tensor([1, 4]), width=2), found, folder / "student")
-    write_state(folder / "state")
+    (folder / "state").mkdir()
+    parameters = training().parameters()
+    optimizer = torch.optim.Adam(parameters.values())
+    state = SavedState(folder / "state", parameters, optimizer, lesson_fingerprint(TWO))
+    state.progress.sentences = state.progress.steps = 1
+    state.save()
     (folder / RUN).mkdir()
     for name in ("metrics.json", "history.csv", "predictions.csv", "config.json"):
         shutil.copy(MODELS / RUN / name, folder / RUN / name)
     return folder
 
 
-def write_base(folder: Path) -> None:
-    """Write a GPT-2 of one layer and five tokens."""
-    GPT2LMHeadModel(GPT2Config(**TINY, **END)).save_pretrained(folder)
-    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
-    Tokenizer(models.BPE(vocabulary, [("a", "b")])).save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}
-    write_json(folder / "tokenizer_config.json", settings)
-
-
-def training() -> tuple[Training, torch.optim.Adam]:
-    """Return a small training, and its optimiser after a step."""
+def training() -> Training:
+    """Return a small training."""
     options = Namespace(
         sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
         monitor="mcc", max_steps=3,
     )  # fmt: skip
     model = DistilRNN(torch.tensor([3, 4]), width=2)
-    optimizer = torch.optim.Adam(model.parameters())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
-    optimizer.step()
-    return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU), optimizer
-
-
-def write_state(folder: Path) -> None:
-    """Write the state of a training after its first step."""
-    folder.mkdir()
-    found, optimizer = training()
-    state = SavedState(folder, found.parameters(), optimizer, lesson_fingerprint(TWO))
-    state.progress.sentences = state.progress.steps = 1
-    state.save()
+    return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -237,18 +226,6 @@ def judge(model: nn.Module, tokenizer: Tokenizer, positions: int) -> torch.Tenso
 def base(path: Path) -> torch.Tensor:
     found = find_base(str(path.parent))
     return judge(classifier(found.folder), found.tokenizer, found.max_length)
-
-
-def json_object(path: Path) -> dict:
-    found = read_json(path)
-    assert isinstance(found, dict)
-    return found
-
-
-def safe_tensors(path: Path) -> dict:
-    found, _ = read_tensors(path)
-    assert sum(tensor.nbytes for tensor in found.values()) < path.stat().st_size
-    return found
 
 
 def adapter_settings(path: Path) -> LoraConfig:
@@ -288,12 +265,8 @@ def thresholds(path: Path) -> object:
 
 
 def state(path: Path) -> Progress:
-    """Go on from a copy, since training writes."""
-    folder = shutil.copytree(path.parent, path.parent.parent.with_name("going on"))
-    try:
-        progress = train(training()[0], folder)
-    finally:
-        shutil.rmtree(folder)
+    with TemporaryDirectory() as copy:  # since training writes
+        progress = train(training(), shutil.copytree(path.parent, Path(copy, "state")))
     assert progress.stopped
     return progress
 
@@ -317,19 +290,6 @@ def history(path: Path) -> object:
 def shown(path: Path) -> str:
     show_run(path.parent)
     return "shown"
-
-
-class Reader(NamedTuple):
-    """A reader of a file, and what may stand there: made of what does."""
-
-    file: str
-    contents: Callable[[bytes], st.SearchStrategy[bytes]]
-    read: Callable[[Path], object]
-
-
-def lines(line: st.SearchStrategy[bytes]) -> Callable:
-    """Return contents of such lines, whatever the whole file is."""
-    return lambda whole: st.lists(line, max_size=4).map(b"\n".join) | damaged(whole)
 
 
 TEXT = st.text(max_size=9).map(str.encode) | st.binary(max_size=9)
@@ -372,37 +332,27 @@ CELL = st.sampled_from(["", "nan", "inf", "-1", "2", "0.5", "1e999", DEV]) | st.
 CELLS = st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 4)), CELL, max_size=2)
 CONFIG = [*GPT2Config().to_dict(), "auto_map", "quantization_config"]  # with code of others
 SETTINGS = ["auto_map", "model_max_length", "add_bos_token"]
-WEIGHTS = ["transformer.wte.weight", "transformer.h.0.mlp.c_fc.bias"]
-IN_PEFT = "base_model.model.transformer."
-ADAPTER = [f"{IN_PEFT}{name}" for name in ("h.0.attn.c_attn.lora_A.weight", "ln_f.bias")]
-STUDENT = ["vocabulary", "embedding.weight", "linear.weight", "linear.bias", "rnn.weight_ih_l0"]
-STUDENT += ["embedding.weight.scale", "rnn.weight_ih_l0.scale"]
-STATE = [f"{kind}.linear.bias" for kind in ("weight", "best", "step", "exp_avg", "exp_avg_sq")]
-READERS = {
-    "a corpus": Reader("corpus.tsv", lines(COLUMNS.map(b"\t".join) | TEXT), corpus),
-    "sentences": Reader("sentences.txt", lines(TEXT), sentences_to_judge),
-    "JSON": Reader("base/config.json", lambda _: JUNK, json_object),
-    "tensors": Reader(
-        "student/model.safetensors", lambda whole: JUNK | damaged(whole), safe_tensors
-    ),
-    "a base's settings": Reader("base/config.json", entries(COUNTS, *CONFIG), base),
-    "a base's weights": Reader("base/model.safetensors", tensors(*WEIGHTS), base),
-    "an index": Reader("sharded/model.safetensors.index.json", entries(PLACES | JSON), base),
-    "a tokenizer": Reader("base/tokenizer.json", entries(BPE | JSON), base),
-    "its settings": Reader("base/tokenizer_config.json", entries(JSON, *SETTINGS), base),
-    "an adapter's settings": Reader(
-        "adapter/adapter_config.json", optional(LORA), adapter_settings
-    ),
-    "an adapter": Reader("adapter/adapter_model.safetensors", tensors(*ADAPTER), adapter),
-    "a student": Reader("student/model.safetensors", tensors(*STUDENT), student),
-    "a student's settings": Reader("student/config.json", entries(COUNTS), student),
-    "thresholds": Reader(f"{RUN}/config.json", optional(THRESHOLDS), thresholds),
-    "a state": Reader("state/state.safetensors", tensors(*STATE), state),
-    "progress": Reader("state/state.safetensors", optional({"metadata": METADATA}), state),
-    "metrics": Reader(f"{RUN}/metrics.json", entries(JSON), report),
-    "metrics to show": Reader(f"{RUN}/metrics.json", entries(JSON), shown),
-    "predictions": Reader(f"{RUN}/predictions.csv", with_changes(CELLS), report),
-    "a history": Reader(f"{RUN}/history.csv", with_changes(CELLS), history),
+SCALES = ["embedding.weight.scale", "rnn.weight_ih_l0.scale"]
+WEIGHTS = TENSORS | st.none()
+READERS = {  # a file, what may stand there made of what does, and what reads it
+    "a corpus": ("corpus.tsv", lines(COLUMNS.map(b"\t".join) | TEXT), corpus),
+    "sentences": ("sentences.txt", lines(TEXT), sentences_to_judge),
+    "a base's settings": ("base/config.json", replaced(COUNTS, *CONFIG), base),
+    "a base's weights": ("base/model.safetensors", replaced(WEIGHTS), base),
+    "an index": ("sharded/model.safetensors.index.json", replaced(PLACES | JSON), base),
+    "a tokenizer": ("base/tokenizer.json", replaced(BPE | JSON), base),
+    "its settings": ("base/tokenizer_config.json", replaced(JSON, *SETTINGS), base),
+    "an adapter's settings": ("adapter/adapter_config.json", optional(LORA), adapter_settings),
+    "an adapter": ("adapter/adapter_model.safetensors", replaced(WEIGHTS), adapter),
+    "a student": ("student/model.safetensors", replaced(WEIGHTS, *SCALES), student),
+    "a student's settings": ("student/config.json", replaced(COUNTS), student),
+    "thresholds": (f"{RUN}/config.json", optional(THRESHOLDS), thresholds),
+    "a state": ("state/state.safetensors", replaced(WEIGHTS), state),
+    "progress": ("state/state.safetensors", optional({"metadata": METADATA}), state),
+    "metrics": (f"{RUN}/metrics.json", replaced(JSON), report),
+    "metrics to show": (f"{RUN}/metrics.json", replaced(JSON), shown),
+    "predictions": (f"{RUN}/predictions.csv", with_changes(CELLS), report),
+    "a history": (f"{RUN}/history.csv", with_changes(CELLS), history),
 }
 FOUND = [  # by this test
     ("a base's settings", {"id2label": 0}),
@@ -419,44 +369,40 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def read_with(folder: Path, reader: Reader, content: bytes) -> object:
+def read_with(folder: Path, name: str, content: bytes) -> object:
     """Return what a reader makes of a content; nothing is written, and the file is put back."""
-    path = folder / reader.file
-    whole = path.read_bytes()
-    path.write_bytes(content)
+    file, _, read = READERS[name]
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(content)
     try:
         before = contents(folder)
-        found = tried(reader.read, path)
+        found = tried(read, folder / file)
         assert contents(folder) == before
     finally:
-        path.write_bytes(whole)
+        (folder / file).write_bytes(whole)
     return found
 
 
 @pytest.mark.parametrize("name", READERS)
 @given(data=st.data())
 def test_any_content_is_read_as_something_valid_or_refused(whole, name, data):
-    reader = READERS[name]
-    content = data.draw(reader.contents((whole / reader.file).read_bytes()))
-    read_with(whole, reader, content)
+    file, strategy, _ = READERS[name]
+    read_with(whole, name, data.draw(strategy((whole / file).read_bytes())))
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_every_reader_reads_the_whole_file(whole, name):
-    reader = READERS[name]
-    assert read_with(whole, reader, (whole / reader.file).read_bytes()) is not None
-
-
-@pytest.mark.parametrize(("name", "changes"), FOUND, ids=str)
-def test_what_once_ended_in_a_traceback_is_refused(whole, name, changes):
-    reader = READERS[name]
-    read_with(whole, reader, edited((whole / reader.file).read_bytes(), changes))
+@pytest.mark.parametrize(("name", "changes"), [*((n, {}) for n in READERS), *FOUND], ids=str)
+def test_the_whole_file_is_read_and_what_once_ended_in_a_traceback_does_not(whole, name, changes):
+    content = edited((whole / READERS[name][0]).read_bytes(), changes)
+    assert read_with(whole, name, content) is not None or changes
 
 
 # ---------------------------------------------------------------------------------------------
 # What is written anew where it is not whole
 
 RAW = b"a\t1\t\tIt rained.\n"
+
+
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
 
 def archive(method: int) -> bytes:
@@ -467,12 +413,7 @@ def archive(method: int) -> bytes:
     return buffer.getvalue()
 
 
-METHODS = st.sampled_from(
-    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-)
-
-
-@given(JUNK | METHODS.map(archive).flatmap(damaged))
+@given(JUNK | st.sampled_from(METHODS).map(archive).flatmap(damaged))
 def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(whole, content):
     target = whole.with_name("cola")
     sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())
@@ -527,7 +468,7 @@ ANSWERS = ("logits", "hints", "mean", "components")
 @given(st.sampled_from([0, 3]), st.dictionaries(st.sampled_from(ANSWERS), TENSORS))
 def test_any_kept_answers_of_a_teacher_are_of_their_shapes_or_computed_again(whole, width, tensors):
     teacher, place = classifier(whole / "base"), whole.with_name("transfer")
-    for content in (None, safetensors.torch.save(tensors), b"cut"):
+    for content in (None, safetensors.torch.save(tensors)):
         for path in place.glob("*.safetensors") if content else ():
             path.write_bytes(content)
         taught = teacher_answers(TWO, teacher, "its fingerprint", CPU, width, place)

@@ -51,10 +51,14 @@ def test_compact_tensors_are_near_and_a_quarter_or_an_eighth_of_the_size():
     assert expand(tensors).keys() == tensors.keys()  # what is not compact stays as it is
 
 
-@pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 0), (2, 3)])
-def test_scales_that_do_not_fit_are_refused(shape):
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(torch.float32, (2, 1)), *((torch.int8, shape) for shape in [(2,), (3, 1), (2, 0), (2, 3)])],
+)
+def test_scales_that_do_not_fit_are_refused(kind, shape):
+    tensor = torch.zeros(2, 4, dtype=kind)
     with pytest.raises(ValueError, match="embedding"):
-        expand({"embedding.weight": torch.zeros(2, 4), "embedding.weight.scale": torch.ones(shape)})
+        expand({"embedding.weight": tensor, "embedding.weight.scale": torch.ones(shape)})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -142,24 +146,19 @@ def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_p
     sentences = ("The letter was written by the teacher.", "The teacher gave to the children.")
     (tmp_path / "a.tsv").write_text("".join(f"a\t1\t\t{words}\n" for words in sentences))
     options = ("--mode", "predict", "--json", "--checkpoint", "student", "--input", "a.tsv")
-    decision, judged = read_decision(MODELS / SHIPPED["student"]), {}
-    for words in ((), ("--threshold", "balanced"), ("--threshold", "accuracy")):
+    decision, answers, labels = read_decision(MODELS / SHIPPED["student"]), {}, {}
+    for rule, words in (("balanced", ()), ("accuracy", ("--threshold", "accuracy"))):
         result = run(*options, *words)
         assert result.returncode == 0, result.stderr
-        answers = [json.loads(line) for line in result.stdout.splitlines()]
-        rule = words[1] if words else "balanced"
         edge = decision.p_acceptable(decision.thresholds[rule])
-        for answer in answers:
-            p = decision.p_acceptable(answer["logits"][1] - answer["logits"][0])
-            assert answer["p_acceptable"] == pytest.approx(p, abs=1e-9)
-            assert answer["label"] == (p > edge)
-        right = sum(answer.pop("label") for answer in answers)  # also for what scores them
-        assert f"accuracy {right / 2:.2%} ({right} of 2)" in result.stderr
+        answers[rule] = [json.loads(line) for line in result.stdout.splitlines()]
+        labels[rule] = [answer.pop("label") for answer in answers[rule]]
+        assert labels[rule] == [answer["p_acceptable"] > edge for answer in answers[rule]]
+        assert f"({sum(labels[rule])} of 2)" in result.stderr  # also for what scores them
         told = f"note: student calls a sentence acceptable from p = {edge:.2f} on (balanced)"
         assert (told in result.stderr) == (rule == "balanced")
-        judged[rule] = answers, right
-    assert judged["balanced"][0] == judged["accuracy"][0]
-    assert judged["balanced"][1] < judged["accuracy"][1]  # of these sentences one changes
+    assert answers["balanced"] == answers["accuracy"]
+    assert sum(labels["balanced"]) < sum(labels["accuracy"])  # of these sentences one changes
 
 
 def test_a_threshold_is_refused_for_a_model_that_has_none(run):
