@@ -96,7 +96,10 @@ def test_the_student_that_ships_decides_as_its_held_out_sentences_say(cola):
     model, tokenizer, longest = load_model(folder, Namespace(given=set()))
     arguments = run.metrics["arguments"]
     held_out = hold_out(load_corpus(cola, tokenizer, longest), arguments["held_out"])[HELD_OUT]
-    found, kept = choose_threshold(model, held_out, arguments["threshold"], CPU), read_decision(folder)
+    found, kept = (
+        choose_threshold(model, held_out, arguments["threshold"], CPU),
+        read_decision(folder),
+    )
     assert kept.rule == found.rule
     assert kept.thresholds == pytest.approx(found.thresholds, abs=1e-2)
     assert kept[2:] == pytest.approx(found[2:], abs=1e-2)
