@@ -10,7 +10,7 @@ import pytest
 
 from support import PROJECT
 from support.help import ABOUT, options_of_mode
-from support.options import MODES, RECIPES, options_of, parse, parser_of, published
+from support.options import MODES, RECIPES, options_of, parse, published
 
 NANO = ("--gpt_variant", "nano")
 HINTS = ("--recipe", "hints")
@@ -110,7 +110,7 @@ def test_a_modes_help_has_its_options_and_what_the_recipes_set(mode):
         "predict": {"checkpoint", "input", "json", "threshold"},
         "export": {"checkpoint"},
     }.get(mode, set())
-    text = options_of_mode(mode, parser_of(mode), RECIPES)
+    text = options_of_mode(mode)
     options, *recipes = text.split("--recipe hints, ")
     assert set(re.findall(r"^  --(\w+)", options, re.M)) == known
     for run in runs:
