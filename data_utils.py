@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from support.corpus import SPLITS, find_corpus, read_split
+from support.corpus import SPLITS, TRAIN, bare, find_corpus, read_split
 from support.errors import UserError
 from support.fingerprints import corpus_fingerprint
 from support.processes import rank_and_processes
@@ -34,6 +34,7 @@ from support.processes import rank_and_processes
 MAX_TOKENS = 2048  # of one forward pass on a processor, whose caches they suit
 GPU_TOKENS = 16_384  # on a GPU, which takes them in hardly more time
 UNLABELLED = -100  # torch.nn.functional.cross_entropy's ignore_index
+HELD_OUT = "held_out"  # a split of labelled sentences that are not trained on
 
 
 # ---------------------------------------------------------------------------------------------
@@ -137,6 +138,26 @@ def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[s
         split: tokenize(tokenizer, *read_split(path), max_length, str(path))
         for split, path in paths.items()
     }
+
+
+def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:
+    """Return the corpus with ``size`` of its training sentences in a split of their own.
+
+    They are the same for every sr_no, so that a teacher's answers for the rest serve all. A corpus
+    may have a sentence twice: no copy of one that is held out stays among the training sentences.
+    """
+    if not size:
+        return corpus
+    train = corpus[TRAIN]
+    held_out, rest = np.split(np.random.default_rng(0).permutation(len(train)), [size])
+    taken = {bare(train.sentences[i]) for i in held_out}
+    rest = np.array([i for i in np.sort(rest) if bare(train.sentences[i]) not in taken])
+    if not rest.size:
+        raise UserError(f"--held_out {size}: the corpus has {len(train)}; hold out fewer")
+    corpus = {**corpus, TRAIN: train.chosen(rest), HELD_OUT: train.chosen(held_out)}
+    if len(corpus[HELD_OUT].labels.unique()) == 1:
+        raise UserError(f"--held_out {size}: these have one label; hold out more")
+    return corpus
 
 
 # ---------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_utils import UNLABELLED, Batch, Split, tokenize
+from data_utils import HELD_OUT, UNLABELLED, Batch, Split, hold_out, tokenize
 from model import Outputs
 from student import DistilRNN
 from support.bases import Base
@@ -45,13 +45,7 @@ from support.files import read_bytes
 from support.options import HINTS_COST
 from support.reporting import show_run
 from support.runs import Run, check_finished, claim, describe_run, run_folder
-from support.teaching import (
-    HELD_OUT,
-    edited_sentences,
-    hold_out,
-    leading_components,
-    teacher_answers,
-)
+from support.teaching import edited_sentences, leading_components, teacher_answers
 from train_utils import (
     Counts,
     Loss,

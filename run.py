@@ -35,7 +35,7 @@ def dispatch(args: argparse.Namespace) -> None:
 
 def train_runs(args: argparse.Namespace) -> None:
     """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
-    from data_utils import load_corpus
+    from data_utils import hold_out, load_corpus
     from support.bases import find_base
     from support.corpus import TRAIN
 
@@ -45,8 +45,6 @@ def train_runs(args: argparse.Namespace) -> None:
     if base.kind == "folder":  # which takes precedence over the hub's base of that name
         print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
     if args.mode != "LoRA":
-        from support.teaching import hold_out
-
         # Too large a --held_out fails now, and not after hours of training a teacher.
         hold_out(corpus, settings_of(args, "rnn")["held_out"])
     modes = ("LoRA", "rnn", "distil") if args.mode == "all" else (args.mode,)

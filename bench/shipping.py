@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bench.results import RESULTS, markdown
-from data_utils import Split, load_corpus
+from data_utils import HELD_OUT, Split, hold_out, load_corpus
 from distil import choose_threshold
 from finetune import load_teacher
 from predict import MODELS
@@ -36,7 +36,6 @@ from support.reporting import summary
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import DEV_SETS
 from support.reporting.tables import result_table
-from support.teaching import HELD_OUT, hold_out
 from support.teaching.written import sentences_of_file
 from train_utils import count_parameters, evaluate
 

@@ -16,6 +16,7 @@ COLA_SHA256 = {
     "out_of_domain_dev": "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
 }
 SPLITS = TRAIN, DEV, OUT_OF_DOMAIN = tuple(COLA_SHA256)
+MARKS = " .?!"  # what may stand at a sentence's end
 BOM = b"\xef\xbb\xbf"  # what some editors put before a UTF-8 text
 # What no text has, of ASCII. Three of CoLA's training sentences hold a backspace, which stays.
 CONTROL = re.compile(r"[\x00-\x07\x0b-\x1f\x7f]")
@@ -116,3 +117,8 @@ def read_split(path: Path) -> tuple[list[str], list[int]]:
     """Read the sentences of a file in CoLA's layout, and their labels."""
     rows = read_rows(path)
     return [row.sentence for row in rows], [row.label for row in rows]
+
+
+def bare(sentence: str) -> str:
+    """Return what sentences share that differ in case, spacing and the mark at the end alone."""
+    return " ".join(sentence.lower().split()).rstrip(MARKS)

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
-from data_utils import UNLABELLED, tokenize
+from data_utils import HELD_OUT, UNLABELLED, hold_out, tokenize
 from distil import (
     choose_threshold,
     distillation,
@@ -36,7 +36,6 @@ from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import CPU
 from support.errors import UserError
 from support.options import RULES
-from support.teaching import HELD_OUT, hold_out
 from train_utils import Counts, predict_logits
 
 # ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from conftest import PROJECT, refusal
 
 from bench.shipping import card, compact
-from data_utils import load_corpus
+from data_utils import HELD_OUT, hold_out, load_corpus
 from distil import choose_threshold, teacher_fingerprint
 from predict import MODELS, SHIPPED, chosen_checkpoints, chosen_decision, load_model
 from student import load_student
@@ -25,7 +25,6 @@ from support.files import read_tensors, write_tensors
 from support.options import parse
 from support.reporting import read_metrics
 from support.reporting.finished import DEV_SETS, load_run
-from support.teaching import HELD_OUT, hold_out
 from train_utils import count_parameters, predict_logits
 
 SENTENCES = ["The boys were running.", "The boys was running."]

@@ -22,12 +22,12 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import support.teaching.written
-from data_utils import load_corpus, tokenize
+from data_utils import HELD_OUT, hold_out, load_corpus, tokenize
 from support.bases import find_base, load_language_model, token_ids
 from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU, choose_device
 from support.errors import UserError
-from support.teaching import HELD_OUT, edited_sentences, hold_out
+from support.teaching import edited_sentences
 from support.teaching.continuations import continuations
 from support.teaching.edits import bare
 from support.teaching.written import (

@@ -6,6 +6,5 @@ where a base writes); logits, and hints at every token.
 
 from support.teaching.answers import leading_components, teacher_answers
 from support.teaching.edits import edited_sentences
-from support.teaching.holding import HELD_OUT, hold_out
 
-__all__ = ["HELD_OUT", "edited_sentences", "hold_out", "leading_components", "teacher_answers"]
+__all__ = ["edited_sentences", "leading_components", "teacher_answers"]

@@ -14,10 +14,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from data_utils import Split
-from support.corpus import TRAIN
+from support.corpus import MARKS, TRAIN, bare
 from support.errors import UserError
 
-MARKS = " .?!"  # what may stand at a sentence's end
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
 
 
@@ -44,11 +43,6 @@ def edited_sentences(
             "variations; ask for fewer"
         )
     return edited
-
-
-def bare(sentence: str) -> str:
-    """Return what sentences share that differ in case, spacing and the mark at the end alone."""
-    return " ".join(sentence.lower().split()).rstrip(MARKS)
 
 
 def words_and_marks(sentences: list[str]) -> list[tuple[list[str], str]]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
-from support.corpus import TRAIN
+from support.corpus import TRAIN, bare
 from support.devices import Device
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json, write_json
@@ -29,7 +29,6 @@ from support.processes import any_process, barrier, interruptible, is_main
 from support.runs.locks import locked
 from support.sentences import parse_sentences
 from support.teaching.continuations import continuations
-from support.teaching.edits import bare
 
 RULE = 2  # of how tokens are drawn: what another rule gave is not gone on with
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
