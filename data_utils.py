@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from support.corpus import SPLITS, TRAIN, bare, find_corpus, read_split
+from support.corpus import TRAIN, Corpus, bare, read_corpus
 from support.errors import UserError
 from support.fingerprints import corpus_fingerprint
 from support.processes import rank_and_processes
@@ -131,13 +131,18 @@ def tokenize(
 
 
 def load_corpus(data_dir: Path, tokenizer: Tokenizer, max_length: int) -> dict[str, Split]:
-    """Read, check and tokenise the three files of a corpus in CoLA's layout, by split name."""
-    raw = find_corpus(data_dir)
-    paths = {split: raw / f"{split}.tsv" for split in SPLITS}
-    return {
-        split: tokenize(tokenizer, *read_split(path), max_length, str(path))
-        for split, path in paths.items()
-    }
+    """Read, check and tokenise a corpus, by split."""
+    return tokenize_corpus(read_corpus(data_dir), tokenizer, max_length)
+
+
+def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, max_length: int) -> dict[str, Split]:
+    """Tokenise a corpus, by split."""
+    splits = {}
+    for split, rows in corpus.rows.items():
+        sentences, labels, lines, _ = zip(*rows, strict=True)
+        source = str(corpus.files[split])
+        splits[split] = tokenize(tokenizer, sentences, labels, max_length, source, lines)
+    return splits
 
 
 def hold_out(corpus: dict[str, Split], size: int) -> dict[str, Split]:

@@ -36,7 +36,7 @@ from model import Outputs
 from student import DistilRNN
 from support.bases import Base
 from support.checkpoints.adapters import CONFIG, find_own_base, read_adapter
-from support.checkpoints.students import save_student
+from support.checkpoints.students import checkpoint_folder, save_student
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import Device, choose_device, keep_freed_memory
@@ -58,13 +58,6 @@ from train_utils import (
 )
 
 LEAST_SLOPE = 1e-3  # far below that of a student which has learnt anything
-# Earlier versions trained students differently under the same options. These entries of a run's
-# identity keep their runs from being taken for today's.
-IDENTITY_RULES = {
-    "bias": "as learnt",  # earlier, it was changed so that the threshold became 0
-    "copies": "left out",  # training sentences that equal one held out; earlier, they stayed
-    "prompts": "none held out",  # the base is prompted with; earlier, with any training sentence
-}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,15 +220,15 @@ def linear_discriminant(margins: np.ndarray, labels: np.ndarray, rule: str) -> D
 def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student with a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "distil")
-    teacher_folder = options.teacher or run_folder(options, "LoRA")
+    teacher_folder = checkpoint_folder(options.teacher or run_folder(options, "LoRA"))
     key, unknown = None, {}  # a finished run is shown also where its teacher is missing
     try:
         key = teacher_fingerprint(teacher_folder, options)
     except UserError as error:
         unknown["teacher"] = error
-    rules = identity_rules(options, "distil")
+    rules = {}
     try:
-        rules |= file_rule(options)
+        rules = file_rule(options)
     except UserError as error:
         unknown["transfer_file"] = error
     sources = {
@@ -256,7 +249,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
             device.place(teacher.model)
             corpus = hold_out(corpus, options.held_out)
             corpus = with_transfer_set(options, base, teacher.base_fingerprint, corpus, device)
-            if not rules.items() >= file_rule(options).items():
+            if rules != file_rule(options):
                 raise replaced(options.transfer_file)
             # Not before the base has written: its batches differ in size, and fragment the memory.
             keep_freed_memory()
@@ -280,8 +273,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
     """Train the student without a teacher, unless that is done; return the run's folder."""
     device, folder = choose_device(options.device, options.precision), run_folder(options, "rnn")
     sources = {"base": {"name": options.gpt_variant, "kind": base.kind, "fingerprint": None}}
-    rules = identity_rules(options, "rnn")
-    description = describe_run(options, "rnn", device, corpus, sources, rules)
+    description = describe_run(options, "rnn", device, corpus, sources)
     with claim(folder, description, options.overwrite) as run:
         if not run.finished:
             keep_freed_memory()
@@ -317,17 +309,6 @@ def teacher_fingerprint(folder: Path, options: Namespace) -> str:
     saved = read_adapter(folder)
     trained_on = saved.base_fingerprint or find_own_base(saved, folder, options.gpt_variant)[1]
     return saved.fingerprint(trained_on)
-
-
-def identity_rules(options: Namespace, mode: str) -> dict[str, str]:
-    """Return what changes a student's result beside its options, for the run's identity."""
-    if not options.held_out:
-        return {}
-    writes = mode == "distil" and options.transfer_size and options.transfer_source == "written"
-    names = ["bias", "copies"]
-    if writes and not options.transfer_file:
-        names.append("prompts")
-    return {name: IDENTITY_RULES[name] for name in names}
 
 
 def file_rule(options: Namespace) -> dict[str, str]:

@@ -1,22 +1,32 @@
 """Saved models at work: gen continues a prompt, predict judges sentences, export hands them on."""
 
 import json
+import math
+import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from data_utils import UNLABELLED, tokenize
+from data_utils import UNLABELLED, Split, tokenize
 from student import load_student
-from support import PROJECT
 from support.bases import find_base, load_auto_tokenizer, load_language_model, load_tokenizer
-from support.checkpoints.students import kind_of, read_decision, read_max_length
-from support.corpus import DEV, SPLITS, read_split
+from support.bases.tokens import NANO
+from support.checkpoints.students import (
+    MODELS,
+    SHIPPED,
+    checkpoint_folder,
+    classes_of,
+    kind_of,
+    read_decision,
+    read_facts,
+    read_max_length,
+)
+from support.corpus import DEV, TRAIN, read_corpus
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
@@ -25,11 +35,20 @@ from support.options import RULES
 from support.reporting import describe, measure, read_metrics, summary
 from support.reporting.metrics import COUNTS
 from support.runs import run_folder
-from support.sentences import parse_sentences
+from support.sentences import (
+    KNOWN,
+    Columns,
+    Row,
+    Table,
+    number_labels,
+    read_lines,
+    read_sentences,
+    text_of,
+)
 from train_utils import predict_logits
 
-MODELS = PROJECT / "results" / "models"
-SHIPPED = {"student": "distil_smollm2_22919", "smollm2": "LoRA_smollm2_22915"}
+MANY = 8  # times the training sentences' mean length, beyond which a sentence is unlike them
+SEVERAL = re.compile(r"[.?!][\"')\]]*\s+[A-Z]")  # where a second sentence begins
 
 
 def run_gen(args: Namespace) -> None:
@@ -84,43 +103,58 @@ def run_gen(args: Namespace) -> None:
 def run_predict(args: Namespace) -> None:
     """Judge sentences with saved teachers and students: a table, or one JSON object a line.
 
-    Labelled sentences, in CoLA's layout, are scored as well.
+    Labelled sentences are scored as well.
     """
     device = choose_device(args.device, args.precision)
-    sentences, labels, source, lines = read_sentences(args)
+    table = sentences_to_judge(args)
+    sentences, lines = [row.sentence for row in table.rows], [row.line for row in table.rows]
     folders = chosen_checkpoints(args)
     decisions = {name: chosen_decision(name, folder, args) for name, folder in folders.items()}
-    logits = {}  # (sentences, 2), by the name of the model
+    classes = {name: classes_of(folder) for name, folder in folders.items()}
+    gold = gold_labels(table, args.positive, classes)
+    labels = gold or [UNLABELLED] * len(sentences)
+    notes, logits = [several_note(table)], {}  # logits (sentences, 2), by the name of the model
     keep_freed_memory()
     for name, folder in folders.items():
         model, tokenizer, max_length = load_model(folder, args)
-        split = tokenize(tokenizer, sentences, labels, max_length, source, lines)
-        if unknown := words_unknown_to_nano(tokenizer, sentences):
-            note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
-            print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
+        split = tokenize(tokenizer, sentences, labels, max_length, table.name, lines)
+        notes += [nano_note(tokenizer, sentences), length_note(split, lines, folder)]
+        notes += [threshold_note(name, decisions[name], classes[name])]
         logits[name] = predict_logits(device.place(model), split, device, "judging")
-    for note in filter(None, map(threshold_note, decisions, decisions.values())):
-        print(note, file=sys.stderr)
+    for note in dict.fromkeys(filter(None, notes)):
+        print(f"note: {note}", file=sys.stderr)
     judged = {name: judgements(logits[name], decisions[name]) for name in logits}
-    for line in json_lines(sentences, judged) if args.json else table(sentences, judged):
+    rows = zip(sentences, *judged.values(), strict=True)
+    for line in json_lines(rows, list(judged), gold) if args.json else table_lines(rows, classes):
         print(line)
-    if UNLABELLED in labels:
-        return
-    for name in logits:
+    for name in logits if gold else ():
         metrics = measure(logits[name], split.labels, decisions[name])
         heading = f"{name}:\n" if len(logits) > 1 else ""
-        scores = f"{heading}{describe(metrics)}\n{confusion(metrics)}"
+        scores = f"{heading}{describe(metrics)}\n{confusion(metrics, classes[name])}"
         print(scores, file=sys.stderr if args.json else sys.stdout)
 
 
+def gold_labels(table: Table, positive: str | None, classes: dict[str, list[str]]) -> list[int]:
+    """Return the labels of a table's sentences, if any, and tell what it was understood to be.
+
+    They are of the models' ``classes``, or of well-known names.
+    """
+    names: Sequence[str] = ()
+    rows: list[Row] = []
+    if table.label_column:
+        names, (rows,) = number_labels([table], positive, [*map(tuple, classes.values()), *KNOWN])
+    if table.layout:
+        print(table.understood(names), file=sys.stderr)
+    return [row.label for row in rows]
+
+
 def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
-    """Return the folders of the models that the options name, or of the default one, by name."""
+    """Return the folders that the options name, or the default one, by name."""
     given = args.checkpoint or [default_checkpoint(args)]
     short = len({path.name for path in given}) == len(given)
     folders = {}
     for path in given:
-        known = str(path) in SHIPPED and not path.exists()
-        folder = MODELS / SHIPPED[str(path)] if known else path
+        folder = checkpoint_folder(path)
         kind_of(folder)  # refused before another has judged a long file
         folders[path.name if short else str(path)] = folder
     if len(folders) < len(given):
@@ -165,43 +199,56 @@ def load_model(folder: Path, args: Namespace) -> tuple[nn.Module, Tokenizer, int
     return teacher.model, teacher.base.tokenizer, teacher.base.max_length
 
 
-def read_sentences(args: Namespace) -> tuple[list[str], list[int], str, list[int]]:
-    """Return the sentences to judge, their labels if any, what they are from, and their lines."""
-    if args.sentences and args.input:
+def sentences_to_judge(args: Namespace) -> Table:
+    """Return the sentences of the command line, of a file, or of standard input."""
+    columns = Columns(args.text_column, args.label_column, args.positive)
+    if args.sentences and (args.input or any(columns)):
         raise UserError("--input: sentences are given on the command line too; choose one")
     if args.sentences:
-        content = "\n".join(args.sentences).encode("utf-8", "surrogateescape")
-        source = "the command line"
+        name = "the command line"
+        content = "".join(f"{sentence}\n" for sentence in args.sentences)
+        table = text_of(read_lines(content.encode("utf-8", "surrogateescape"), name), name)
     else:
         if not args.input and sys.stdin.isatty():
             print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
-        source = str(args.input or "standard input")
+        name = str(args.input or "standard input")
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
-    sentences, labels, lines = parse_sentences(content, source)
-    if blank := lines[-1] - len(lines):
-        what = "blank line" if blank == 1 else "blank lines"
-        print(f"{source}: {blank} {what} passed over", file=sys.stderr)
-    return sentences, labels or [UNLABELLED] * len(sentences), source, lines
+        table = read_sentences(content, name, columns)
+    if table.blank:
+        what = "blank line" if table.blank == 1 else "blank lines"
+        print(f"{table.name}: {table.blank} {what} passed over", file=sys.stderr)
+    return table
 
 
-def table(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
-    """Yield the lines of a table: one model's judgements, or those of several side by side."""
-    words = ("unacceptable", "acceptable")
-    if len(judged) == 1:
-        heads, form = ["p(acceptable)  judgement   "], "{:>13.3f}  {:<12}"
-    else:
-        heads, form = [f"{name:<18}" for name in judged], "{:.3f} {:<12}"
+def table_lines(
+    rows: Iterable[tuple[str | dict, ...]], classes: dict[str, list[str]]
+) -> Iterator[str]:
+    """Yield a table of sentences, each with the answer of one model, or with those of several."""
+    width = max(12, *(len(name) for names in classes.values() for name in names))
+    heads, form = [f"{name:<{width + 6}}" for name in classes], "{:.3f} {}"
+    if len(classes) == 1:
+        (names,) = classes.values()
+        p = f"p({names[1]})"
+        heads, form = [f"{p:>13}  {'judgement':<{width}}"], f"{{:>{max(13, len(p))}.3f}}  {{}}"
     yield "  ".join([*heads, "sentence"])
-    for sentence, *row in zip(sentences, *judged.values(), strict=True):
-        cells = [form.format(answer["p_acceptable"], words[answer["label"]]) for answer in row]
+    for sentence, *answers in rows:
+        each = zip(answers, classes.values(), strict=True)
+        cells = [form.format(a["p_acceptable"], names[a["label"]]) for a, names in each]
         yield "  ".join([*map(str.ljust, cells, map(len, heads)), sentence])
 
 
-def json_lines(sentences: list[str], judged: dict[str, list[dict]]) -> Iterator[str]:
-    """Yield a JSON object for each sentence, of several models with an entry each."""
-    for sentence, *row in zip(sentences, *judged.values(), strict=True):
-        answer = {"models": dict(zip(judged, row, strict=True))} if len(row) > 1 else row[0]
-        yield json.dumps({"sentence": sentence, **answer}, ensure_ascii=False)
+def json_lines(
+    rows: Iterable[tuple[str | dict, ...]], names: list[str], gold: list[int]
+) -> Iterator[str]:
+    """Yield a JSON object for each sentence, of several models with an entry each.
+
+    "label" is a model's answer, "gold" the file's.
+    """
+    for number, (sentence, *answers) in enumerate(rows):
+        answer = {"models": dict(zip(names, answers, strict=True))}
+        known = {"gold": gold[number]} if gold else {}
+        answer = answers[0] if len(answers) == 1 else answer
+        yield json.dumps({"sentence": sentence, **answer, **known}, ensure_ascii=False)
 
 
 def judgements(logits: Tensor, decision: Decision) -> list[dict]:
@@ -213,34 +260,58 @@ def judgements(logits: Tensor, decision: Decision) -> list[dict]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def threshold_note(name: str, decision: Decision) -> str:
+def threshold_note(name: str, decision: Decision, classes: list[str]) -> str:
     """Return from which p on a model says "acceptable"; nothing where that is above 0.5."""
     if decision.rule in (None, "accuracy"):
         return ""
     ps = {rule: decision.p_acceptable(decision.thresholds[rule]) for rule in RULES}
     return (
-        f"note: {name} calls a sentence acceptable from p = {ps[decision.rule]:.2f} on "
+        f"{name} calls a sentence {classes[1]} from p = {ps[decision.rule]:.2f} on "
         f"({decision.rule}); with --threshold accuracy from {ps['accuracy']:.2f}"
     )
 
 
-def confusion(metrics: dict) -> str:
+def several_note(table: Table) -> str:
+    """Return a remark where a line has more than one sentence."""
+    lines = [row.line for row in table.rows if SEVERAL.search(row.sentence)]
+    return f"{table.name}, line {lines[0]}: several sentences, judged as one" if lines else ""
+
+
+def length_note(split: Split, lines: list[int], folder: Path) -> str:
+    """Return a remark where a sentence is far longer than those that a model was trained on."""
+    longest, facts = int(split.seqlens.argmax()), read_facts(folder).get(TRAIN, {})
+    usual = facts.get("tokens", math.inf) / facts.get("sentences", 1)
+    if split.seqlens[longest] <= MANY * usual:
+        return ""
+    return (
+        f"line {lines[longest]} has {split.seqlens[longest]} tokens, and a training sentence about "
+        f"{usual:.0f}: what a model says of such a line may mean little"
+    )
+
+
+def confusion(metrics: dict, classes: Sequence[str]) -> str:
     """Return the four counts of right and wrong answers in a line."""
     n, acceptable, predicted, correct = (metrics[name] for name in COUNTS)
     right = (correct + acceptable + predicted - n) // 2  # of the acceptable ones
     return (
-        f"acceptable: {right} judged right, {acceptable - right} wrong; "
-        f"unacceptable: {correct - right} judged right, {predicted - right} wrong"
+        f"{classes[1]}: {right} judged right, {acceptable - right} wrong; "
+        f"{classes[0]}: {correct - right} judged right, {predicted - right} wrong"
     )
 
 
-def words_unknown_to_nano(tokenizer: Tokenizer, sentences: list[str]) -> list[str]:
-    """Return the words that are not in nano's lexicon, where the tokenizer is nano's."""
-    nano = PROJECT / "nano"
-    if tokenizer.to_str() != load_tokenizer(nano).to_str():
-        return []
-    known = [read_split(nano / "corpus" / "raw" / f"{split}.tsv")[0] for split in SPLITS]
-    return sorted(words_of(sentences) - words_of(chain(*known)))
+def nano_note(tokenizer: Tokenizer, sentences: list[str]) -> str:
+    """Return a remark on a word that is not in nano's lexicon, where the tokenizer is nano's."""
+    if tokenizer.to_str() != load_tokenizer(NANO).to_str():
+        return ""
+    corpus = read_corpus(NANO / "corpus").rows.values()
+    known = words_of(row.sentence for rows in corpus for row in rows)
+    unknown = sorted(words_of(sentences) - known)
+    if not unknown:
+        return ""
+    return (
+        f"nano knows its own small lexicon alone, and not {unknown[0]!r}: what it says of other "
+        "English means nothing"
+    )
 
 
 def words_of(sentences: Iterable[str]) -> set[str]:
@@ -262,11 +333,11 @@ def run_export(args: Namespace) -> None:
         from finetune import load_teacher
 
         teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
-        save_merged(teacher.model, teacher.base, target)
+        save_merged(teacher.model, teacher.base, target, classes_of(folder))
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:
         student, tokenizer = load_student(folder), load_tokenizer(folder)
-        save_onnx(student, tokenizer, folder, target, read_decision(folder))
+        save_onnx(student, tokenizer, folder, target, read_decision(folder), classes_of(folder))
         print(
             f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,), int64"
         )

@@ -11,7 +11,7 @@ from support.corpus import DEV
 from support.errors import UserError
 from support.reporting import tables
 from support.reporting.curves import plot_curves
-from support.reporting.finished import Corpus, Experiment, find_runs, missing_runs, read_corpus
+from support.reporting.finished import Corpus, Experiment, corpus_of, find_runs, missing_runs
 from support.reporting.page import judgements, write_page
 from support.reporting.pdf import write_pdf
 from support.reporting.plots import plot_comparison
@@ -96,7 +96,7 @@ def write_report(
     for group in tables.grouped(shown):
         corpus, fault = {}, ""
         try:
-            corpus = read_corpus(group[0])
+            corpus = corpus_of(group[0])
         except UserError as error:
             fault = str(error)
         sections.append(results(group, corpus, fault))

@@ -35,13 +35,19 @@ def dispatch(args: argparse.Namespace) -> None:
 
 def train_runs(args: argparse.Namespace) -> None:
     """Train for each sr_no, in one mode or in all, on one base and one corpus; draw the curves."""
-    from data_utils import hold_out, load_corpus
+    from data_utils import hold_out, tokenize_corpus
     from support.bases import find_base
-    from support.corpus import TRAIN
+    from support.corpus import TRAIN, read_corpus
+    from support.sentences import Columns
 
     with together():
         base = find_base(args.gpt_variant, weights=args.mode != "rnn")
-        corpus = load_corpus(args.data_dir, base.tokenizer, base.max_length)
+        columns = Columns(args.text_column, args.label_column, args.positive)
+        data = read_corpus(args.data_dir, columns)
+        corpus = tokenize_corpus(data, base.tokenizer, base.max_length)
+    args.data = data.facts
+    for line in data.understood:
+        print(line, file=sys.stderr)
     if base.kind == "folder":  # which takes precedence over the hub's base of that name
         print(f"note: base {base.name}: a folder, {base.folder.resolve()}", file=sys.stderr)
     if args.mode != "LoRA":

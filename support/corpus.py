@@ -1,13 +1,13 @@
-"""Read a corpus in CoLA's layout: where is it, and what stands in its files?"""
+"""Find a corpus and read it: CoLA, a folder with a file a split, or one file, which is split."""
 
 import hashlib
-import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from support import PROJECT
 from support.errors import UserError
 from support.files import read_bytes
+from support.sentences import ANY, COLA_LAYOUT, Columns, Row, number_labels, read_sentences
 
 COLA_DIR = PROJECT / "cola_public"
 COLA_SHA256 = {
@@ -16,107 +16,108 @@ COLA_SHA256 = {
     "out_of_domain_dev": "201b9c57b2a20f1282242eec0ed8995729e3be19c29a46c047b3727338836c05",
 }
 SPLITS = TRAIN, DEV, OUT_OF_DOMAIN = tuple(COLA_SHA256)
+NAMES = {  # of a split's file: CoLA's own, then GLUE's and Hugging Face's
+    TRAIN: (TRAIN, "train"),
+    DEV: (DEV, "dev", "validation", "valid"),
+    OUT_OF_DOMAIN: (OUT_OF_DOMAIN, "test"),
+}
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")
 MARKS = " .?!"  # what may stand at a sentence's end
-BOM = b"\xef\xbb\xbf"  # what some editors put before a UTF-8 text
-# What no text has, of ASCII. Three of CoLA's training sentences hold a backspace, which stays.
-CONTROL = re.compile(r"[\x00-\x07\x0b-\x1f\x7f]")
+DEV_SHARE = 5  # of so many sentences of one file one is for in_domain_dev
 
 
-class Row(NamedTuple):
-    """A line of a file in CoLA's layout."""
+class Corpus(NamedTuple):
+    """A labelled corpus, of which out_of_domain_dev may be missing."""
 
-    source: str
-    label: int
-    mark: str  # the author's own
-    sentence: str
-
-
-def find_corpus(data_dir: Path) -> Path:
-    """Return the folder with the three files; the project's own one is fetched and checked."""
-    raw = data_dir / "raw"
-    paths = {split: raw / f"{split}.tsv" for split in SPLITS}
-    if data_dir.resolve() == COLA_DIR:
-        if not all(path.exists() for path in paths.values()):
-            from support.archive import fetch_cola
-
-            fetch_cola(COLA_DIR, COLA_SHA256)
-        for split, found in file_fingerprints(data_dir).items():
-            if found != COLA_SHA256[split]:
-                raise UserError(f"{paths[split]}: not the published file; delete it and run again")
-    elif not raw.is_dir():
-        raise UserError(f"--data_dir {data_dir}: {missing(data_dir)}")
-    return raw
+    rows: dict[str, list[Row]]  # by split
+    files: dict[str, Path]  # by split
+    facts: dict[str, Any]  # what metrics.json says of it
+    understood: list[str]  # what each file was understood to be
 
 
-def file_fingerprints(data_dir: Path) -> dict[str, str]:
-    """Return the SHA-256 of each of a corpus' files, by split."""
-    paths = {split: data_dir / "raw" / f"{split}.tsv" for split in SPLITS}
-    return {split: hashlib.sha256(read_bytes(path)).hexdigest() for split, path in paths.items()}
+def read_corpus(data_dir: Path, columns: Columns = ANY, fetch: bool = True) -> Corpus:
+    """Read a corpus in a folder or a file; CoLA in the project's own folder is checked.
 
-
-def missing(folder: Path) -> str:
-    """Return why a folder has no corpus, and which one has."""
-    if not folder.is_dir():
-        return f"no such folder; it must hold {', '.join(f'raw/{split}.tsv' for split in SPLITS)}"
-    if (folder / f"{TRAIN}.tsv").exists():
-        return f"this is the folder raw/ itself; give the one that holds it: {folder.parent}"
-    if (folder / "original" / "raw" / f"{TRAIN}.tsv").exists():
-        return f"this is GLUE's layout; CoLA's own is beside it: {folder / 'original'}"
-    return f"it has no folder raw/ with {', '.join(f'{split}.tsv' for split in SPLITS)}"
-
-
-def read_lines(content: bytes, source: str) -> list[str]:
-    """Return the lines of a UTF-8 text; ``source`` says in an error where they are from."""
-    lines = []
-    # str.splitlines would also break at U+2028 and others.
-    raw_lines = content.removeprefix(BOM).removesuffix(b"\n").split(b"\n")
-    for number, raw in enumerate(raw_lines, start=1):
-        try:
-            line = raw.decode("utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            at = f"{source}, line {number}: byte {error.start + 1}"
-            raise UserError(f"{at} is not UTF-8; convert it") from None
-        if control := CONTROL.search(line):
-            what = f"a control character, {control.group()!r}; is this text?"
-            raise UserError(f"{source}, line {number}: {what}")
-        lines.append(line)
-    return lines
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read a file in CoLA's layout.
-
-    It has four tab-separated columns (source, label, the author's own mark, sentence), no header,
-    no quoting, UTF-8, with or without a newline at the end.
+    ``fetch`` says whether CoLA is downloaded where it is not there.
     """
-    content = read_bytes(path)
-    if not content:
-        raise UserError(f"{path}: the file is empty; CoLA's format has one sentence a line")
-    lines = read_lines(content, str(path))
-    return [parse_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    files = find_files(data_dir)
+    if fetch and data_dir.resolve() == COLA_DIR and not all(map(Path.exists, files.values())):
+        from support.archive import fetch_cola
+
+        fetch_cola(COLA_DIR, COLA_SHA256)
+    contents = {split: read_bytes(path) for split, path in files.items()}
+    sha256 = {split: hashlib.sha256(content).hexdigest() for split, content in contents.items()}
+    if data_dir.resolve() == COLA_DIR:
+        for split, path in files.items():
+            if sha256[split] != COLA_SHA256[split]:
+                raise UserError(f"{path}: not the published file; delete it and run again")
+    tables = {s: read_sentences(contents[s], str(path), columns) for s, path in files.items()}
+    understood = []
+    if OUT_OF_DOMAIN in tables and not tables[OUT_OF_DOMAIN].label_column:
+        understood.append(f"{files.pop(OUT_OF_DOMAIN)}: no labels; it is left out")
+        del tables[OUT_OF_DOMAIN], sha256[OUT_OF_DOMAIN]
+    classes, rows = number_labels(list(tables.values()), columns.positive)
+    corpus = dict(zip(tables, rows, strict=True))
+    understood += [t.understood(classes) for t in tables.values() if t.layout != COLA_LAYOUT]
+    place = data_dir.resolve()
+    inside = place.is_relative_to(PROJECT)
+    facts = {
+        "name": place.relative_to(PROJECT).as_posix() if inside else place.name,
+        "folder": str(data_dir),
+        "files": sha256,
+        "classes": list(classes),
+    }
+    if any(columns):
+        facts["columns"] = columns._asdict()
+    if DEV not in corpus:
+        corpus |= split_in_two(corpus[TRAIN])
+        corpus = {split: corpus[split] for split in SPLITS if split in corpus}
+        files[DEV], sha256[DEV] = files[TRAIN], sha256[TRAIN]
+        facts["split"] = f"1 sentence of {DEV_SHARE} for {DEV}, by the SHA-256 of its text"
+        counts = f"{len(corpus[TRAIN]):,} for {TRAIN}, {len(corpus[DEV]):,} for {DEV}"
+        understood.append(f"{files[TRAIN]}: split by a fixed rule, {counts}")
+    for split, found in corpus.items():
+        if not found or (split == TRAIN and len({row.label for row in found}) == 1):
+            raise UserError(
+                f"{files[split]}: {len(found)} sentences for {split}, which needs both classes; "
+                "give more sentences"
+            )
+    return Corpus(corpus, files, facts, understood)
 
 
-def parse_row(line: str, where: str) -> Row:
-    """Return a line's columns; ``where`` says in an error which line it is."""
-    columns = line.split("\t")
-    if len(columns) != 4:
-        commas = "; commas stand between them: save it with tabs" if line.count(",") >= 3 else ""
+def find_files(data_dir: Path) -> dict[str, Path]:
+    """Return a corpus' files by split, one file as that of training."""
+    if data_dir.is_file():
+        return {TRAIN: data_dir}
+    folder = data_dir / "raw" if (data_dir / "raw").is_dir() else data_dir
+    if data_dir.resolve() == COLA_DIR:
+        return {split: COLA_DIR / "raw" / f"{split}.tsv" for split in SPLITS}
+    if not folder.is_dir():
+        raise UserError(f"--data_dir {data_dir}: no such file or folder")
+    files = {}
+    for split, names in NAMES.items():
+        found = [path for path in folder.iterdir() if path.name.partition(".")[0] in names]
+        found = [p for p in found if Path(p.name.removesuffix(".gz")).suffix in SUFFIXES]
+        if len(found) > 1:
+            shown = " and ".join(sorted(path.name for path in found))
+            raise UserError(f"{folder}: which one is {split}, {shown}? Leave one there")
+        if found:
+            files[split] = found[0]
+    if TRAIN not in files:
         raise UserError(
-            f"{where}: {len(columns)} tab-separated columns where CoLA has 4 "
-            f"(source, label, author's mark, sentence){commas if len(columns) == 1 else ''}"
+            f"--data_dir {data_dir}: no training sentences there; give a labelled file, or a "
+            f"folder with raw/{TRAIN}.tsv or train{{{','.join(SUFFIXES)}}}"
         )
-    source, label, mark, sentence = columns
-    if label not in ("0", "1"):
-        raise UserError(f"{where}: the label is {label!r}; it must be 0 or 1")
-    if not sentence.strip():
-        raise UserError(f"{where}: the sentence is empty; remove the line")
-    return Row(source, int(label), mark, sentence)
+    return files
 
 
-def read_split(path: Path) -> tuple[list[str], list[int]]:
-    """Read the sentences of a file in CoLA's layout, and their labels."""
-    rows = read_rows(path)
-    return [row.sentence for row in rows], [row.label for row in rows]
+def split_in_two(rows: list[Row]) -> dict[str, list[Row]]:
+    """Split rows by their text alone, so that sentences that are equal are on one side."""
+    parts: dict[str, list[Row]] = {TRAIN: [], DEV: []}
+    for row in rows:
+        digest = hashlib.sha256(bare(row.sentence).encode()).digest()
+        parts[TRAIN if digest[0] % DEV_SHARE else DEV].append(row)
+    return parts
 
 
 def bare(sentence: str) -> str:

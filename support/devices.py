@@ -3,7 +3,9 @@
 import ctypes
 import os
 import platform
+import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from support.errors import UserError, first_line
-from support.processes import rank_and_processes, together
+from support.processes import is_first_of_machine, rank_and_processes, together
 
 AMPERE = (8, 0)  # the first compute capability with bf16 in hardware
 
@@ -42,8 +44,7 @@ class Device(NamedTuple):
         if self.torch.type == "cuda":
             name = torch.cuda.get_device_name(self.torch)
         else:
-            cpuinfo = Path("/proc/cpuinfo")
-            lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+            lines = cpuinfo().splitlines()
             names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
             name = names[0] if names else platform.processor() or platform.machine()
         return {
@@ -56,6 +57,12 @@ class Device(NamedTuple):
 
 
 CPU = Device(torch.device("cpu"), "fp32")
+
+
+def cpuinfo() -> str:
+    """Return what Linux says of the processor; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def choose_device(name: str = "auto", precision: str | None = None) -> Device:
@@ -72,12 +79,21 @@ def choose_device(name: str = "auto", precision: str | None = None) -> Device:
             raise UserError(f"--device {name}: {reason}") from None
     device = torch.device(name)
     if (device.type, precision) == ("cpu", "bf16"):
-        from support.slow_bf16 import note_slow_bf16
-
         note_slow_bf16()
     precision = precision or ("bf16" if has_bf16(device) else "fp32")
     torch.backends.cudnn.allow_tf32 = precision == "bf16"  # or its RNN would round like half
     return Device(device, precision)
+
+
+@cache
+def note_slow_bf16() -> None:
+    """Say, once, where the processor has no bf16, which is then emulated.
+
+    Linux names it in the features of x86 (AVX512-BF16, AMX) and of Arm.
+    """
+    if cpuinfo() and "bf16" not in cpuinfo() and is_first_of_machine():
+        note = "this processor has no bf16: a product takes longer than in fp32"
+        print(f"note: --precision bf16: {note}; --precision fp32 is faster", file=sys.stderr)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {  # by mode, what differs from 
 HINTS_COST = "on two cores smollm2 takes 3 to 4 h and 5 GiB; with --transfer_file 2 h and 2.5 GiB"
 NOT_IN_IDENTITY = (  # of a run
     "mode", "sr_no", "gpt_variant", "out_dir", "device", "precision", "data_dir", "recipe",
-    "overwrite", "teacher", "transfer_file",
+    "overwrite", "teacher", "transfer_file", "text_column", "label_column", "positive",
 )  # fmt: skip
 
 NEEDS = {"transfer_source": "transfer_size", "hint_width": "hint_weight", "threshold": "held_out"}
@@ -94,6 +94,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"run.py: error: {message}; see --help\n" if is_main() else None)
 
 
+def add_columns(add: Callable) -> None:
+    """Add what says which columns of a table are meant."""
+    add("--text_column", "of a table: the column of the sentences [sentence, or text]")
+    add("--label_column", "the column of the labels [label]")
+    add("--positive", "the class that counts as 1 [1, acceptable, positive, yes, true]")
+
+
 def parser_of(mode: str) -> Parser:
     """Return the parser of a mode's options."""
     parser = Parser(add_help=False, allow_abbrev=False)
@@ -113,7 +120,8 @@ def parser_of(mode: str) -> Parser:
         add("--device", "auto, cpu, cuda, cuda:1, mps", "auto")
         add("--precision", "fp32; bf16 where the GPU has it", choices=("fp32", "bf16"))
     if mode in TRAINING:
-        add("--data_dir", "a folder in CoLA's layout [cola_public; nano's own]", type=path)
+        add("--data_dir", "a labelled file, or a folder [cola_public; nano's own]", type=path)
+        add_columns(add)
         add("--batch_size", "sentences per optimiser step, of all processes", 128, type=count)
         add("--lr", "Adam's learning rate", 1e-3, type=positive)
         add("--epochs", "passes over the corpus [LoRA 10, a student 5]", type=count)
@@ -162,7 +170,8 @@ def parser_of(mode: str) -> Parser:
     if mode in ("predict", "export"):
         add("--checkpoint", "a run's folder, student, or smollm2", type=path, action="append")
     if mode == "predict":
-        add("--input", "one sentence a line, or a file in CoLA's layout", type=path)
+        add("--input", "one sentence a line, or a table with labels or without", type=path)
+        add_columns(add)
         add("--threshold", "where a student decides [as set in training]", choices=RULES)
         parser.add_argument("--json", action="store_true", help="one JSON object a line")
         parser.add_argument("sentences", nargs="*", help="to judge [--input or standard input]")

@@ -1,26 +1,321 @@
-"""Read sentences: one a line, or a file in CoLA's layout."""
+"""Read sentences, and labels where there are some, from files as people have them.
 
-from support.corpus import parse_row, read_lines
-from support.errors import UserError
+A text has a sentence a line. A table has a heading, and columns between tabs, commas or semicolons;
+or it is JSON lines, an object a line. CoLA's layout has four columns between tabs and no heading.
+"""
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from support.errors import UserError, first_line
+
+TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label",)
+COLA_LAYOUT = "in CoLA's layout"
+COLA_CLASSES = ("unacceptable", "acceptable")  # of labels 0 and 1
+KNOWN = (("0", "1"), COLA_CLASSES, ("negative", "positive"), ("no", "yes"), ("false", "true"))
+MISSING = ("", "nan", "none")  # what stands for a label that is not there
+BOM = b"\xef\xbb\xbf"  # what some editors put before a UTF-8 text
+GZIP = b"\x1f\x8b"
+ONE_COLUMN = "\x1f"  # a separator that no text has
+# What no text has: of ASCII, and of JSON's escapes. Three of CoLA's training sentences hold a
+# backspace, which stays.
+CONTROL = re.compile(r"[\x00-\x07\x0b-\x1f\x7f\ud800-\udfff]")
+JSON_LIKE = re.compile(r"\s*(\{|\[\s*(\{|$))")
+NAME = re.compile(r"\s*[\w-]+( [\w-]+)?\s*")  # what the heading of a column looks like
 
 
-def parse_sentences(content: bytes, source: str) -> tuple[list[str], list[int] | None, list[int]]:
-    """Return the sentences of a text, one a line, and the numbers of their lines: some are blank.
+class Columns(NamedTuple):
+    """Which columns of a table are meant, and which class counts as 1; None is found by name."""
 
-    A text whose first line is in CoLA's layout has labels too, else None.
-    """
-    lines = enumerate(read_lines(content, source), start=1)
-    filled = {number: line for number, line in lines if line.strip()}
-    if not filled:
-        raise UserError(f"{source}: no sentences; give them as arguments, in a file or piped in")
-    numbers, columns = list(filled), next(iter(filled.values())).split("\t")
-    if len(columns) == 4 and columns[1] in ("0", "1"):
-        rows = [parse_row(line, f"{source}, line {number}") for number, line in filled.items()]
-        return [row.sentence for row in rows], [row.label for row in rows], numbers
-    for number, line in filled.items():
-        if "\t" in line:
-            where = f"{source}, line {number}"
+    text: str | None = None
+    label: str | None = None
+    positive: str | None = None
+
+
+ANY = Columns()
+
+
+class Row(NamedTuple):
+    """A sentence of a file."""
+
+    sentence: str
+    label: str | int | None  # as it is written, then 0 or 1; None where it is missing
+    line: int
+    source: str = ""  # CoLA's first column
+
+
+class Table(NamedTuple):
+    """The sentences of a file."""
+
+    name: str
+    rows: list[Row]
+    layout: str = ""  # in words; nothing for a text
+    label_column: str = ""  # nothing where there are no labels
+    blank: int = 0  # lines that were passed over
+
+    def understood(self, classes: Iterable[str]) -> str:
+        """Return what the file was understood to be."""
+        names = [f"{name!r} ({number})" for number, name in enumerate(classes)]
+        names = ["0", "1"] if tuple(classes) == KNOWN[0] else names
+        labels = f", labels {' and '.join(names)} in {self.label_column}"
+        start = f"{self.name}: {len(self.rows):,} sentences {self.layout}"
+        return start + (labels if self.label_column else "")
+
+
+def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
+    """Read the sentences of a file with this content; errors tell its ``name`` and the line."""
+    lines = read_lines(content, name)
+    text = text_of(lines, name)
+    first = text.rows[0].sentence
+    if JSON_LIKE.match(first):
+        records = [(row.line, parse_object(row.sentence, name, row.line)) for row in text.rows]
+        keys = dict.fromkeys(key for _, record in records for key in record)
+        return table_of(records, list(keys), name, columns)
+    cells = first.split("\t")
+    if len(cells) == 4 and cells[1] in ("0", "1"):
+        rows = [parse_row(row.sentence, name, row.line) for row in text.rows]
+        return Table(name, rows, COLA_LAYOUT, "its second column", text.blank)
+    wanted = {plain(one) for one in ([columns.text] if columns.text else TEXT_COLUMNS)}
+    for separator in ("\t", ",", ";", ONE_COLUMN):
+        heading = fields_of(first, separator)
+        is_sentence = heading[-1].rstrip().endswith((".", "?", "!"))
+        if not is_sentence and wanted & set(map(plain, heading)):
+            (_, heading), *rows = table_rows(lines, separator, name)
+            records = [(line, dict(zip(heading, row, strict=True))) for line, row in rows]
+            return table_of(records, heading, name, columns)
+    if columns.text:
+        at = f"{name}, line {text.rows[0].line}"
+        raise UserError(f"{at}: no column --text_column {columns.text!r} in this heading")
+    check_is_text(text)
+    return text
+
+
+def read_lines(content: bytes, name: str) -> list[str]:
+    """Return the lines of a UTF-8 text, which may be compressed by gzip."""
+    if content.startswith(GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{name}: broken ({first_line(error)})") from None
+    lines = []
+    # str.splitlines would also break at U+2028 and others.
+    raw_lines = content.removeprefix(BOM).removesuffix(b"\n").split(b"\n")
+    for number, raw in enumerate(raw_lines, start=1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            at = f"{name}, line {number}: byte {error.start + 1}"
+            raise UserError(f"{at} is not UTF-8; convert it") from None
+        check_characters(line, f"{name}, line {number}")
+        lines.append(line)
+    return lines
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse what no text has."""
+    if control := CONTROL.search(text):
+        raise UserError(f"{where}: a control character, {control.group()!r}; is this text?")
+
+
+def text_of(lines: list[str], name: str) -> Table:
+    """Return the lines of a text that are not blank."""
+    rows = [Row(line, None, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise UserError(f"{name}: no sentences; give them as arguments, in a file or piped in")
+    return Table(name, rows, blank=len(lines) - len(rows))
+
+
+def check_is_text(text: Table) -> None:
+    """Refuse a text that is more likely a table without a heading, or with one of other names."""
+    for row in text.rows:
+        if "\t" in row.sentence:
             raise UserError(
-                f"{where}: a tab in the sentence; a file in CoLA's layout has 4 columns"
+                f"{text.name}, line {row.line}: a tab in the sentence; CoLA's layout has 4 "
+                "columns, and a table has a heading, with sentence or text above the sentences"
             )
-    return list(filled.values()), None, numbers
+    for separator in (",", ";"):
+        rows = [fields_of(row.sentence, separator) for row in text.rows]
+        width = len(rows[0])
+        if len(rows) == 1 or width == 1 or any(len(row) != width for row in rows):
+            continue
+        if all(map(NAME.fullmatch, rows[0])) or any(map(are_labels, zip(*rows, strict=True))):
+            raise UserError(
+                f"{text.name}, line {text.rows[0].line}: a table, by its {width} columns between "
+                f"{separator!r} in every line; name the column of sentences with --text_column, "
+                "or write the word sentence as a heading above it"
+            )
+
+
+def fields_of(line: str, separator: str) -> list[str]:
+    """Return the fields of a line that stands for itself."""
+    try:
+        return next(csv.reader([line], delimiter=separator))
+    except csv.Error:  # a field larger than the library takes
+        return [line]
+
+
+def are_labels(values: Iterable[str]) -> bool:
+    """Return whether all are labels of one of the `KNOWN` kinds."""
+    found = {value.strip().lower() for value in values}
+    return any(found <= set(pair) for pair in KNOWN)
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+
+
+def parse_row(line: str, name: str, number: int) -> Row:
+    """Return a line of a file in CoLA's layout: source, label, the author's own mark, sentence."""
+    where, columns = f"{name}, line {number}", line.split("\t")
+    if len(columns) != 4:
+        raise UserError(
+            f"{where}: {len(columns)} tab-separated columns where CoLA has 4 "
+            "(source, label, author's mark, sentence)"
+        )
+    source, label, _, sentence = columns
+    if label not in ("0", "1"):
+        raise UserError(f"{where}: the label is {label!r}; it must be 0 or 1")
+    if not sentence.strip():
+        raise UserError(f"{where}: the sentence is empty; remove the line")
+    return Row(sentence, COLA_CLASSES[int(label)], number, source)
+
+
+def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
+    """Return a line of JSON lines."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{name}, line {number}: not a JSON object; JSON lines have one a line")
+    return value
+
+
+def table_rows(lines: list[str], separator: str, name: str) -> list[tuple[int, list[str]]]:
+    """Return a table's rows, its heading first, each with the line where it begins.
+
+    Between commas and semicolons quotes are CSV's. Between tabs many files have quotes that are
+    part of a sentence: there quotes are CSV's where the whole table is right with that.
+    """
+    try:
+        return list(split_rows(lines, separator, name, csv.QUOTE_MINIMAL))
+    except UserError:
+        if separator in (",", ";"):
+            raise
+    return list(split_rows(lines, separator, name, csv.QUOTE_NONE))
+
+
+def split_rows(
+    lines: list[str], separator: str, name: str, quoting: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield rows with the line where each begins; blank lines are passed over."""
+    ended = (line + "\n" for line in lines)
+    reader = csv.reader(ended, delimiter=separator, quoting=quoting, strict=True)
+    line, width = 1, 0
+    try:
+        for row in reader:
+            if any(field.strip() for field in row):
+                width = width or len(row)
+                if len(row) != width:
+                    raise UserError(
+                        f"{name}, line {line}: {len(row)} columns where the heading has {width}; "
+                        f'put "quotes" around what has a {separator!r} of its own'
+                    )
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{name}, line {line}: {error}; mend its quotes") from None
+
+
+def table_of(
+    records: list[tuple[int, dict[str, Any]]], names: list[str], name: str, columns: Columns
+) -> Table:
+    """Return the sentences in a table's text column, with what stands in its label column."""
+    text = column_of(names, name, "--text_column", columns.text, TEXT_COLUMNS)
+    label = column_of(names, name, "--label_column", columns.label, LABEL_COLUMNS)
+    if text is None:
+        raise UserError(f"{name}: no column named sentence or text; give it with --text_column")
+    rows = []
+    for line, record in records:
+        sentence, given = record.get(text), record.get(label)
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise UserError(f"{name}, line {line}: no sentence in column {text!r}; remove the line")
+        if isinstance(given, bool):
+            given = str(given).lower()
+        given = None if given is None else " ".join(str(given).split())
+        for content in filter(None, (sentence, given)):
+            check_characters(content, f"{name}, line {line}")
+        # A quoted sentence may go over several lines.
+        rows.append(Row(" ".join(sentence.split("\n")).strip(), given, line))
+    if not rows:
+        raise UserError(f"{name}: a heading and no sentences")
+    hidden = all(row.label == "-1" for row in rows)  # as in the test files of GLUE
+    label_column = "" if label is None or hidden else repr(label)
+    return Table(name, rows, f"in column {text!r}", label_column)
+
+
+def column_of(
+    names: list[str], file: str, option: str, wanted: str | None, usual: Iterable[str]
+) -> str | None:
+    """Return the name of the column that an option names, or of a usual one that is there."""
+    by_name = {plain(name): name for name in names}
+    for one in [wanted] if wanted else usual:
+        if plain(one) in by_name:
+            return by_name[plain(one)]
+    if wanted:
+        shown = ", ".join(map(repr, names[:8]))
+        raise UserError(f"{file}: no column {option} {wanted!r}; its columns are {shown}")
+    return None
+
+
+def plain(name: str) -> str:
+    """Return a column's name without what does not tell it from others."""
+    return name.strip().casefold()
+
+
+# ---------------------------------------------------------------------------------------------
+# Labels
+
+
+def number_labels(
+    tables: list[Table], positive: str | None = None, known: Iterable[tuple[str, str]] = KNOWN
+) -> tuple[tuple[str, str], list[list[Row]]]:
+    """Return the two classes of labelled files, and each file's rows with labels 0 and 1.
+
+    ``positive`` names the class that counts as 1; else it is told by the ``known`` pairs.
+    """
+    spelled: dict[str, str] = {}  # the classes as they are first written
+    for table in tables:
+        if not table.label_column:
+            raise UserError(f"{table.name}: no labels; name their column with --label_column")
+        for row in table.rows:
+            if row.label is None or row.label.casefold() in MISSING:
+                raise UserError(
+                    f"{table.name}, line {row.line}: no label in {table.label_column}; fill it in "
+                    "or remove the line"
+                )
+            spelled.setdefault(row.label.casefold(), row.label)
+    found = ", ".join(map(repr, list(spelled.values())[:5]))
+    where = f"{', '.join(table.name for table in tables)}: the labels"
+    if len(spelled) > 2:
+        raise UserError(f"{where} are of {len(spelled)} classes ({found}); two are needed")
+    if positive is not None:
+        pairs = [(next((c for c in spelled if c != positive.casefold()), "other"), positive)]
+        if positive.casefold() not in spelled:
+            raise UserError(f"{where} are {found}; --positive {positive} is none of them")
+    else:
+        pairs = [pair for pair in known if spelled.keys() <= {name.casefold() for name in pair}]
+        if not pairs:
+            raise UserError(f"{where} are {found}; say which one counts as 1 with --positive")
+    keys = [name.casefold() for name in pairs[0]]
+    classes = tuple(spelled.get(key, name) for key, name in zip(keys, pairs[0], strict=True))
+    rows = [
+        [row._replace(label=keys.index(row.label.casefold())) for row in table.rows]
+        for table in tables
+    ]
+    return classes, rows

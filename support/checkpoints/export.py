@@ -6,7 +6,7 @@ A teacher becomes a plain Hugging Face folder, base and adapter merged; a studen
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from support.bases.pretrained import read_pretrained
 from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.files import cannot_write, write_bytes
+from support.sentences import COLA_CLASSES
 
-LABELS = {0: "unacceptable", 1: "acceptable"}
 # By a layer's ``mode``: ONNX's cell, its settings, and its order of PyTorch's gates.
 ONNX_CELLS = {
     "RNN_TANH": ("RNN", 'activations = ["Tanh"], ', [0]),
@@ -50,7 +50,9 @@ CLOSING = """
 }"""
 
 
-def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
+def save_merged(
+    classifier: nn.Module, base: Base, target: Path, classes: Sequence[str] = COLA_CLASSES
+) -> None:
     """Write a merged classifier as a Hugging Face model, with its base's tokenizer.
 
     ``AutoModelForSequenceClassification`` and ``pipeline`` load it, in batches too: both pad with
@@ -64,8 +66,8 @@ def save_merged(classifier: nn.Module, base: Base, target: Path) -> None:
         AutoConfig,
         base.folder,
         num_labels=2,
-        id2label=LABELS,
-        label2id={name: label for label, name in LABELS.items()},
+        id2label=dict(enumerate(classes)),
+        label2id={name: label for label, name in enumerate(classes)},
         pad_token_id=tokenizer.pad_token_id,
     )
     model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -98,7 +100,12 @@ def write_files(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def save_onnx(
-    model: nn.Module, tokenizer: Tokenizer, source: Path, target: Path, decision: Decision = SOFTMAX
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    source: Path,
+    target: Path,
+    decision: Decision = SOFTMAX,
+    classes: Sequence[str] = COLA_CLASSES,
 ) -> None:
     """Write a student as ONNX (opset 17), for onnxruntime and others, with its tokenizer.
 
@@ -139,7 +146,7 @@ def save_onnx(
     )
     edges = {"threshold": decision.threshold}
     edges |= {f"threshold_{rule}": edge for rule, edge in (decision.thresholds or {}).items()}
-    facts = {f"label_{label}": name for label, name in LABELS.items()}
+    facts = {f"label_{label}": name for label, name in enumerate(classes)}
     facts |= {"tokenizer": "tokenizer.json", "version": VERSION}
     facts |= {name: str(edge) for name, edge in edges.items()}
     helper.set_model_props(onnx_model, facts)

@@ -1,21 +1,27 @@
 """Read and write students, and tell what a checkpoint's folder holds."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from support import PROJECT
 from support.bases import Base, save_tokenizer
 from support.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_json, write_tensors
 from support.options import RULES
+from support.reporting import read_metrics
 from support.runs import check_finished
+from support.sentences import COLA_CLASSES
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if it has some
+MODELS = PROJECT / "results" / "models"
+SHIPPED = {"student": "distil_smollm2_22919", "smollm2": "LoRA_smollm2_22915"}
 SHOWN = 4  # checkpoints below a folder that is none
 
 
@@ -124,13 +130,34 @@ def decision_of(entries: dict[str, Any], rule: Any) -> Decision:
     return Decision(rule, thresholds, calibration["slope"], calibration["intercept"])
 
 
+def checkpoint_folder(path: Path) -> Path:
+    """Return a checkpoint's folder: the path, or that of a model that ships by its name."""
+    shipped = str(path) in SHIPPED and not path.exists()
+    return MODELS / SHIPPED[str(path)] if shipped else path
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return what a run's metrics.json says of its corpus; nothing where the folder has none."""
+    with suppress(UserError):
+        return read_metrics(folder)["data"]
+    return {}
+
+
+def classes_of(folder: Path) -> list[str]:
+    """Return the names of a checkpoint's classes 0 and 1: CoLA's where none are recorded."""
+    return read_facts(folder).get("classes", [*COLA_CLASSES])
+
+
 def kind_of(folder: Path) -> str:
     """Return what a checkpoint's folder holds, of a finished run: "adapter" or "student"."""
     check_finished(folder)
     if (folder / ADAPTER_CONFIG).exists():
         return "adapter"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one")
+        raise UserError(
+            f"{folder}: no such checkpoint folder; --mode LoRA, rnn or distil make one, and "
+            f"{' and '.join(SHIPPED)} are names of those that ship"
+        )
     path = folder / "config.json"
     if path.exists() and read_json(path).get("model_type") == STUDENT:
         return "student"

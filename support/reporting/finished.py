@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from support.checkpoints.students import decision_of
-from support.corpus import SPLITS, TRAIN, Row, read_rows
+from support.corpus import SPLITS, TRAIN, read_corpus
 from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
 from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
 from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED
+from support.sentences import Columns, Row
 
 MODES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
 Corpus = dict[str, list[Row]]  # by split
@@ -143,24 +144,27 @@ def load_experiment(folders: list[Path]) -> Experiment:
     return Experiment(first.metrics["mode"], first.metrics["variant"], runs)
 
 
-def read_corpus(experiment: Experiment) -> Corpus:
+def corpus_of(experiment: Experiment) -> Corpus:
     """Read the corpus where metrics.json says that it is.
 
     The dev sets must have the labels of the runs, line by line, and the training split as many
     sentences and acceptable ones.
     """
-    data, corpus = experiment.metrics["data"], {}
-    for split in SPLITS:
-        corpus[split] = read_rows(path := Path(data["folder"], "raw", f"{split}.tsv"))
-        labels = [row.label for row in corpus[split]]
+    data = experiment.metrics["data"]
+    columns = Columns(**data.get("columns", {}))
+    found = read_corpus(Path(data["folder"]), columns, fetch=False)
+    if found.rows.keys() != {split for split in SPLITS if split in data}:
+        raise UserError(f"{data['folder']}: not the splits of {experiment.runs[0].folder}")
+    for split, rows in found.rows.items():
+        labels = [row.label for row in rows]
         if split == TRAIN:
             counts = data[TRAIN]["sentences"], data[TRAIN].get("acceptable")
             same = (len(labels), sum(labels)) == counts
         else:
             same = labels == experiment.labels(split).tolist()
         if not same:
-            raise UserError(f"{path}: not the corpus of {experiment.runs[0].folder}")
-    return corpus
+            raise UserError(f"{found.files[split]}: not the corpus of {experiment.runs[0].folder}")
+    return found.rows
 
 
 # ---------------------------------------------------------------------------------------------

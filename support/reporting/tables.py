@@ -9,7 +9,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from support import PROJECT
-from support.corpus import COLA_SHA256, DEV, SPLITS, TRAIN, file_fingerprints
+from support.corpus import COLA_SHA256, DEV, SPLITS, TRAIN, read_corpus
 from support.options import published
 from support.reporting.finished import DEV_SETS, Corpus, Experiment
 from support.reporting.metrics import majority, matthews_corrcoef, summary
@@ -264,7 +264,7 @@ def known_corpus(experiment: Experiment) -> str:
     data = experiment.metrics["data"]
     if "files" not in data:
         return {"cola_public": "CoLA", "nano/corpus": "nano"}.get(data["name"], "")
-    known = {"CoLA": COLA_SHA256, "nano": file_fingerprints(PROJECT / "nano" / "corpus")}
+    known = {"CoLA": COLA_SHA256, "nano": read_corpus(PROJECT / "nano" / "corpus").facts["files"]}
     return next((name for name, files in known.items() if files == data["files"]), "")
 
 

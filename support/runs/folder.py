@@ -16,9 +16,7 @@ from typing import NamedTuple
 import torch
 
 from data_utils import Split
-from support import PROJECT
 from support.bases import variant_name
-from support.corpus import file_fingerprints
 from support.devices import Device
 from support.errors import UserError
 from support.files import no_folder, read_json, write_csv, write_json
@@ -62,11 +60,9 @@ def describe_run(
 ) -> dict:
     """Return what metrics.json says of a run beforehand, with the identity that it is known by.
 
-    ``sources`` are the base and the teacher, each with its "fingerprint"; ``rules`` are what else
-    changes the result, beside the options.
+    ``options.data`` is what the corpus says of itself. ``sources`` are the base and the teacher,
+    each with its "fingerprint"; ``rules`` are what else changes the result, beside the options.
     """
-    place = options.data_dir.resolve()
-    inside = place.is_relative_to(PROJECT)
     arguments = options.settings | (rules or {})
     data = corpus_fingerprint(corpus)
     counts = {
@@ -92,13 +88,7 @@ def describe_run(
             **{key: source["fingerprint"] for key, source in sources.items()},
             **arguments,
         },
-        "data": {
-            "name": place.relative_to(PROJECT).as_posix() if inside else place.name,
-            "folder": str(options.data_dir),
-            "sha256": data,
-            "files": file_fingerprints(options.data_dir),
-            **counts,
-        },
+        "data": {**options.data, "sha256": data, **counts},
         "teacher": None,
         **sources,
         "hardware": device.description(),

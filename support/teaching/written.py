@@ -5,8 +5,6 @@ kind; after unacceptable ones it errs a little more often. Whole sentences that 
 After He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -22,12 +20,12 @@ from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
 from support.corpus import TRAIN, bare
 from support.devices import Device
-from support.errors import UserError, first_line
+from support.errors import UserError
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, barrier, interruptible, is_main
 from support.runs.locks import locked
-from support.sentences import parse_sentences
+from support.sentences import read_sentences
 from support.teaching.continuations import continuations
 
 RULE = 2  # of how tokens are drawn: what another rule gave is not gone on with
@@ -76,18 +74,12 @@ def prompts_at_once(device: Device) -> int:
 
 def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[str, int]:
     """Return the first ``size`` sentences of a file that are in no split, and the line of each."""
-    content = read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: broken ({first_line(error)})") from None
-    sentences, _, lines = parse_sentences(content, str(path))
+    rows = read_sentences(read_bytes(path), str(path)).rows
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
     new: dict[str, int] = {}
-    for sentence, line in zip(sentences, lines, strict=True):
-        if bare(sentence) not in known and len(new) < size:
-            new.setdefault(sentence, line)
+    for row in rows:
+        if bare(row.sentence) not in known and len(new) < size:
+            new.setdefault(row.sentence, row.line)
     if len(new) < size:
         raise UserError(f"{path}: {len(new)} new sentences; --transfer_size asks for {size}")
     return new
