@@ -10,6 +10,7 @@ the same names, and no others.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def plain_name(name: str) -> str:
     return name.replace(".default", "").replace(".modules_to_save", "")
 
 
-def padded_logits(model: nn.Module, split: Split, indices: list[int]) -> Tensor:
+def padded_logits(model: nn.Module, split: Split, indices: Iterable[int]) -> Tensor:
     """Return logits (sentences, 2) the usual way: padded to the longest, with a mask."""
     bounds = split.cu_seqlens.tolist()
     rows = [split.input_ids[bounds[i] : bounds[i + 1]] for i in indices]

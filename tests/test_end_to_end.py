@@ -19,15 +19,16 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from conftest import NANO, padded_logits, refusal
+from conftest import NANO, beginnings, padded_logits, refusal, write_corpus
 from safetensors import safe_open
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
-from transformers import GPT2ForSequenceClassification
 
 import distil
 import finetune
 import run as front_door
 from bench.kills import READS, TRAINS, WRITES, compare_killed
+from bench.parity import hugging_face
+from data_utils import load_corpus
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_split
@@ -56,12 +57,7 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder with the beginnings of nano's corpus, for runs that take no time."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "raw").mkdir()
-    for split, size in zip(SPLITS, (1000, 300, 300), strict=True):
-        lines = (NANO / "corpus" / "raw" / f"{split}.tsv").read_bytes().splitlines(True)
-        (folder / "raw" / f"{split}.tsv").write_bytes(b"".join(lines[:size]))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("data"), beginnings(1000, 300, 300))
 
 
 @pytest.fixture(scope="module")
@@ -292,10 +288,9 @@ def test_what_is_scored_is_the_model_as_predict_loads_it(
         assert describe(run.metrics[split]) in result.stderr
         assert ("(balanced)" in result.stderr) == (rule == "balanced")
     if (mode, precision) == ("LoRA", "fp32"):
-        base = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2)
-        base.config.pad_token_id = 0
-        theirs = peft.PeftModel.from_pretrained(base, run.folder).eval()
-        expected = padded_logits(theirs, load_tokenizer(NANO), read_split(path)[0])
+        theirs = peft.PeftModel.from_pretrained(hugging_face(NANO), run.folder).eval()
+        corpus = load_corpus(demo.options[-1], load_tokenizer(NANO), 512)
+        expected = padded_logits(theirs, corpus[split])
         torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=1e-4)
 
 

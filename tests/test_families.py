@@ -11,8 +11,8 @@ from conftest import NANO, padded_logits, trained
 from families import FAMILIES, REFUSED, make_base
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModelForSequenceClassification
 
+from bench.parity import hugging_face
 from data_utils import tokenize
 from finetune import published_config
 from lora import add_lora, lora_tensors, merge_lora, peft_settings
@@ -28,13 +28,6 @@ from support.errors import UserError
 from train_utils import count_parameters, predict_logits
 
 
-def reference(folder) -> torch.nn.Module:
-    """The family's own classifier."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
-    model.config.pad_token_id = 999
-    return model
-
-
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
     return read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")[0][:200]
@@ -47,22 +40,22 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     base = find_base(str(folder))
     assert base.max_length == FAMILIES[family].get("sliding_window", 160)
     ours = load_classifier(folder)
-    assert ours.state_dict().keys() == reference(folder).state_dict().keys()
+    reference = hugging_face(folder)  # the family's own classifier
+    assert ours.state_dict().keys() == reference.state_dict().keys()
     add_lora(ours, published_config(ours))
     settings = peft_settings(trained(ours))
     write_adapter(tmp_path / "adapter", settings, lora_tensors(ours), str(folder), "")
-    theirs = peft.PeftModel.from_pretrained(
-        reference(folder), tmp_path / "adapter", is_trainable=True
-    ).eval()
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter", is_trainable=True)
+    theirs.eval()
     assert count_parameters(ours)["trainable"] == theirs.get_nb_trainable_parameters()[0]
     split = tokenize(base.tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
-    expected = padded_logits(theirs, base.tokenizer, sentences)
+    expected = padded_logits(theirs, split)
     assert expected.std() > 0.01
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     save_merged(ours, base, tmp_path / "exported")
-    exported = padded_logits(reference(tmp_path / "exported"), base.tokenizer, sentences)
+    exported = padded_logits(hugging_face(tmp_path / "exported").eval(), split)
     torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -278,19 +278,6 @@ def test_any_shape_is_taken_that_the_plain_layer_takes(shape):
             model(torch.randn(other))
 
 
-def test_second_derivatives_are_those_of_finite_differences():
-    layer = LoRALinear(nn.Linear(4, 3), config_for("Linear")).double()
-    nn.init.normal_(layer.lora_B.weight)
-    tensors = {n: p.detach().requires_grad_(True) for n, p in layer.named_parameters()}
-    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-
-    def loss(x: Tensor, *values: Tensor) -> Tensor:
-        named = dict(zip(tensors, values, strict=True))
-        return functional_call(layer, named, (x,)).tanh().sum()
-
-    assert torch.autograd.gradgradcheck(loss, (x, *tensors.values()))
-
-
 def test_dropout_acts_on_what_a_reads_while_training_alone():
     model = made("Linear").eval()  # and stays so
     add_lora(model, config_for("Linear", lora_dropout=0.5))

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import threading
 import warnings
 from argparse import Namespace
 from contextlib import suppress
@@ -260,21 +259,6 @@ def test_a_place_where_nothing_can_be_written_is_refused_by_name(tmp_path, name)
     with pytest.raises(UserError, match="file/folder: cannot be written"):
         write_files(tmp_path / "file" / "folder", lambda folder: None)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path):
-    path = tmp_path / "some.bin"
-    contents = [bytes([n]) * 500_000 for n in (1, 2)]
-    write_bytes(path, contents[0])
-
-    def write():
-        for number in range(100):
-            write_bytes(path, contents[number % 2])
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while writer.is_alive():
-        assert path.read_bytes() in contents
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path):
