@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -219,10 +220,8 @@ def training_split(args: Namespace, base: Path) -> Split:
 
 def lora_rows(args: Namespace) -> Iterator[str]:
     """Compare training steps with LoRA, of every base in every precision."""
-    for name, base in bases(args).items():
-        for device in precisions(args):
-            what = f"LoRA training, {name}{in_words(device)}"
-            yield from lora_rows_of(args, what, base, device)
+    for (name, base), device in product(bases(args).items(), precisions(args)):
+        yield from lora_rows_of(args, f"LoRA training, {name}{in_words(device)}", base, device)
 
 
 def lora_rows_of(args: Namespace, what: str, base: Path, device: Device) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What the tests share: where the real corpus is, models made on the spot, and `run.py`."""
 
-import copy
 import http.server
 import io
 import json
@@ -18,13 +17,12 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification
 
 from bench import parity
 from data_utils import Split, load_corpus
 from finetune import published_config
 from lora import add_lora
-from model import Classifier, load_classifier, packed_attention
+from model import Classifier, load_classifier
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import COLA_DIR, SPLITS
@@ -69,13 +67,6 @@ def nano_corpus() -> dict:
     return load_corpus(NANO / "corpus", load_tokenizer(NANO), 512)
 
 
-@pytest.fixture(scope="session")
-def random_base() -> GPT2ForSequenceClassification:
-    """Hugging Face's classifier of GPT-2 base's size, with random weights; no test changes it."""
-    torch.manual_seed(0)
-    return GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=50256)).eval()
-
-
 def classifier(folder: Path = NANO) -> Classifier:
     """Our classifier on a base, its head the same in every call."""
     torch.manual_seed(0)
@@ -99,22 +90,14 @@ def trained(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def packed_copy(reference: GPT2ForSequenceClassification) -> Classifier:
-    """Our classifier with the reference's weights."""
-    AttentionInterface.register("packed", packed_attention)
-    ours = Classifier(copy.deepcopy(reference.transformer))
-    ours.backbone.set_attn_implementation("packed")
-    ours.score.load_state_dict(reference.score.state_dict())
-    return ours.eval()
-
-
 def padded_logits(reference: torch.nn.Module, split: Split) -> torch.Tensor:
     """The usual way: pad to the longest, mask, (sentences, 2)."""
     return parity.padded_logits(reference, split, range(len(split)))
 
 
-def change_json(path: Path, **changes) -> None:
-    """Change entries of a file, or add some."""
+def change_config(folder: Path, name: str = "config.json", **changes) -> None:
+    """Change entries of a folder's settings, or add some."""
+    path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 

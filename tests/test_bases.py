@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import NANO, change_json, refusal, serving, write_gguf
+from conftest import NANO, change_config, refusal, serving, write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 from transformers.dynamic_module_utils import resolve_trust_remote_code
@@ -76,23 +76,11 @@ WEIGHTS, HEADER = "model.safetensors", b"\x08\0\0\0\0\0\0\0{}      "
     [
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "config.json").write_bytes(b"[" * 100_000), "config.json: broken JSON"),
-        (
-            lambda f: change_json(f / "config.json", model_type="of another kind"),
-            "cannot be loaded",
-        ),
-        (
-            lambda f: change_json(f / "config.json", initializer_range=-1.0),
-            "initializer_range is out of range",
-        ),
-        (lambda f: change_json(f / "config.json", n_positions=True), "n_positions = True"),
-        (
-            lambda f: change_json(f / "config.json", quantization_config={"quant_method": "mxfp4"}),
-            "quantised",
-        ),
-        (
-            lambda f: change_json(f / "config.json", configuration_files=["config.4.json"]),
-            "names other files",
-        ),
+        (lambda f: change_config(f, model_type="of another kind"), "cannot be loaded"),
+        (lambda f: change_config(f, initializer_range=-1.0), "initializer_range is out of range"),
+        (lambda f: change_config(f, n_positions=True), "n_positions = True"),
+        (lambda f: change_config(f, quantization_config={"quant_method": "mxfp4"}), "quantised"),
+        (lambda f: change_config(f, configuration_files=["config.4.json"]), "names other files"),
         (lambda f: (f / WEIGHTS).unlink(), r"model\.safetensors: no such file"),
         (lambda f: (f / WEIGHTS).write_bytes(HEADER), "tensors are missing"),
         (lambda f: os.truncate(f / WEIGHTS, 10_000), "cannot be loaded"),
@@ -113,10 +101,8 @@ def test_a_folder_that_is_not_whole_or_no_base_is_refused(folder, change, words,
 @pytest.mark.parametrize(
     "change",
     [
-        lambda f: change_json(
-            f / "config.json", attn_implementation="somebody/kernel"
-        ),  # of the hub
-        lambda f: change_json(f / "config.json", _attn_implementation="flash_attention_2"),
+        lambda f: change_config(f, attn_implementation="somebody/kernel"),  # of the hub
+        lambda f: change_config(f, _attn_implementation="flash_attention_2"),
         lambda f: split_weights(f, "part.safetensors"),
     ],
 )
@@ -154,12 +140,12 @@ def marker(folder, tmp_path, monkeypatch):
     """A file that the code in ``folder`` makes when it is run; nobody may be asked about it."""
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("it has asked"))
     marker = tmp_path / "was run"
-    change_json(folder / "config.json", auto_map=AUTO_MAP)
+    change_config(folder, auto_map=AUTO_MAP)
     (folder / "custom_generate").mkdir()
     for path in ("code.py", "custom_generate/generate.py"):
         (folder / path).write_text(f"from pathlib import Path; Path({str(marker)!r}).touch()")
     # transformers looks into the tokenizer's settings where it is to add tokens.
-    change_json(folder / "tokenizer_config.json", auto_map=AUTO_MAP, add_bos_token=True)
+    change_config(folder, "tokenizer_config.json", auto_map=AUTO_MAP, add_bos_token=True)
     return marker
 
 
@@ -184,7 +170,7 @@ PART = {"model_type": "siglip_text_model", "auto_map": AUTO_MAP}
 def test_a_base_that_needs_its_own_code_is_refused_unasked(
     folder, marker, tmp_path, monkeypatch, capsys, options, config
 ):
-    change_json(folder / "config.json", **config)
+    change_config(folder, **config)
     tensors = {"score.weight": torch.zeros(2, 128)}
     write_adapter(tmp_path / "adapter", ADAPTER, tensors, str(folder), "0" * 64)
     monkeypatch.chdir(tmp_path)
@@ -215,7 +201,7 @@ def test_the_options_say_how_a_base_writes(folder, settings, capsys):
     written = []
     options = ["--mode", "gen", "--max_new_tokens", "5", "--temperature", "0", "--gpt_variant"]
     for more in ({}, settings):
-        change_json(folder / "generation_config.json", **more)
+        change_config(folder, "generation_config.json", **more)
         assert front_door.main([*options, str(folder)]) == 0
         written.append(capsys.readouterr().out)
     assert written[0] == written[1] != ""
@@ -241,7 +227,7 @@ def test_the_fingerprint_is_of_weights_and_settings_and_not_of_the_path(folder):
     original = fingerprint_in(NANO)
     assert fingerprint_in(folder) == original
     assert base_fingerprint(load_classifier(NANO).backbone) == original  # packed, and probed
-    change_json(folder / "config.json", n_head=read_json(folder / "config.json")["n_head"] // 2)
+    change_config(folder, n_head=read_json(folder / "config.json")["n_head"] // 2)
     with_fewer_heads = fingerprint_in(folder)
     weights = load_file(folder / WEIGHTS)
     weights["transformer.wte.weight"][0, 0] += 1

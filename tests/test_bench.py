@@ -29,12 +29,12 @@ def test_two_folders_differ_by_a_byte_and_not_by_the_clock(tmp_path):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for folder, seconds in ((alone, 1.0), (killed, 2.0)):
         folder.mkdir()
-        (folder / "history.csv").write_text(f"epoch,seconds\n1,{seconds}\n")
+        (folder / "history.csv").write_text(f"epoch,seconds,sentences_per_second\n1,{seconds},1\n")
         (folder / "metrics.json").write_text(json.dumps({"training": {"seconds": seconds}}))
         (folder / "model.safetensors").write_bytes(b"weights")
     assert kills.compare(alone, killed) == []
     (killed / "model.safetensors").write_bytes(b"weightz")
-    (killed / "history.csv").write_text("epoch,seconds\n2,2.0\n")
+    (killed / "history.csv").write_text("epoch,seconds,sentences_per_second\n2,2.0,1\n")
     (alone / "predictions.csv").touch()
     found = kills.compare(alone, killed)
     assert [line.split()[1] for line in found] == [

@@ -114,16 +114,6 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {n: path.read_bytes() for n, path in files.items() if not n.endswith("raw/.lock")}
 
 
-def test_the_corpus_is_fetched_and_nothing_but_the_named_files_is_written(fetch, tmp_path):
-    hostile = dict.fromkeys(
-        ("../outside.txt", "/tmp/outside.txt", "cola_public/raw/more.tsv"), b"x"
-    )
-    fetch(archive_of(CONTENT, **hostile))
-    assert files_in(tmp_path) == {
-        f"cola/raw/{split}.tsv": content for split, content in CONTENT.items()
-    }
-
-
 @pytest.mark.parametrize(
     ("content", "options", "word"),
     [
@@ -145,24 +135,27 @@ def test_a_bad_download_leaves_nothing_behind(fetch, tmp_path, monkeypatch, cont
 def test_the_projects_folder_is_fetched_where_it_lacks_a_file_and_always_checked(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("support.corpus.COLA_DIR", tmp_path)
+    """Nothing is written but the three files, whatever else the archive has."""
+    folder = tmp_path / "cola"
+    monkeypatch.setattr("support.corpus.COLA_DIR", folder)
     monkeypatch.setattr("support.corpus.COLA_SHA256", SHA256)
     held = {"README.md": b"Put CoLA here.", "raw/more.tsv": b"mine"}
-    (tmp_path / "raw").mkdir()
+    (folder / "raw").mkdir(parents=True)
     for name, content in held.items():
-        (tmp_path / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     expected = held | {f"raw/{split}.tsv": content for split, content in CONTENT.items()}
-    dev = tmp_path / "raw" / "in_domain_dev.tsv"
-    with serve_bytes(WHOLE) as (url, asked):
+    dev = folder / "raw" / "in_domain_dev.tsv"
+    hostile = dict.fromkeys(("../outside.txt", "../cola/a.txt", "cola_public/raw/more.tsv"), b"x")
+    with serve_bytes(archive_of(CONTENT, **hostile)) as (url, asked):
         monkeypatch.setattr("support.archive.URL", url)
         for times in (1, 2):
             dev.unlink(missing_ok=True)
-            assert find_corpus(tmp_path) == find_corpus(tmp_path) == tmp_path / "raw"
-            assert files_in(tmp_path) == expected
+            assert find_corpus(folder) == find_corpus(folder) == folder / "raw"
+            assert files_in(tmp_path) == {f"cola/{name}": data for name, data in expected.items()}
             assert len(asked) == times
     dev.write_bytes(b"changed")
     with pytest.raises(UserError, match=r"in_domain_dev\.tsv: not the published file"):
-        find_corpus(tmp_path)
+        find_corpus(folder)
 
 
 @pytest.mark.parametrize(

@@ -234,10 +234,7 @@ def weights(**sizes) -> bytes:
         ("config.json", {"cell": []}, "cell = ..; it is rnn"),
         ("config.json", {"threshold": ["balanced"]}, "not balanced or accuracy; restore it"),
         ("config.json", {"thresholds": {"balanced": 0.5}}, "accuracy is not a number: None"),
-        *(
-            ("config.json", {"thresholds": {"balanced": x, "accuracy": 0}}, "balanced is not a num")
-            for x in ("1", True, math.nan, 10**400)
-        ),
+        ("config.json", {"thresholds": {"balanced": True}}, "balanced is not a number: True"),
         ("config.json", {"calibration": {"slope": 1, "intercept": math.inf}}, "not a number: inf"),
         ("config.json", {"calibration": {"slope": 0, "intercept": 0}}, "slope is not above 0"),
         ("config.json", {"calibration": 3}, "slope is not a number: None"),

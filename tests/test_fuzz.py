@@ -37,7 +37,7 @@ from support.corpus import DEV, SPLITS, read_split
 from support.devices import CPU
 from support.errors import UserError
 from support.files import write_json
-from support.options import RULES
+from support.options import RULES, published
 from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import read_history
@@ -185,10 +185,7 @@ def whole(tmp_path_factory) -> Path:
 
 def training() -> Training:
     """Return a small training."""
-    options = Namespace(
-        sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
-        monitor="mcc", max_steps=3,
-    )  # fmt: skip
+    options = Namespace(**published("rnn") | {"sr_no": 1, "batch_size": 1, "max_steps": 3})
     model = DistilRNN(torch.tensor([3, 4]), width=2)
     return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 

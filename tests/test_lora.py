@@ -9,7 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, change_json, classifier, nano_lora, packed_copy, padded_logits, trained
+from conftest import NANO, change_config, classifier, nano_lora, padded_logits, trained
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2Model
 from transformers import GPT2ForSequenceClassification as Reference
@@ -18,7 +18,7 @@ from bench.parity import hugging_face
 from data_utils import Split, load_corpus, pack, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, peft_settings
-from model import Classifier
+from model import Classifier, load_classifier
 from support.bases import base_fingerprint, load_tokenizer
 from support.checkpoints.adapters import PREFIX, write_adapter
 from support.checkpoints.export import save_merged
@@ -187,7 +187,7 @@ def test_pefts_adapter_gives_the_same_logits_here_and_comes_back_with_every_bit(
     ],
 )
 def test_a_configuration_that_cannot_be_served_is_refused_by_name(adapter, changes, words):
-    change_json(adapter / "adapter_config.json", **changes)
+    change_config(adapter, "adapter_config.json", **changes)
     with pytest.raises(UserError, match=words):
         load_adapter(adapter)
 
@@ -244,26 +244,27 @@ def test_the_fingerprint_tells_base_scaling_and_weights(saved, adapter, tmp_path
     original = load_adapter(saved).fingerprint
     assert load_adapter(adapter).fingerprint == original
     assert load_adapter(adapter, "nano").fingerprint == original
-    change_json(adapter / "adapter_config.json", lora_alpha=8)
+    change_config(adapter, "adapter_config.json", lora_alpha=8)
     scaled = load_adapter(adapter).fingerprint
-    change_json(adapter / "adapter_config.json", lora_alpha=4)
+    change_config(adapter, "adapter_config.json", lora_alpha=4)
     tensors = tensors_of(adapter)
     tensors[PREFIX + "score.weight"][0, 0] += 1
     write_tensors(adapter / "adapter_model.safetensors", tensors, {})
     assert len({original, scaled, load_adapter(adapter).fingerprint}) == 3
 
 
-def test_at_full_size_logits_are_hugging_faces_and_with_an_adapter_pefts(
-    tmp_path, cola, tokenizer, random_base
-):
-    """GPT-2 base's size, 50 real sentences."""
+def test_at_full_size_logits_are_hugging_faces_and_with_an_adapter_pefts(tmp_path, cola, tokenizer):
+    """GPT-2 base's size with random weights, 50 real sentences."""
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"].chosen(np.arange(50))
-    ours = packed_copy(random_base)
-    untrained = padded_logits(random_base, split)
+    reference = Reference(GPT2Config(num_labels=2, pad_token_id=50256)).eval()
+    reference.save_pretrained(tmp_path / "base")
+    ours = load_classifier(tmp_path / "base").eval()
+    ours.score.load_state_dict(reference.score.state_dict())
+    untrained = padded_logits(reference, split)
     torch.testing.assert_close(predict_logits(ours, split, CPU), untrained, atol=1e-5, rtol=1e-5)
     add_lora(ours, published_config(ours))
     save(trained(ours).eval(), tmp_path)
-    theirs = peft.PeftModel.from_pretrained(deepcopy(random_base), tmp_path).eval()
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path).eval()
     expected = padded_logits(theirs, split)
     assert (expected - untrained).abs().min() > 1e-3  # what is compared is the adapter's doing
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-4, rtol=1e-4)

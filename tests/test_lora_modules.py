@@ -1,6 +1,5 @@
 """lora.py as a library: modules and uses of every ordinary kind, beside merged weights and PEFT."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import change_config
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations, prune
@@ -485,8 +485,7 @@ def test_what_cannot_be_served_is_refused_by_name_and_nothing_has_changed(case):
 )
 def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(change, words, tmp_path):
     save_lora(trained("Linear"), tmp_path)
-    path = tmp_path / lora.CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    change_config(tmp_path, lora.CONFIG, **change)
     model = made("Linear")
     with pytest.raises(ValueError, match=words):
         load_lora(model, tmp_path)

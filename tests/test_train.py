@@ -30,6 +30,7 @@ from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from support.options import published
 from support.reporting import measure
 from support.runs import check_finished, claim
 from train_utils import (
@@ -41,10 +42,7 @@ from train_utils import (
     train,
 )
 
-OPTIONS = {
-    "sr_no": 1, "batch_size": 32, "lr": 1e-3, "epochs": 2, "patience": 3, "monitor": "accuracy",
-    "max_steps": None, "lr_schedule": "constant",
-}  # fmt: skip
+OPTIONS = {**published("rnn"), "sr_no": 1, "batch_size": 32, "epochs": 2}
 LONG = {"epochs": 3, "lr": 1e-2, "dropout": 0.3}  # which depends on the step alone
 
 
