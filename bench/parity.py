@@ -79,7 +79,7 @@ def compare_trajectories(
         for name, parameter in other.items():
             parameter.copy_(mine[name])
     ours.train()
-    theirs.train()
+    theirs.eval()  # the backbone's dropout is off, as in ours
     optimizers = (
         torch.optim.Adam([mine[name] for name in sorted(mine)], lr=LR),
         torch.optim.Adam([other[name] for name in sorted(mine)], lr=LR * lr_factor),
@@ -105,13 +105,10 @@ def peft_model(folder: Path, config: LoraConfig, attention: str = "sdpa") -> pef
 
 
 def hugging_face(folder: Path, attention: str = "sdpa") -> nn.Module:
-    """Return Hugging Face's classifier on a base, its head random, the backbone's dropout off."""
+    """Return Hugging Face's classifier on a base, its head random; in eval(), without dropout."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, attn_implementation=attention
     )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     model.config.pad_token_id = model.config.eos_token_id
     return model
 

@@ -192,7 +192,7 @@ def side_of(name: str, base: Path, split: Split, device: Device) -> Side:
     from bench.parity import padded_logits, peft_model  # ours must not have PEFT in its memory
 
     model = peft_model(base, config, "eager" if "eager" in name else "sdpa")
-    model.to(device.torch).train()
+    model.to(device.torch).eval()  # the backbone's dropout is off, as in ours
     for parameter_name, parameter in model.named_parameters():
         if device.precision == "bf16" and parameter_name.endswith("base_layer.weight"):
             parameter.data = parameter.data.bfloat16()

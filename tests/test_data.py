@@ -96,18 +96,6 @@ LARGE = b"a" * 200_000
 OF_LARGE = {**SHA256, "in_domain_dev": hashlib.sha256(LARGE).hexdigest()}
 
 
-@pytest.fixture
-def fetch(tmp_path, monkeypatch):
-    """Fetch from a server that has an archive, or half of it."""
-
-    def call(content: bytes, sha256: dict = SHA256, cut: bool = False) -> None:
-        with serve_bytes(content, cut) as (url, _):
-            monkeypatch.setattr("support.archive.URL", url)
-            fetch_cola(tmp_path / "cola", sha256)
-
-    return call
-
-
 def files_in(folder: Path) -> dict[str, bytes]:
     """Return the files in a folder, but for a lock."""
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
@@ -115,19 +103,21 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("content", "options", "word"),
+    ("content", "sha256", "word"),
     [
-        (WHOLE, {"cut": True}, "not CoLA's archive"),
-        (archive_of({}, readme=b"nothing else"), {}, "not CoLA's archive"),
-        (archive_of({**CONTENT, "in_domain_dev": b"other"}), {}, "wrong checksum"),
-        (archive_of({**CONTENT, "in_domain_dev": LARGE}), {"sha256": OF_LARGE}, "wrong checksum"),
+        (WHOLE, SHA256, "not CoLA's archive"),
+        (archive_of({}, readme=b"nothing else"), SHA256, "not CoLA's archive"),
+        (archive_of({**CONTENT, "in_domain_dev": b"other"}), SHA256, "wrong checksum"),
+        (archive_of({**CONTENT, "in_domain_dev": LARGE}), OF_LARGE, "wrong checksum"),
     ],
     ids=["half of it", "no corpus", "another file", "more than the limit"],
 )
-def test_a_bad_download_leaves_nothing_behind(fetch, tmp_path, monkeypatch, content, options, word):
+def test_a_bad_download_leaves_nothing_behind(tmp_path, monkeypatch, content, sha256, word):
     monkeypatch.setattr("support.archive.LIMIT", 100_000)
-    with pytest.raises(UserError, match=word) as caught:
-        fetch(content, **options)
+    with serve_bytes(content, cut=content == WHOLE) as (url, _):
+        monkeypatch.setattr("support.archive.URL", url)
+        with pytest.raises(UserError, match=word) as caught:
+            fetch_cola(tmp_path / "cola", sha256)
     assert "--data_dir" in str(caught.value)
     assert not files_in(tmp_path)
 

@@ -20,7 +20,7 @@ from data_utils import tokenize
 from finetune import published_config
 from lora import add_lora, lora_tensors, merge_lora, peft_settings
 from model import load_classifier
-from support.bases import find_base, load_language_model
+from support.bases import find_base, load_language_model, load_tokenizer
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
 from support.checkpoints.adapters import write_adapter
@@ -102,8 +102,10 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     save_merged(ours, base, tmp_path / "exported")
-    exported = padded_logits(hugging_face(tmp_path / "exported").eval(), split)
-    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-4)
+    exported, tokenizer = hugging_face(folder := tmp_path / "exported"), load_tokenizer(folder)
+    assert exported.config.id2label[1] == "acceptable"
+    split = tokenize(tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
+    torch.testing.assert_close(padded_logits(exported, split), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", REFUSED)
