@@ -32,7 +32,7 @@ from data_utils import load_corpus
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_split
-from support.reporting import describe
+from support.reporting import describe, read_metrics
 from support.reporting.finished import find_runs
 from support.teaching import written
 
@@ -96,10 +96,6 @@ def done(result):
 
 def checkpoint(folder, mode):
     return folder / "checkpoints" / f"{mode}_nano_7"
-
-
-def read_metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def answers(result) -> list[dict]:
