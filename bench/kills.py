@@ -10,7 +10,6 @@ each difference, and exits with status 1 if there is any.
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -67,9 +67,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    fell: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        differences = compare_killed(Path(folder), args.kills, args.seed, fell=fell, aims=AIMS)
+        differences, fell = compare_killed(Path(folder), args.kills, args.seed)
     for difference in differences:
         print(difference)
     where = ", ".join(f"{fell[phase]} while {phase}" for phase in (WRITES, READS, TRAINS, OTHER))
@@ -78,18 +77,13 @@ def main() -> int:
 
 
 def compare_killed(
-    folder: Path,
-    kills: int,
-    seed: int,
-    options: list[str] = OPTIONS,
-    fell: Counter[str] | None = None,
-    aims: Sequence[str] = (OTHER,),
-) -> list[str]:
+    folder: Path, kills: int, seed: int, options: list[str] = OPTIONS, aims: Sequence[str] = AIMS
+) -> tuple[list[str], Counter[str]]:
     """Kill runs ``kills`` times in all; return what differed from the run left alone.
 
-    What each kill is aimed at is drawn from ``aims``. Where they fell is counted in ``fell``.
+    What each kill is aimed at is drawn from ``aims``. Where they fell is returned, too.
     """
-    rng, fell = random.Random(seed), Counter() if fell is None else fell
+    rng, fell = random.Random(seed), Counter()
     alone = folder / "alone"
     assert start(alone, options).wait() == 0, (alone / "log").read_text()
     differences, done, trial = [], 0, 0
@@ -108,7 +102,7 @@ def compare_killed(
                 process = start(killed, options)
             assert process.wait() == 0, (killed / "log").read_text()
             differences += compare(alone, killed)
-    return differences
+    return differences, fell
 
 
 def wait(process: subprocess.Popen, folder: Path, aim: str, rng: random.Random) -> bool:
@@ -155,9 +149,8 @@ def compare(alone: Path, killed: Path) -> list[str]:
 def content(path: Path) -> list:
     """Return a file's lines, without what depends on the clock."""
     if path.name == "history.csv":
-        rows = csv.DictReader(path.read_text().splitlines())
-        timed = ("seconds", "sentences_per_second")
-        return [{name: cell for name, cell in row.items() if name not in timed} for row in rows]
+        timed = ["seconds", "sentences_per_second"]
+        return pd.read_csv(path, dtype=str).drop(columns=timed).to_numpy().tolist()
     if path.name == "metrics.json":
         metrics = json.loads(path.read_text())
         metrics["training"].pop("seconds")

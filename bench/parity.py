@@ -10,6 +10,7 @@ the same names, and no others.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def compare_trajectories(
         for name, parameter in other.items():
             parameter.copy_(mine[name])
     ours.train()
-    theirs.train()
+    theirs.eval()  # the backbone's dropout is off, as in ours
     optimizers = (
         torch.optim.Adam([mine[name] for name in sorted(mine)], lr=LR),
         torch.optim.Adam([other[name] for name in sorted(mine)], lr=LR * lr_factor),
@@ -104,13 +105,10 @@ def peft_model(folder: Path, config: LoraConfig, attention: str = "sdpa") -> pef
 
 
 def hugging_face(folder: Path, attention: str = "sdpa") -> nn.Module:
-    """Return Hugging Face's classifier on a base, its head random, the backbone's dropout off."""
+    """Return Hugging Face's classifier on a base, its head random; in eval(), without dropout."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=2, attn_implementation=attention
     )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     model.config.pad_token_id = model.config.eos_token_id
     return model
 
@@ -120,7 +118,7 @@ def plain_name(name: str) -> str:
     return name.replace(".default", "").replace(".modules_to_save", "")
 
 
-def padded_logits(model: nn.Module, split: Split, indices: list[int]) -> Tensor:
+def padded_logits(model: nn.Module, split: Split, indices: Iterable[int]) -> Tensor:
     """Return logits (sentences, 2) the usual way: padded to the longest, with a mask."""
     bounds = split.cu_seqlens.tolist()
     rows = [split.input_ids[bounds[i] : bounds[i + 1]] for i in indices]

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -191,7 +192,7 @@ def side_of(name: str, base: Path, split: Split, device: Device) -> Side:
     from bench.parity import padded_logits, peft_model  # ours must not have PEFT in its memory
 
     model = peft_model(base, config, "eager" if "eager" in name else "sdpa")
-    model.to(device.torch).train()
+    model.to(device.torch).eval()  # the backbone's dropout is off, as in ours
     for parameter_name, parameter in model.named_parameters():
         if device.precision == "bf16" and parameter_name.endswith("base_layer.weight"):
             parameter.data = parameter.data.bfloat16()
@@ -219,10 +220,8 @@ def training_split(args: Namespace, base: Path) -> Split:
 
 def lora_rows(args: Namespace) -> Iterator[str]:
     """Compare training steps with LoRA, of every base in every precision."""
-    for name, base in bases(args).items():
-        for device in precisions(args):
-            what = f"LoRA training, {name}{in_words(device)}"
-            yield from lora_rows_of(args, what, base, device)
+    for (name, base), device in product(bases(args).items(), precisions(args)):
+        yield from lora_rows_of(args, f"LoRA training, {name}{in_words(device)}", base, device)
 
 
 def lora_rows_of(args: Namespace, what: str, base: Path, device: Device) -> Iterator[str]:

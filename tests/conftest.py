@@ -1,12 +1,13 @@
 """What the tests share: where the real corpus is, models made on the spot, and `run.py`."""
 
-import copy
 import http.server
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +15,17 @@ from pathlib import Path
 import gguf
 import hypothesis
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, GPT2Config, GPT2ForSequenceClassification
 
-from data_utils import load_corpus
-from model import Classifier, load_classifier, packed_attention
+from bench import parity
+from data_utils import Split, load_corpus
+from finetune import published_config
+from lora import add_lora
+from model import Classifier, load_classifier
 from support import PROJECT
-from support.bases import load_tokenizer, token_ids
-from support.corpus import COLA_DIR
+from support.bases import load_tokenizer
+from support.corpus import COLA_DIR, SPLITS
 from support.setup import setup
 
 setup()
@@ -66,17 +67,17 @@ def nano_corpus() -> dict:
     return load_corpus(NANO / "corpus", load_tokenizer(NANO), 512)
 
 
-@pytest.fixture(scope="session")
-def random_base() -> GPT2ForSequenceClassification:
-    """Hugging Face's classifier of GPT-2 base's size, with random weights; no test changes it."""
-    torch.manual_seed(0)
-    return GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=50256)).eval()
-
-
 def classifier(folder: Path = NANO) -> Classifier:
     """Our classifier on a base, its head the same in every call."""
     torch.manual_seed(0)
     return load_classifier(folder)
+
+
+def nano_lora() -> Classifier:
+    """The same with LoRA as published, on nano."""
+    model = classifier()
+    add_lora(model, published_config(model))
+    return model
 
 
 def trained(model: torch.nn.Module) -> torch.nn.Module:
@@ -89,27 +90,38 @@ def trained(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def packed_copy(reference: GPT2ForSequenceClassification) -> Classifier:
-    """Our classifier with the reference's weights."""
-    AttentionInterface.register("packed", packed_attention)
-    ours = Classifier(copy.deepcopy(reference.transformer))
-    ours.backbone.set_attn_implementation("packed")
-    ours.score.load_state_dict(reference.score.state_dict())
-    return ours.eval()
-
-
-def padded_logits(reference: torch.nn.Module, tokenizer, sentences) -> torch.Tensor:
+def padded_logits(reference: torch.nn.Module, split: Split) -> torch.Tensor:
     """The usual way: pad to the longest, mask, (sentences, 2)."""
-    rows = [torch.tensor(row) for row in token_ids(tokenizer, sentences)]
-    pad = reference.config.pad_token_id
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return reference(input_ids=ids, attention_mask=mask).logits
+    return parity.padded_logits(reference, split, range(len(split)))
 
 
-def onnx_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session of an exported student."""
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def change_config(folder: Path, name: str = "config.json", **changes) -> None:
+    """Change entries of a folder's settings, or add some."""
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def beginnings(*sizes: int) -> dict[str, bytes]:
+    """So many first lines of each split of nano's corpus."""
+    lines = {s: (NANO / "corpus/raw" / f"{s}.tsv").read_bytes().splitlines(True) for s in SPLITS}
+    return {s: b"".join(lines[s][:size]) for s, size in zip(SPLITS, sizes, strict=True)}
+
+
+def write_corpus(folder: Path, content: dict[str, bytes]) -> Path:
+    """Write splits in CoLA's layout."""
+    (folder / "raw").mkdir(parents=True)
+    for split, lines in content.items():
+        (folder / "raw" / f"{split}.tsv").write_bytes(lines)
+    return folder
+
+
+def archive_of(splits: dict[str, bytes], method=zipfile.ZIP_DEFLATED, **others: bytes) -> bytes:
+    """An archive as CoLA's, and what else is in it."""
+    files = {f"cola_public/raw/{split}.tsv": content for split, content in splits.items()} | others
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
 
 
 def write_gguf(path: Path) -> Path:
@@ -159,6 +171,15 @@ def run(tmp_path):
 
 
 @contextmanager
+def serving(handler: type) -> Iterator[http.server.HTTPServer]:
+    """Serve on the loopback address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@contextmanager
 def serve_bytes(content: bytes, cut: bool = False) -> Iterator[tuple[str, list]]:
     """Serve bytes, or half of them, on the loopback address: the URL, and who has asked."""
     asked: list[str] = []
@@ -174,10 +195,8 @@ def serve_bytes(content: bytes, cut: bool = False) -> Iterator[tuple[str, list]]
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}/cola_public_1.1.zip", asked
-        server.shutdown()
 
 
 def refusal(result: subprocess.CompletedProcess) -> str:

@@ -6,13 +6,12 @@ import os
 import re
 import resource
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
-from conftest import NANO, refusal, write_gguf
+from conftest import NANO, change_config, refusal, serving, write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, LlamaConfig, LlamaModel
 from transformers.dynamic_module_utils import resolve_trust_remote_code
@@ -35,10 +34,6 @@ from support.fingerprints import corpus_fingerprint, fingerprint
 def folder(tmp_path):
     """A copy of nano that a test may break."""
     return shutil.copytree(NANO, tmp_path / "copy", ignore=shutil.ignore_patterns("corpus"))
-
-
-def change_config(folder, name="config.json", **changes) -> None:
-    (folder / name).write_text(json.dumps(read_json(folder / name) | changes))
 
 
 def split_weights(folder, name: str) -> None:
@@ -391,13 +386,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path):
     """The environment in which it is asked, with an empty cache, and what it was asked."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}, server.asked
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as server:
+        server.asked = []
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}, server.asked
 
 
 def test_a_variant_is_fetched_once_and_completed_after_an_interrupt(run, hub, tmp_path):

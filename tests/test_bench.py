@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NANO
+from conftest import beginnings, write_corpus
 
-from bench import kills, speed
+from bench import kills
 from support import PROJECT
 
 SCRIPTS = [p.stem for p in (PROJECT / "bench").glob("*.py") if "__main__" in p.read_text()]
@@ -29,12 +29,12 @@ def test_two_folders_differ_by_a_byte_and_not_by_the_clock(tmp_path):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for folder, seconds in ((alone, 1.0), (killed, 2.0)):
         folder.mkdir()
-        (folder / "history.csv").write_text(f"epoch,seconds\n1,{seconds}\n")
+        (folder / "history.csv").write_text(f"epoch,seconds,sentences_per_second\n1,{seconds},1\n")
         (folder / "metrics.json").write_text(json.dumps({"training": {"seconds": seconds}}))
         (folder / "model.safetensors").write_bytes(b"weights")
     assert kills.compare(alone, killed) == []
     (killed / "model.safetensors").write_bytes(b"weightz")
-    (killed / "history.csv").write_text("epoch,seconds\n2,2.0\n")
+    (killed / "history.csv").write_text("epoch,seconds,sentences_per_second\n2,2.0,1\n")
     (alone / "predictions.csv").touch()
     found = kills.compare(alone, killed)
     assert [line.split()[1] for line in found] == [
@@ -42,21 +42,9 @@ def test_two_folders_differ_by_a_byte_and_not_by_the_clock(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_page_has_the_rows_that_the_benchmark_writes():
-    page = (PROJECT / "bench/README.md").read_text()
-    table = page.partition(speed.MARKS[0])[2].partition(speed.MARKS[1])[0]
-    columns = speed.row("work", 1, "peer", 1).count("|")
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len(rows) > 10
-    assert {row.count("|") for row in rows} == {columns}
-
-
 def test_the_rehearsal_on_a_gpu_runs_on_a_processor_in_small(tmp_path):
     """On a small corpus, since nano's takes minutes where bf16 is emulated."""
-    (tmp_path / "raw").mkdir()
-    for file in (NANO / "corpus" / "raw").iterdir():
-        lines = file.read_text().splitlines(keepends=True)
-        (tmp_path / "raw" / file.name).write_text("".join(lines[: len(lines) // 20]))
+    write_corpus(tmp_path, beginnings(200, 70, 70))
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--base", "nano", "--tiny"]
     command += ["--data_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)

@@ -3,31 +3,33 @@
 import json
 import math
 from argparse import Namespace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.torch
 import scipy.special
 import scipy.stats
 import torch
-from conftest import NANO, classifier, onnx_session
+from conftest import NANO, classifier
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from data_utils import HELD_OUT, UNLABELLED, hold_out, tokenize
 from distil import (
     choose_threshold,
     distillation,
-    identity_rules,
     linear_discriminant,
     start_embedding,
     with_answers,
     with_transfer_set,
 )
 from predict import load_model
-from student import DistilRNN
+from student import CELLS, DistilRNN
 from support.bases import find_base, load_tokenizer
 from support.checkpoints.export import save_onnx
 from support.checkpoints.students import decision_of, read_decision, save_student
@@ -171,23 +173,6 @@ def test_a_teacher_answers_for_training_and_in_domain_dev_alone(
     assert hints[0].shape[1] == width if width else hints[0] is None
 
 
-@pytest.mark.parametrize(
-    ("mode", "changes", "names"),
-    [
-        ("rnn", {}, ["bias", "copies"]),
-        ("distil", {}, ["bias", "copies", "prompts"]),
-        ("distil", {"transfer_source": "edits"}, ["bias", "copies"]),
-        ("distil", {"transfer_file": NANO / "config.json"}, ["bias", "copies"]),
-        ("distil", {"held_out": 0}, []),
-        ("rnn", {"held_out": 0}, []),
-    ],
-)
-def test_what_changes_a_students_result_beside_its_options_is_in_its_identity(mode, changes, names):
-    options = {"held_out": 5, "transfer_size": 9, "transfer_source": "written"}
-    options |= {"transfer_file": None, **changes}
-    assert list(identity_rules(Namespace(**options), mode)) == names
-
-
 # ---------------------------------------------------------------------------------------------
 # The student's folder
 
@@ -196,8 +181,12 @@ def load_checkpoint(folder):
     return *load_model(folder, Namespace(given=set())), read_decision(folder)
 
 
-@pytest.fixture(params=[("rnn", 1), ("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)], ids=str)
-def any_student(request, nano_corpus) -> DistilRNN:
+@pytest.fixture(
+    params=[("rnn", 1), ("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2), ("relu", 2)], ids=str
+)
+def any_student(request, nano_corpus, monkeypatch) -> DistilRNN:
+    """A student of each cell, and of one that is added as "How to extend it" says."""
+    monkeypatch.setitem(CELLS, "relu", partial(nn.RNN, nonlinearity="relu"))
     torch.manual_seed(0)
     cell, layers = request.param
     return DistilRNN(nano_corpus[TRAIN].input_ids.unique(), 64, cell=cell, layers=layers).eval()
@@ -244,10 +233,7 @@ def weights(**sizes) -> bytes:
         ("config.json", {"cell": []}, "cell = ..; it is rnn"),
         ("config.json", {"threshold": ["balanced"]}, "not balanced or accuracy; restore it"),
         ("config.json", {"thresholds": {"balanced": 0.5}}, "accuracy is not a number: None"),
-        *(
-            ("config.json", {"thresholds": {"balanced": x, "accuracy": 0}}, "balanced is not a num")
-            for x in ("1", True, math.nan, 10**400)
-        ),
+        ("config.json", {"thresholds": {"balanced": True}}, "balanced is not a number: True"),
         ("config.json", {"calibration": {"slope": 1, "intercept": math.inf}}, "not a number: inf"),
         ("config.json", {"calibration": {"slope": 0, "intercept": 0}}, "slope is not above 0"),
         ("config.json", {"calibration": 3}, "slope is not a number: None"),
@@ -279,7 +265,9 @@ def test_the_exported_student_gives_the_same_for_any_batch_and_length(
 ):
     tokenizer = load_tokenizer(NANO)
     save_onnx(any_student, tokenizer, tmp_path, tmp_path, decision)
-    session = onnx_session(tmp_path / "student.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "student.onnx", providers=["CPUExecutionProvider"]
+    )
     split = nano_corpus["out_of_domain_dev"]
     expected = predict_logits(any_student, split, CPU).numpy()
     rng = np.random.default_rng(0)

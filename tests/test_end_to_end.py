@@ -19,19 +19,20 @@ import pandas as pd
 import peft
 import pytest
 import torch
-from conftest import NANO, padded_logits, refusal
+from conftest import NANO, beginnings, padded_logits, refusal, write_corpus
 from safetensors import safe_open
 from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
-from transformers import GPT2ForSequenceClassification
 
 import distil
 import finetune
 import run as front_door
 from bench.kills import READS, TRAINS, WRITES, compare_killed
+from bench.parity import hugging_face
+from data_utils import load_corpus
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_split
-from support.reporting import describe
+from support.reporting import describe, read_metrics
 from support.reporting.finished import find_runs
 from support.teaching import written
 
@@ -56,12 +57,7 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder with the beginnings of nano's corpus, for runs that take no time."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "raw").mkdir()
-    for split, size in zip(SPLITS, (1000, 300, 300), strict=True):
-        lines = (NANO / "corpus" / "raw" / f"{split}.tsv").read_bytes().splitlines(True)
-        (folder / "raw" / f"{split}.tsv").write_bytes(b"".join(lines[:size]))
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("data"), beginnings(1000, 300, 300))
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +96,6 @@ def done(result):
 
 def checkpoint(folder, mode):
     return folder / "checkpoints" / f"{mode}_nano_7"
-
-
-def read_metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def answers(result) -> list[dict]:
@@ -292,10 +284,9 @@ def test_what_is_scored_is_the_model_as_predict_loads_it(
         assert describe(run.metrics[split]) in result.stderr
         assert ("(balanced)" in result.stderr) == (rule == "balanced")
     if (mode, precision) == ("LoRA", "fp32"):
-        base = GPT2ForSequenceClassification.from_pretrained(NANO, num_labels=2)
-        base.config.pad_token_id = 0
-        theirs = peft.PeftModel.from_pretrained(base, run.folder).eval()
-        expected = padded_logits(theirs, load_tokenizer(NANO), read_split(path)[0])
+        theirs = peft.PeftModel.from_pretrained(hugging_face(NANO), run.folder).eval()
+        corpus = load_corpus(demo.options[-1], load_tokenizer(NANO), 512)
+        expected = padded_logits(theirs, corpus[split])
         torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -431,7 +422,8 @@ def test_three_kills_change_nothing(demo, tmp_path, data):
     some = ("--data_dir", data, "--epochs", 2, "--batch_size", 16, "--teacher", teacher)
     options = ["--mode", "distil", *map(str, (*NANO_RUN, *hints, *some))]
     aims = [WRITES, READS, TRAINS]  # this seed draws each once
-    assert compare_killed(tmp_path, kills=3, seed=160, options=options, aims=aims) == []
+    differences, _ = compare_killed(tmp_path, kills=3, seed=160, options=options, aims=aims)
+    assert differences == []
     assert len(list((tmp_path / "alone" / "transfer").glob("teacher_*.safetensors"))) > 1
     names = []
     for folder in (checkpoint(tmp_path / "alone", "distil"), checkpoint(demo.folder, "rnn")):
@@ -530,10 +522,8 @@ REFUSED = [  # a command, the line's words, and the input if it has any
     ("--mode lora", "--mode lora: did you mean LoRA?"),
     ("--prompt Hello", "--mode: choose one of gen, LoRA"),
     ("--mode LoRA --recipe hints", "--recipe means nothing to --mode LoRA"),
-    ("--mode LoRA --held_out 5", "--held_out means nothing to --mode LoRA"),
     ("--mode LoRA Hello.", "Hello. means nothing to --mode LoRA"),
     ("--mode LoRA --lora_ra 3", "--lora_ra means nothing to --mode LoRA"),
-    ("--mode predict Hello. --lora_rank 3", "--lora_rank means nothing to --mode predict"),
     ("--mode export --precision bf16", "--precision means nothing to --mode export"),
     ("--mode distil --transfer_source written", "means nothing without --transfer_size"),
     (f"--mode distil {NANO7} --transfer_file a", "nothing without --transfer_source written"),
@@ -606,12 +596,9 @@ def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(before, af
     """OpenMP reads it when PyTorch is loaded: it is set before."""
     code = """
 import os, sys, run
-class Look:
-    def find_spec(self, name, *rest):
-        if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
-sys.meta_path.insert(0, Look())
-run.setup()
+sys.modules["torch"] = None  # which cannot be imported any more
+try: run.setup()
+except ImportError: print(os.environ["OMP_WAIT_POLICY"])
 """
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": before} if before else {}

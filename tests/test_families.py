@@ -1,23 +1,26 @@
 """Decoders of many families against their own classifiers and PEFT; and what is refused."""
 
 import json
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
+import transformers
 from conftest import NANO, padded_logits, trained
-from families import FAMILIES, REFUSED, make_base
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel
 
+from bench.parity import hugging_face
 from data_utils import tokenize
 from finetune import published_config
 from lora import add_lora, lora_tensors, merge_lora, peft_settings
 from model import load_classifier
-from support.bases import find_base, load_language_model
+from support.bases import find_base, load_language_model, load_tokenizer
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
 from support.checkpoints.adapters import write_adapter
@@ -27,12 +30,49 @@ from support.devices import CPU
 from support.errors import UserError
 from train_utils import count_parameters, predict_logits
 
+SIZE = {
+    "vocab_size": 1000, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "intermediate_size": 80, "max_position_embeddings": 160, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 999,
+}  # fmt: skip
+GROUPED = {**SIZE, "num_key_value_heads": 2}
+FAMILIES = {
+    "Llama": GROUPED,
+    "Qwen2": GROUPED,
+    "Qwen3": {**GROUPED, "head_dim": 16},
+    "Mistral": {**GROUPED, "sliding_window": 120},
+    "GPTNeoX": SIZE,
+    "OPT": {**SIZE, "ffn_dim": 80, "word_embed_proj_dim": 24},
+    "Phi": SIZE,
+    "Phi3": GROUPED,
+    "Gemma": {**GROUPED, "head_dim": 8},
+    "Olmo2": SIZE,
+    "Starcoder2": GROUPED,
+    "GPT2": SIZE,
+}
+REFUSED = {  # settings, and words of the reason
+    "Mamba": (SIZE, "recurrent or convolutional"),
+    "Lfm2": ({**GROUPED, "layer_types": ["conv", "conv", "full_attention"]}, "recurrent or conv"),
+    "Gemma2": ({**GROUPED, "head_dim": 8}, "caps its attention scores"),
+    "Bert": (SIZE, "it is an encoder$"),
+    "T5": ({"vocab_size": 1000, "d_model": 48, "num_layers": 2, "num_heads": 6}, "an encoder with"),
+    "Bloom": (SIZE, "AttentionInterface"),
+    "GPTNeo": ({**SIZE, "attention_types": [[["global"], 3]]}, "AttentionInterface"),
+    "GptOss": ({**GROUPED, "head_dim": 8, "num_local_experts": 4}, "attention sinks"),
+}
 
-def reference(folder) -> torch.nn.Module:
-    """The family's own classifier."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).eval()
-    model.config.pad_token_id = 999
-    return model
+
+def make_base(family: str, settings: dict, folder: Path) -> Path:
+    """Make a folder with a small random model of a family, under nano's tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(getattr(transformers, f"{family}Config")(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(NANO / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +87,25 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     base = find_base(str(folder))
     assert base.max_length == FAMILIES[family].get("sliding_window", 160)
     ours = load_classifier(folder)
-    assert ours.state_dict().keys() == reference(folder).state_dict().keys()
+    reference = hugging_face(folder)  # the family's own classifier
+    assert ours.state_dict().keys() == reference.state_dict().keys()
     add_lora(ours, published_config(ours))
     settings = peft_settings(trained(ours))
     write_adapter(tmp_path / "adapter", settings, lora_tensors(ours), str(folder), "")
-    theirs = peft.PeftModel.from_pretrained(
-        reference(folder), tmp_path / "adapter", is_trainable=True
-    ).eval()
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter", is_trainable=True)
+    theirs.eval()
     assert count_parameters(ours)["trainable"] == theirs.get_nb_trainable_parameters()[0]
     split = tokenize(base.tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
-    expected = padded_logits(theirs, base.tokenizer, sentences)
+    expected = padded_logits(theirs, split)
     assert expected.std() > 0.01
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     merge_lora(ours)
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-5, rtol=1e-4)
     save_merged(ours, base, tmp_path / "exported")
-    exported = padded_logits(reference(tmp_path / "exported"), base.tokenizer, sentences)
-    torch.testing.assert_close(exported, expected, atol=1e-5, rtol=1e-4)
+    exported, tokenizer = hugging_face(folder := tmp_path / "exported"), load_tokenizer(folder)
+    assert exported.config.id2label[1] == "acceptable"
+    split = tokenize(tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
+    torch.testing.assert_close(padded_logits(exported, split), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", REFUSED)

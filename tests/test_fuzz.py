@@ -1,7 +1,6 @@
 """Any bytes and any values in: a valid object or one clear line out, never another exception."""
 
 import hashlib
-import io
 import json
 import shutil
 import zipfile
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import classifier
+from conftest import archive_of, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -38,7 +37,7 @@ from support.corpus import DEV, SPLITS, read_split
 from support.devices import CPU
 from support.errors import UserError
 from support.files import write_json
-from support.options import RULES
+from support.options import RULES, published
 from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import read_history
@@ -186,10 +185,7 @@ def whole(tmp_path_factory) -> Path:
 
 def training() -> Training:
     """Return a small training."""
-    options = Namespace(
-        sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
-        monitor="mcc", max_steps=3,
-    )  # fmt: skip
+    options = Namespace(**published("rnn") | {"sr_no": 1, "batch_size": 1, "max_steps": 3})
     model = DistilRNN(torch.tensor([3, 4]), width=2)
     return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 
@@ -400,20 +396,11 @@ def test_the_whole_file_is_read_and_what_once_ended_in_a_traceback_does_not(whol
 # What is written anew where it is not whole
 
 RAW = b"a\t1\t\tIt rained.\n"
-
-
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+ARCHIVES = [archive_of(dict.fromkeys(SPLITS, RAW), method) for method in METHODS]
 
 
-def archive(method: int) -> bytes:
-    """Return an archive as CoLA's, a line in each file."""
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w", method) as file:
-        for split in SPLITS:
-            file.writestr(f"cola_public/raw/{split}.tsv", RAW)
-    return buffer.getvalue()
-
-
-@given(JUNK | st.sampled_from(METHODS).map(archive).flatmap(damaged))
+@given(JUNK | st.sampled_from(ARCHIVES).flatmap(damaged))
 def test_any_archive_is_the_corpus_or_refused_and_leaves_nothing_else(whole, content):
     target = whole.with_name("cola")
     sha256 = dict.fromkeys(SPLITS, hashlib.sha256(RAW).hexdigest())

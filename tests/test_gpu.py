@@ -6,12 +6,10 @@ All of it is skipped where there is no GPU.
 import numpy as np
 import pytest
 import torch
-from conftest import NANO, classifier
+from conftest import NANO, nano_lora, trained
 from torch import nn
 
 from data_utils import Split, pack
-from finetune import published_config
-from lora import add_lora
 from model import dense_blocks, varlen_blocks
 from student import DistilRNN
 from support.bases import load_language_model, load_tokenizer, token_ids
@@ -48,13 +46,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def teacher(_: Split) -> nn.Module:
     """Return a classifier with LoRA's layers in it, their correction no longer zero."""
-    model = classifier()
-    add_lora(model, published_config(model))
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.02)
-    return model
+    return trained(nano_lora())
 
 
 def student(split: Split) -> nn.Module:

@@ -20,6 +20,7 @@ from distil import HintLoss, distillation
 from student import DistilRNN
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device
+from support.options import published
 from support.teaching import teacher_answers
 from train_utils import (
     Counts,
@@ -31,10 +32,7 @@ from train_utils import (
 )
 
 WIDTH = 16
-OPTIONS = Namespace(
-    sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant",
-    epochs=2, patience=3, monitor="mcc", max_steps=None,
-)  # fmt: skip
+OPTIONS = Namespace(**published("rnn") | {"sr_no": 1, "batch_size": 32, "epochs": 2})
 
 
 @pytest.fixture(scope="module")

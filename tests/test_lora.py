@@ -1,6 +1,5 @@
 """LoRA against its definition and against PEFT."""
 
-import json
 import os
 import shutil
 from copy import deepcopy
@@ -10,18 +9,18 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import NANO, classifier, packed_copy, padded_logits, trained
+from conftest import NANO, change_config, classifier, nano_lora, padded_logits, trained
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2Model
 from transformers import GPT2ForSequenceClassification as Reference
 
+from bench.parity import hugging_face
 from data_utils import Split, load_corpus, pack, tokenize
 from finetune import load_teacher, published_config
-from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, merge_lora, peft_settings
-from model import Classifier
+from lora import LoraConfig, LoRALinear, add_lora, lora_tensors, peft_settings
+from model import Classifier, load_classifier
 from support.bases import base_fingerprint, load_tokenizer
-from support.checkpoints.adapters import PREFIX, read_adapter, write_adapter
-from support.checkpoints.export import save_merged
+from support.checkpoints.adapters import PREFIX, write_adapter
 from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
@@ -31,15 +30,6 @@ PUBLISHED = dict(
     r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True,
     bias="lora_only", modules_to_save=["score", "ln_f"], task_type="SEQ_CLS",
 )  # fmt: skip
-
-
-def nano_lora() -> Classifier:
-    model = classifier()
-    add_lora(model, published_config(model))
-    return model
-
-
-LEFT_OUT = object()
 
 
 def save(model: Classifier, folder: Path) -> None:
@@ -61,20 +51,6 @@ def assert_same_bits(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-
-
-def reference_on(base: Path) -> Reference:
-    model = Reference.from_pretrained(base, num_labels=2)
-    model.config.pad_token_id = 0
-    return model
-
-
-def change_config(folder: Path, **changes) -> None:
-    """Change entries of an adapter's configuration; `LEFT_OUT` takes one out."""
-    path = folder / "adapter_config.json"
-    entries = json.loads(path.read_text()) | changes
-    kept = {name: value for name, value in entries.items() if value != LEFT_OUT}
-    path.write_text(json.dumps(kept))
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +104,6 @@ def test_the_initial_a_and_b_are_pefts_bit_for_bit():
     assert ours.lora_A.weight.std() > 0.1
 
 
-def test_lora_starts_as_the_base_and_merged_it_is_a_plain_classifier_with_the_same_logits(split):
-    batch, model, plain = pack(split, np.arange(50)), nano_lora(), classifier()
-    with torch.no_grad():
-        assert torch.equal(model(batch), plain(batch))
-        unmerged = trained(model)(batch)
-        merge_lora(model)
-        torch.testing.assert_close(model(batch), unmerged, atol=1e-5, rtol=1e-5)
-    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
-
-
 @pytest.mark.parametrize(
     ("size", "trainable", "total", "reduction"),
     [
@@ -165,12 +131,6 @@ def test_the_counts_are_the_published_ones(size, trainable, total, reduction):
 # PEFT's format
 
 
-def test_our_file_has_the_keys_of_pefts_own(saved):
-    theirs = peft.get_peft_model(reference_on(NANO), peft.LoraConfig(**PUBLISHED))
-    expected = {name: t.shape for name, t in peft.get_peft_model_state_dict(theirs).items()}
-    assert {name: t.shape for name, t in tensors_of(saved).items()} == expected
-
-
 CONFIGURATIONS = {
     "published": PUBLISHED,
     "rslora, another rank and alpha": {**PUBLISHED, "r": 2, "lora_alpha": 7, "use_rslora": True},
@@ -187,14 +147,14 @@ def test_pefts_adapter_gives_the_same_logits_here_and_comes_back_with_every_bit(
     name, tmp_path, split
 ):
     config = peft.LoraConfig(**CONFIGURATIONS[name])
-    theirs = trained(peft.get_peft_model(reference_on(NANO), config)).eval()
+    theirs = trained(peft.get_peft_model(hugging_face(NANO), config)).eval()
     theirs.save_pretrained(folder := tmp_path / "peft")
-    expected = padded_logits(theirs, load_tokenizer(NANO), split.sentences)
+    expected = padded_logits(theirs, split)
     assert expected.std() > 0.01
     found = predict_logits(load_teacher(folder).model, split, CPU)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     save(load_adapter(folder).model, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(reference_on(NANO), tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(hugging_face(NANO), tmp_path / "ours")
     again.save_pretrained(tmp_path / "theirs")
     for later in ("ours", "theirs"):
         assert_same_bits(tensors_of(folder), tensors_of(tmp_path / later))
@@ -211,7 +171,6 @@ def test_pefts_adapter_gives_the_same_logits_here_and_comes_back_with_every_bit(
         (dict(r=0), "r = 0; it is 1 or more"),
         (dict(r=10_000), "rank 10000 does not fit"),
         (dict(r=10**400), "too large for fp32"),
-        (dict(lora_alpha=LEFT_OUT), "lora_alpha is missing"),
         (dict(task_type="CAUSAL_LM"), "task_type = 'CAUSAL_LM' is not supported"),
         (dict(alpha_pattern={"c_attn": 2}), "alpha_pattern = .* is not supported"),
         (dict(layers_to_transform=0), "layers_to_transform = 0 is not supported"),
@@ -227,19 +186,19 @@ def test_pefts_adapter_gives_the_same_logits_here_and_comes_back_with_every_bit(
     ],
 )
 def test_a_configuration_that_cannot_be_served_is_refused_by_name(adapter, changes, words):
-    change_config(adapter, **changes)
+    change_config(adapter, "adapter_config.json", **changes)
     with pytest.raises(UserError, match=words):
         load_adapter(adapter)
 
 
 def test_an_adapter_of_pefts_is_used_on_the_base_that_it_names_alone(tmp_path):
     """PEFT's files carry no fingerprint: the base that they name is looked at."""
-    other = reference_on(NANO)
+    other = hugging_face(NANO)
     nn.init.normal_(other.transformer.wpe.weight)
     other.save_pretrained(tmp_path / "other")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(NANO / name, tmp_path / "other" / name)
-    base = reference_on(tmp_path / "other")
+    base = hugging_face(tmp_path / "other")
     peft.get_peft_model(base, peft.LoraConfig(**PUBLISHED)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UserError, match="was trained on another base"):
         load_adapter(tmp_path / "adapter", "nano")
@@ -269,49 +228,31 @@ def test_an_adapter_of_another_base_or_version_or_without_a_head_is_refused(adap
 # What was saved, and the merged model
 
 
-def test_the_merged_folder_is_a_plain_hugging_face_model(saved, tmp_path, split):
-    teacher = load_teacher(saved)
-    save_merged(teacher.model, teacher.base, tmp_path)
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    found = padded_logits(plain, load_tokenizer(tmp_path), split.sentences)
-    expected = predict_logits(load_adapter(saved).model, split, CPU)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert plain.config.id2label[1] == "acceptable"
-
-
-def test_a_loaded_adapter_is_what_was_saved(saved):
-    found, expected = load_adapter(saved), trained(nano_lora())
-    assert_same_bits(found.model.state_dict(), expected.state_dict())
-    config, base_name, *_ = read_adapter(saved)
-    assert (config, base_name) == (published_config(classifier()), str(NANO))
-    assert found.base.folder == NANO
-    assert found.base_fingerprint == base_fingerprint(classifier().backbone)
-
-
 def test_the_fingerprint_tells_base_scaling_and_weights(saved, adapter, tmp_path):
     original = load_adapter(saved).fingerprint
     assert load_adapter(adapter).fingerprint == original
     assert load_adapter(adapter, "nano").fingerprint == original
-    change_config(adapter, lora_alpha=8)
+    change_config(adapter, "adapter_config.json", lora_alpha=8)
     scaled = load_adapter(adapter).fingerprint
-    change_config(adapter, lora_alpha=4)
+    change_config(adapter, "adapter_config.json", lora_alpha=4)
     tensors = tensors_of(adapter)
     tensors[PREFIX + "score.weight"][0, 0] += 1
     write_tensors(adapter / "adapter_model.safetensors", tensors, {})
     assert len({original, scaled, load_adapter(adapter).fingerprint}) == 3
 
 
-def test_at_full_size_logits_are_hugging_faces_and_with_an_adapter_pefts(
-    tmp_path, cola, tokenizer, random_base
-):
-    """GPT-2 base's size, 50 real sentences."""
+def test_at_full_size_logits_are_hugging_faces_and_with_an_adapter_pefts(tmp_path, cola, tokenizer):
+    """GPT-2 base's size with random weights, 50 real sentences."""
     split = load_corpus(cola, tokenizer, 1024)["in_domain_dev"].chosen(np.arange(50))
-    ours = packed_copy(random_base)
-    untrained = padded_logits(random_base, tokenizer, split.sentences)
+    reference = Reference(GPT2Config(num_labels=2, pad_token_id=50256)).eval()
+    reference.save_pretrained(tmp_path / "base")
+    ours = load_classifier(tmp_path / "base").eval()
+    ours.score.load_state_dict(reference.score.state_dict())
+    untrained = padded_logits(reference, split)
     torch.testing.assert_close(predict_logits(ours, split, CPU), untrained, atol=1e-5, rtol=1e-5)
     add_lora(ours, published_config(ours))
     save(trained(ours).eval(), tmp_path)
-    theirs = peft.PeftModel.from_pretrained(deepcopy(random_base), tmp_path).eval()
-    expected = padded_logits(theirs, tokenizer, split.sentences)
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path).eval()
+    expected = padded_logits(theirs, split)
     assert (expected - untrained).abs().min() > 1e-3  # what is compared is the adapter's doing
     torch.testing.assert_close(predict_logits(ours, split, CPU), expected, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,5 @@
 """lora.py as a library: modules and uses of every ordinary kind, beside merged weights and PEFT."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import change_config
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.utils import parametrizations, prune
@@ -278,19 +278,6 @@ def test_any_shape_is_taken_that_the_plain_layer_takes(shape):
             model(torch.randn(other))
 
 
-def test_second_derivatives_are_those_of_finite_differences():
-    layer = LoRALinear(nn.Linear(4, 3), config_for("Linear")).double()
-    nn.init.normal_(layer.lora_B.weight)
-    tensors = {n: p.detach().requires_grad_(True) for n, p in layer.named_parameters()}
-    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-
-    def loss(x: Tensor, *values: Tensor) -> Tensor:
-        named = dict(zip(tensors, values, strict=True))
-        return functional_call(layer, named, (x,)).tanh().sum()
-
-    assert torch.autograd.gradgradcheck(loss, (x, *tensors.values()))
-
-
 def test_dropout_acts_on_what_a_reads_while_training_alone():
     model = made("Linear").eval()  # and stays so
     add_lora(model, config_for("Linear", lora_dropout=0.5))
@@ -498,8 +485,7 @@ def test_what_cannot_be_served_is_refused_by_name_and_nothing_has_changed(case):
 )
 def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(change, words, tmp_path):
     save_lora(trained("Linear"), tmp_path)
-    path = tmp_path / lora.CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    change_config(tmp_path, lora.CONFIG, **change)
     model = made("Linear")
     with pytest.raises(ValueError, match=words):
         load_lora(model, tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from support import PROJECT
 from support.help import ABOUT, options_of_mode
-from support.options import MODES, RECIPES, options_of, parse, published
+from support.options import MODES, options_of, parse, published
 
 NANO = ("--gpt_variant", "nano")
 HINTS = ("--recipe", "hints")
@@ -121,9 +121,3 @@ def test_a_modes_help_has_its_options_and_what_the_recipes_set(mode):
     assert ("--hint_weight 30.0" in text) == ("distil" in runs)
     words = shlex.split(ABOUT[mode][1])
     assert parse(words).mode == mode  # the example
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_no_recipe_names_an_option_that_a_mode_does_not_have(recipe):
-    for mode, values in RECIPES[recipe].items():
-        assert values.keys() <= PUBLISHED[mode].keys()

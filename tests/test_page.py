@@ -103,17 +103,11 @@ def choice_of(shown) -> dict[str, str]:
     return {name: value for name, (value,) in parse_qs(kept.removeprefix("#")).items()}
 
 
-def drag(shown, place, start: tuple[float, float], end: tuple[float, float]) -> None:
+def drag(place, start: tuple[float, float], end: tuple[float, float]) -> None:
     """Drag with the mouse from a point of a place to another, in shares of its width and height."""
-    place.scroll_into_view_if_needed()
     box = place.bounding_box()
-    (x0, y0), (x1, y1) = (
-        (box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)
-    )
-    shown.mouse.move(x0, y0)
-    shown.mouse.down()
-    shown.mouse.move(x1, y1, steps=5)
-    shown.mouse.up()
+    source, target = ({"x": box["width"] * x, "y": box["height"] * y} for x, y in (start, end))
+    place.drag_to(place, source_position=source, target_position=target)
 
 
 def first_lines(shown) -> list[str]:
@@ -151,7 +145,7 @@ def test_at_0_models_decide_as_ever_and_the_slider_moves_their_scores(nano, nano
         for experiment in nano:
             assert shown_scores(shown)[experiment.mode] == expected_scores(experiment, split)
     slider = shown.locator("[name=t]")
-    drag(shown, slider, (0.5, 0.5), (0.6, 0.5))
+    drag(slider, (0.5, 0.5), (0.6, 0.5))
     threshold = int(choice_of(shown)["t"])
     assert threshold > 0
     assert f"above +{threshold / 100:.2f}" in shown.locator("#threshold").text_content()
@@ -236,7 +230,7 @@ def test_filters_leave_the_sentences_that_they_name(nano, nano_page, show):
 def test_points_that_are_chosen_by_mouse_or_keys_are_the_sentences_listed(nano, nano_page, show):
     shown = show(nano_page)
     lora, distil, rnn = (means(experiment) for experiment in nano)
-    drag(shown, shown.locator("#scatter"), (0.55, 0.2), (0.9, 0.6))
+    drag(shown.locator("#scatter"), (0.55, 0.2), (0.9, 0.6))
     chosen = {name: float(value) for name, value in choice_of(shown).items()}
     assert chosen.keys() == {"x0", "x1", "y0", "y1"}
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import beginnings, write_corpus
 
 from support import PROJECT
 from support.options import MODES, parser_of
@@ -59,10 +60,7 @@ def clone(tmp_path_factory) -> Path:
         if (PROJECT / name).is_file() and not unread:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
-    (folder / "small/raw").mkdir(parents=True)
-    for split in (PROJECT / "nano/corpus/raw").glob("*.tsv"):
-        few = "".join(split.read_text().splitlines(keepends=True)[:8])
-        (folder / "small/raw" / split.name).write_text(few)
+    write_corpus(folder / "small", beginnings(8, 8, 8))
     return folder
 
 

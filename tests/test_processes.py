@@ -5,25 +5,19 @@ is a folder of its own for CoLA and a cache of its own; both share an --out_dir.
 """
 
 import hashlib
-import io
 import os
 import socket
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import NANO, serve_bytes, write_gguf
+from conftest import archive_of, beginnings, serve_bytes, write_gguf
 
 from support import PROJECT
 from support.bases import base_fingerprint, load_backbone
-from support.corpus import SPLITS
 
-FILES = {
-    split: b"".join((NANO / "corpus" / "raw" / f"{split}.tsv").read_bytes().splitlines(True)[:n])
-    for split, n in zip(SPLITS, (300, 100, 100), strict=True)
-}
+FILES = beginnings(300, 100, 100)
 START = f"""
 import sys
 from pathlib import Path
@@ -40,10 +34,7 @@ NOWHERE = "http://127.0.0.1:1/cola.zip"
 @pytest.fixture
 def archive():
     """The address of an archive in CoLA's layout, and who has asked for it."""
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
-        for split, content in FILES.items():
-            file.writestr(f"cola_public/raw/{split}.tsv", content)
-    with serve_bytes(buffer.getvalue()) as (address, asked):
+    with serve_bytes(archive_of(FILES)) as (address, asked):
         yield address, asked
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import threading
 import warnings
 from argparse import Namespace
 from contextlib import suppress
@@ -31,6 +30,7 @@ from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from support.options import published
 from support.reporting import measure
 from support.runs import check_finished, claim
 from train_utils import (
@@ -42,10 +42,7 @@ from train_utils import (
     train,
 )
 
-OPTIONS = {
-    "sr_no": 1, "batch_size": 32, "lr": 1e-3, "epochs": 2, "patience": 3, "monitor": "accuracy",
-    "max_steps": None, "lr_schedule": "constant",
-}  # fmt: skip
+OPTIONS = {**published("rnn"), "sr_no": 1, "batch_size": 32, "epochs": 2}
 LONG = {"epochs": 3, "lr": 1e-2, "dropout": 0.3}  # which depends on the step alone
 
 
@@ -260,21 +257,6 @@ def test_a_place_where_nothing_can_be_written_is_refused_by_name(tmp_path, name)
     with pytest.raises(UserError, match="file/folder: cannot be written"):
         write_files(tmp_path / "file" / "folder", lambda folder: None)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path):
-    path = tmp_path / "some.bin"
-    contents = [bytes([n]) * 500_000 for n in (1, 2)]
-    write_bytes(path, contents[0])
-
-    def write():
-        for number in range(100):
-            write_bytes(path, contents[number % 2])
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while writer.is_alive():
-        assert path.read_bytes() in contents
 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path):
