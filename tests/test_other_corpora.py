@@ -127,6 +127,9 @@ def test_a_model_of_one_class_is_said_to_answer_by_the_class_own_name(tmp_path, 
     show_run(make_own(tmp_path, "rnn", [long, "b"], bias=-99))
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.endswith('  <- answers "a class who…has room for" to everything')
+    alike = [f"the sentence is{word} about the weather" for word in ("", " not")]
+    show_run(make_own(tmp_path, "LoRA", alike, bias=99))
+    assert f'"{alike[1]}"' in capsys.readouterr().out  # cut they would be the same
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,13 @@ def dev_sets_of(splits: Container[str]) -> list[str]:
 
 
 def classes_of(metrics: dict) -> list[str]:
-    """Return the names of label 0 and label 1, cut; a metrics.json without them is CoLA's."""
-    return [cut(" ".join(name.split())) for name in metrics["data"].get("classes") or CLASSES]
+    """Return the names of label 0 and label 1, cut if that keeps them apart.
+
+    A run that does not name them has CoLA's.
+    """
+    names = [" ".join(name.split()) for name in metrics["data"].get("classes") or CLASSES]
+    short = [cut(name) for name in names]
+    return names if short[0] == short[1] else short
 
 
 def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
