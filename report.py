@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from support.bases import variant_name
-from support.corpus import DEV
+from support.corpus import DEV, OUT_OF_DOMAIN
 from support.errors import UserError
 from support.reporting import tables
 from support.reporting.curves import plot_curves
@@ -17,9 +17,10 @@ from support.reporting.pdf import write_pdf
 from support.reporting.plots import plot_comparison
 from support.reporting.statistics import wilson_interval
 from support.reporting.tables import Section, known_corpus
+from support.sentences import COLA_CLASSES
 
 HEADLINE = "LoRA and a distilled student, sr_no {}"
-ABSTRACT = """LoRA fine-tunes a pretrained decoder to judge whether a sentence is acceptable.
+ABSTRACT = """LoRA fine-tunes a pretrained decoder to {}.
 DistilRNN, a small recurrent network, is trained with that model as its teacher (distil) and
 without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
 sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline).
@@ -38,10 +39,22 @@ their number. What all seeds share, be it a teacher, a held-out set or written s
 interval and no p covers."""
 LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
 threshold was set, and p calibrated, on held-out training sentences, a teacher of this corpus had
-been trained on them. Each run judged out_of_domain_dev once, with the model kept. No report can
+been trained on them. {}No report can
 tell how often settings were changed after a look at an earlier run."""
+JUDGED_ONCE = "Each run judged out_of_domain_dev once, with the model kept. "
 NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
+
+
+def abstract(shown: list[Experiment]) -> str:
+    """Return what the runs are for, by the names of their corpora's classes."""
+    tasks = [
+        "judge whether a sentence is acceptable"
+        if one.classes == COLA_CLASSES
+        else "tell “{1}” from “{0}” sentences".format(*one.classes)
+        for one in shown
+    ]
+    return ABSTRACT.format(" or to ".join(dict.fromkeys(tasks)))
 
 
 def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
@@ -81,7 +94,8 @@ def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Pat
 def limits(shown: list[Experiment]) -> list[str]:
     """Return the paragraphs on what the numbers cannot say."""
     n = shown[0].metrics[DEV]["sentences"]
-    texts = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS]
+    once = JUDGED_ONCE if any(OUT_OF_DOMAIN in one.dev_sets for one in shown) else ""
+    texts = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS.format(once)]
     if "nano" in map(known_corpus, shown):
         texts.append(NANO)
     return texts
@@ -91,7 +105,9 @@ def write_report(
     pdf: Path, page: Path, shown: list[Experiment], serial: str, plots: Path, missing: list[str]
 ) -> None:
     """Write the PDF, the page with every judgement, and the plots that both show."""
-    lead = [ABSTRACT, f"Missing here: {'; '.join(missing)}."] if missing else [ABSTRACT]
+    lead = [abstract(shown)]
+    if missing:
+        lead.append(f"Missing here: {'; '.join(missing)}.")
     sections, judged = [Section(HEADLINE.format(serial), lead)], []
     for group in tables.grouped(shown):
         corpus, fault = {}, ""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_utils import UNLABELLED, Batch, Split, most_tokens, pack, shuffled, within_budget
-from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
+from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision
 from support.devices import Device
 from support.fingerprints import corpus_fingerprint, fingerprint
@@ -30,7 +30,7 @@ from support.processes import (
     rank_and_processes,
     sum_over_processes,
 )
-from support.reporting import describe_epoch, measure, one_class_note
+from support.reporting import describe_epoch, dev_sets_of, measure, one_class_note
 from support.runs import Progress, SavedState, check_finite
 
 READ_EVERY = {"cuda": 16}  # steps between looks at the losses on a GPU; 1 elsewhere
@@ -299,9 +299,9 @@ def predict_logits(
 def evaluate(
     model: nn.Module, corpus: dict[str, Split], device: Device, decision: Decision = SOFTMAX
 ) -> tuple[dict[str, dict], list[dict]]:
-    """Judge both dev sets; return what `measure` says of each, and the rows of predictions.csv."""
+    """Judge the dev sets; return what `measure` says of each, and the rows of predictions.csv."""
     results, rows = {}, []
-    for name in (DEV, OUT_OF_DOMAIN):
+    for name in dev_sets_of(corpus):
         split = corpus[name]
         logits = predict_logits(model, split, device)
         results[name] = measure(logits, split.labels, decision)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import NANO
+from support.slow_bf16 import note_slow_bf16
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -24,7 +25,6 @@ from support.checkpoints.export import save_onnx
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device, has_bf16
 from support.errors import UserError
-from support.slow_bf16 import note_slow_bf16
 
 # ---------------------------------------------------------------------------------------------
 # Classifier

@@ -7,6 +7,7 @@ need pandas, matplotlib, reportlab and Jinja2, and are imported where a report i
 from support.reporting.metrics import (
     describe,
     describe_epoch,
+    dev_sets_of,
     measure,
     one_class_note,
     read_metrics,
@@ -15,6 +16,6 @@ from support.reporting.metrics import (
 )
 
 __all__ = [
-    "describe", "describe_epoch", "measure", "one_class_note",
+    "describe", "describe_epoch", "dev_sets_of", "measure", "one_class_note",
     "read_metrics", "show_run", "summary",
 ]  # fmt: skip

@@ -9,10 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from support.checkpoints.students import decision_of
-from support.corpus import SPLITS, TRAIN, read_corpus
+from support.corpus import TRAIN, read_corpus
 from support.decisions import SOFTMAX, Decision
 from support.errors import UserError
-from support.reporting.metrics import COUNTS, DEV_SETS, broken, cut, read_metrics, read_table
+from support.reporting.metrics import (
+    COUNTS,
+    DEV_SETS,
+    broken,
+    classes_of,
+    cut,
+    dev_sets_of,
+    read_metrics,
+    read_table,
+)
 from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED
 from support.sentences import Columns, Row
@@ -62,6 +71,16 @@ class Experiment:
         return self.runs[0].metrics
 
     @property
+    def dev_sets(self) -> list[str]:
+        """Return the dev sets of the corpus."""
+        return dev_sets_of(self.metrics)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of label 0 and label 1."""
+        return classes_of(self.metrics)
+
+    @property
     def sr_nos(self) -> list[int]:
         """Return the seeds."""
         return [run.metrics["sr_no"] for run in self.runs]
@@ -73,7 +92,7 @@ class Experiment:
     @cached_property
     def scores(self) -> dict[str, Score]:
         """Return the `score` on each dev set."""
-        return {split: score(self.labels(split), self.answers(split)) for split in DEV_SETS}
+        return {split: score(self.labels(split), self.answers(split)) for split in self.dev_sets}
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (sentences,) of a dev set."""
@@ -106,11 +125,12 @@ def load_run(folder: Path) -> Run:
     except ValueError as error:
         raise broken(folder / METRICS, str(error)) from None
     predictions = read_predictions(path := folder / "predictions.csv", decision)
+    counts = {}
     for split, part in predictions.items():
         right = part.answers == part.labels
-        counts = len(right), part.labels.sum(), part.answers.sum(), right.sum()
-        if counts != tuple(metrics[split][name] for name in COUNTS):
-            raise broken(path, "not of the run that metrics.json describes")
+        counts[split] = [len(right), part.labels.sum(), part.answers.sum(), right.sum()]
+    if counts != {s: [metrics[s][name] for name in COUNTS] for s in dev_sets_of(metrics)}:
+        raise broken(path, "not of the run that metrics.json describes")
     return Run(folder, metrics, predictions)
 
 
@@ -121,6 +141,8 @@ def read_predictions(path: Path, decision: Decision = SOFTMAX) -> dict[str, Pred
         raise broken(path, "a label that is neither 0 nor 1")
     for split in DEV_SETS:
         rows = table[table["split"] == split]
+        if rows.empty:
+            continue
         margins = rows["logit_1"] - rows["logit_0"]
         predictions[split] = Predictions(rows["label"].to_numpy(int), margins.to_numpy(), decision)
     return predictions
@@ -130,14 +152,18 @@ def load_experiment(folders: list[Path]) -> Experiment:
     """Read finished runs of one mode and variant, whose settings are equal but for `FREE`."""
     first, *others = runs = [load_run(folder) for folder in folders]
     for run in others:
-        here, there = run.metrics["identity"], first.metrics["identity"]
+        here, there = (
+            each.metrics["identity"]
+            | {"classes": classes_of(each.metrics), "dev sets": [*each.predictions]}
+            for each in (run, first)
+        )
         for key in sorted((here.keys() | there.keys()) - set(FREE)):
             if here.get(key) != there.get(key):
                 raise UserError(
                     f"{run.folder}: {key} is {here.get(key)}, and {there.get(key)} in "
                     f"{first.folder.name}; one report takes runs of the same settings"
                 )
-        for split in DEV_SETS:
+        for split in first.predictions:
             labels = run.predictions[split].labels, first.predictions[split].labels
             if not np.array_equal(*labels):
                 raise UserError(f"{run.folder}: other {split} labels than in {first.folder.name}")
@@ -153,7 +179,7 @@ def corpus_of(experiment: Experiment) -> Corpus:
     data = experiment.metrics["data"]
     columns = Columns(**data.get("columns", {}))
     found = read_corpus(Path(data["folder"]), columns, fetch=False)
-    if found.rows.keys() != {split for split in SPLITS if split in data}:
+    if found.rows.keys() != {TRAIN, *experiment.dev_sets}:
         raise UserError(f"{data['folder']}: not the splits of {experiment.runs[0].folder}")
     for split, rows in found.rows.items():
         labels = [row.label for row in rows]

@@ -1,5 +1,6 @@
 """How good is a model, in numbers and in words, and what do a run's own files say of it?"""
 
+from collections.abc import Container, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json
+from support.sentences import COLA_CLASSES, CONTROL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +21,21 @@ if TYPE_CHECKING:
 DEV_SETS = (DEV, OUT_OF_DOMAIN)
 HISTORY = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_mcc"]
 COUNTS = ("sentences", "acceptable", "predicted_acceptable", "correct")
+
+
+def dev_sets_of(splits: Container[str]) -> list[str]:
+    """Return which dev sets a corpus has, or the results of a run on it: the second is optional."""
+    return [split for split in DEV_SETS if split in splits]
+
+
+def classes_of(metrics: dict) -> tuple[str, ...]:
+    """Return the names of label 0 and label 1, cut if that keeps them apart.
+
+    A run that does not name them has CoLA's.
+    """
+    names = [" ".join(name.split()) for name in metrics["data"].get("classes") or COLA_CLASSES]
+    short = [cut(name) for name in names]
+    return tuple(names if short[0] == short[1] else short)
 
 
 def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -56,12 +73,12 @@ def majority(sentences: int, acceptable: int) -> float:
     return max(acceptable, sentences - acceptable) / sentences
 
 
-def describe(metrics: dict) -> str:
+def describe(metrics: dict, classes: Sequence[str] = COLA_CLASSES) -> str:
     """Return accuracy, MCC and the majority baseline in a line, with `one_class_note`."""
     baseline = majority(metrics["sentences"], metrics["acceptable"])
     return (
-        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), "
-        f"MCC {metrics['mcc']:.3f}; majority baseline {baseline:.2%}{one_class_note(metrics)}"
+        f"accuracy {metrics['accuracy']:.2%} ({metrics['correct']} of {metrics['sentences']}), MCC "
+        f"{metrics['mcc']:.3f}; majority baseline {baseline:.2%}{one_class_note(metrics, classes)}"
     )
 
 
@@ -101,12 +118,11 @@ def one_class_remark(runs: list[bool]) -> str:
     )
 
 
-def one_class_note(metrics: dict) -> str:
+def one_class_note(metrics: dict, classes: Sequence[str] = COLA_CLASSES) -> str:
     """Return a remark for a model that answers one class only; else nothing."""
     if not one_class(metrics):
         return ""
-    answer = "acceptable" if metrics["predicted_acceptable"] else "unacceptable"
-    return f'  <- answers "{answer}" to everything'
+    return f'  <- answers "{classes[metrics["predicted_acceptable"] > 0]}" to everything'
 
 
 # ---------------------------------------------------------------------------------------------
@@ -119,6 +135,14 @@ RULES = {
     "a positive count": lambda value: type(value) is int and 0 < value < 2**63,
     "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < 2**63,
     "a number from -1 to 1": lambda value: type(value) in (int, float) and -1 <= value <= 1,
+    "two names": lambda value: (
+        isinstance(value, list)
+        and len(value) == 2
+        and value[0] != value[1]
+        and all(
+            isinstance(name, str) and name.strip() and not CONTROL.search(name) for name in value
+        )
+    ),
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
     "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
@@ -130,15 +154,23 @@ CONTENT = {  # names in metrics.json by what they are; those with ? may be missi
     + " in_domain_dev.sentences out_of_domain_dev.sentences",
     "a number of seconds": "training.seconds",
     "a number from -1 to 1": " ".join(f"{split}.accuracy {split}.mcc" for split in DEV_SETS),
+    "two names": "data.classes?",
 }
 
 
 def read_metrics(folder: Path) -> dict:
-    """Read a finished run's metrics.json; what `CONTENT` names is there, and possible."""
+    """Read a finished run's metrics.json; what `CONTENT` names is there, and possible.
+
+    out_of_domain_dev is there as data and as results, or as neither.
+    """
     path = folder / "metrics.json"
     metrics = read_json(path)
+    data = metrics["data"] if isinstance(metrics.get("data"), dict) else {}
+    one_dev_set = OUT_OF_DOMAIN not in metrics and OUT_OF_DOMAIN not in data
     for kind, names in CONTENT.items():
         for name in names.split():
+            if one_dev_set and OUT_OF_DOMAIN in name:
+                continue
             value: Any = metrics
             for key in name.rstrip("?").split("."):
                 value = value.get(key) if isinstance(value, dict) else None
@@ -182,5 +214,5 @@ def show_run(folder: Path) -> None:
     metrics = read_metrics(folder)
     training = metrics["training"]
     print(f"{folder}: kept epoch {training['best_epoch']} of {training['epochs']}")
-    for name in DEV_SETS:
-        print(f"  {name:<18} {describe(metrics[name])}")
+    for name in dev_sets_of(metrics):
+        print(f"  {name:<18} {describe(metrics[name], classes_of(metrics))}")

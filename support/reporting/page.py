@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from support.files import write_bytes
-from support.reporting.finished import DEV_SETS, Corpus, Experiment
+from support.reporting.finished import Corpus, Experiment
 from support.reporting.tables import Section
 
 WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this one
@@ -25,27 +25,29 @@ def write_page(path: Path, sections: list[Section], corpora: list[dict[str, Any]
     room.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     room.filters["base64"] = lambda png: b64encode(png).decode()
     template = room.get_template("page.html")
-    page = template.render(sections=sections, corpora=corpora, dev_sets=DEV_SETS)
+    page = template.render(sections=sections, corpora=corpora)
     write_bytes(path, page.encode("utf-8", "replace"))
 
 
 def judgements(group: list[Experiment], corpus: Corpus, fault: str) -> dict[str, Any]:
     """Return what models made of the sentences of a corpus, and these, or why they are not there.
 
-    The dev sets stand one behind the other, in the order of `DEV_SETS`.
+    The dev sets stand one behind the other, in the order of ``dev_sets``.
     """
     first, margins = group[0], [hundredths(experiment) for experiment in group]
     alike = len({experiment.variant for experiment in group}) == 1
     widest = max(np.abs(runs).max() for runs in margins)
     step = 5 * ceil((widest + 1) / 500)
     edge = step * ceil((widest + 1) / step)  # beyond every margin
-    rows = [row for split in DEV_SETS for row in corpus[split]] if corpus else None
+    rows = [row for split in first.dev_sets for row in corpus[split]] if corpus else []
     remedy = "Without the corpus there are line numbers; with it, report shows the sentences."
     return {
         "name": f"{first.metrics['data']['name']}, {first.variant if alike else 'several bases'}",
-        "sizes": [len(first.labels(split)) for split in DEV_SETS],
-        "majority": [first.scores[split].majority for split in DEV_SETS],
-        "label": [int(label) for split in DEV_SETS for label in first.labels(split)],
+        "dev_sets": first.dev_sets,
+        "classes": first.classes,
+        "sizes": [len(first.labels(split)) for split in first.dev_sets],
+        "majority": [first.scores[split].majority for split in first.dev_sets],
+        "label": [int(label) for split in first.dev_sets for label in first.labels(split)],
         "slider": {"min": -edge, "max": edge, "step": step},
         "models": [
             {
@@ -55,8 +57,8 @@ def judgements(group: list[Experiment], corpus: Corpus, fault: str) -> dict[str,
             for experiment, runs in zip(group, margins, strict=True)
         ],
         "missing": "" if rows else f"{fault}. {remedy}",
-        "source": rows and [row.source for row in rows],
-        "text": rows and [row.sentence for row in rows],
+        "source": [row.source for row in rows] if any(row.source for row in rows) else None,
+        "text": [row.sentence for row in rows] or None,
     }
 
 
@@ -67,7 +69,7 @@ def hundredths(experiment: Experiment) -> np.ndarray:
     """
     margins = np.stack([
         np.concatenate([found.margins - found.decision.threshold for found in parts])
-        for parts in ([run.predictions[split] for split in DEV_SETS] for run in experiment.runs)
+        for parts in (run.predictions.values() for run in experiment.runs)
     ])  # fmt: skip
     rounded = np.rint(np.clip(100 * margins, -WIDEST, WIDEST))
     return np.where(margins > 0, np.maximum(rounded, 1), np.minimum(rounded, 0)).astype(int)

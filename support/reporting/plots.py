@@ -7,22 +7,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from support.reporting.curves import BLUE, STYLE, save
-from support.reporting.finished import DEV_SETS, MODES, Experiment
+from support.reporting.finished import MODES, Experiment
 
 RED = "#D55E00"
 
 
 @rc_context(STYLE)
 def plot_comparison(group: list[Experiment], plots_dir: Path, serial: str) -> Path:
-    """Draw accuracy and MCC with their intervals on both dev sets; of several runs also each."""
+    """Draw accuracy and MCC with their intervals on each dev set; of several runs also each."""
     figure = Figure(figsize=(6.5, 1 + 0.5 * len(group)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    # Marker, line, colour, inside of the marker, and place within the row, of each dev set.
+    dev_sets = group[0].dev_sets
+    # Marker, line, colour, inside of the marker, and place within the row, of each of two dev sets.
     looks = (("o", "-", BLUE, BLUE, -0.18), ("D", "--", RED, "white", 0.18))
-    for split, (marker, line, colour, inside, shift) in zip(DEV_SETS, looks, strict=True):
+    for split, (marker, line, colour, inside, shift) in zip(dev_sets, looks, strict=False):
         panels[0].plot([], [], marker + line, color=colour, markerfacecolor=inside, label=split)
         for row, experiment in enumerate(group):
-            s, place = experiment.scores[split], row + shift
+            s, place = experiment.scores[split], row + shift * (len(dev_sets) - 1)
             accuracy = s.accuracy, s.accuracies, f"{s.accuracy.value:.2%}"
             mcc = s.mcc, s.mccs, f"{s.mcc.value:.3f}{s.remark}"
             for axes, (mean, each, words) in zip(panels, (accuracy, mcc), strict=True):
@@ -31,7 +32,7 @@ def plot_comparison(group: list[Experiment], plots_dir: Path, serial: str) -> Pa
                 if len(each) > 1:
                     axes.plot(each, [place] * len(each), "|", color=colour, ms=5)
                 axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center")
-    baselines = {group[0].scores[split].majority: split for split in DEV_SETS}
+    baselines = {group[0].scores[split].majority: split for split in dev_sets}
     for (level, split), line in zip(baselines.items(), (":", "-."), strict=False):
         of = f" of {split}" if len(baselines) > 1 else ""  # one line where both are equal
         label = f"majority baseline{of}, {level:.2%}"

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas import DataFrame
 
 from support import PROJECT
-from support.corpus import COLA_SHA256, DEV, SPLITS, TRAIN, read_corpus
+from support.corpus import COLA_SHA256, DEV, TRAIN, read_corpus
 from support.options import published
 from support.reporting.finished import DEV_SETS, Corpus, Experiment
 from support.reporting.metrics import majority, matthews_corrcoef, summary
@@ -50,23 +50,25 @@ class Section(NamedTuple):
 
 def grouped(shown: list[Experiment]) -> list[list[Experiment]]:
     """Return the experiments of each corpus, whose results may stand in one table."""
-    groups: dict[str, list[Experiment]] = {}
-    for experiment in shown:
-        groups.setdefault(experiment.metrics["data"]["sha256"], []).append(experiment)
+    groups: dict[tuple[str, ...], list[Experiment]] = {}
+    for one in shown:
+        corpus = one.metrics["data"]["sha256"], *one.dev_sets, *one.classes
+        groups.setdefault(corpus, []).append(one)
     return [*groups.values()]
 
 
 def corpus_facts(experiment: Experiment) -> str:
     """Tell a corpus' name and sizes."""
     data = experiment.metrics["data"]
-    train, *dev = (f"{data[split]['sentences']:,}" for split in SPLITS)
-    return f"{data['name']}: {train} training sentences, dev sets of {' and '.join(dev)}."
+    train, *dev = (f"{data[split]['sentences']:,}" for split in (TRAIN, *experiment.dev_sets))
+    sets = "dev sets" if len(dev) > 1 else "a dev set"
+    return f"{data['name']}: {train} training sentences, {sets} of {' and '.join(dev)}."
 
 
 def result_table(shown: list[Experiment]) -> DataFrame:
     """Tell accuracy, never without majority baseline and MCC; of several runs mean ± deviation."""
     rows = []
-    for split, experiment in product(DEV_SETS, shown):
+    for split, experiment in product(shown[0].dev_sets, shown):
         s = experiment.scores[split]
         accuracy, mcc = score_cells(s)
         rows.append((
@@ -120,7 +122,7 @@ def run_table(group: list[Experiment]) -> DataFrame:
         rows.append({
             "run": m["mode"],
             "sr_no": m["sr_no"],
-            **{split: summary(m[split]) for split in DEV_SETS},
+            **{split: summary(m[split]) for split in group[0].dev_sets},
             "epoch kept": f"{training['best_epoch']} of {training['epochs']}",
             "steps": f"{training['steps']:,}",
         })  # fmt: skip
@@ -141,7 +143,7 @@ def pairs_of(group: list[Experiment]) -> Iterator[tuple[Experiment, Experiment]]
 def paired_table(group: list[Experiment]) -> DataFrame:
     """Tell differences on the same sentences and seeds; of a single run McNemar's p."""
     rows = []
-    for (one, two), split in product(pairs_of(group), DEV_SETS):
+    for (one, two), split in product(pairs_of(group), group[0].dev_sets):
         pair = " against ".join(e.mode + e.scores[split].remark for e in (one, two))
         cells_of = difference_cells if len(one.runs) > 1 else mcnemar_cells
         cells = cells_of(one.labels(split), one.answers(split), two.answers(split))
@@ -190,7 +192,7 @@ def effort(one: Experiment, two: Experiment) -> str:
 def calibration_table(group: list[Experiment]) -> DataFrame:
     """Tell how far the models' confidence in their answers is from their accuracy."""
     rows = []
-    for experiment, split in product(group, DEV_SETS):
+    for experiment, split in product(group, group[0].dev_sets):
         p = experiment.p_acceptable(split)
         errors = np.array([calibration_error(experiment.labels(split), each) for each in p])
         confidence = spread(100 * np.maximum(p, 1 - p).mean(axis=1), ".1f", "%")
@@ -200,11 +202,11 @@ def calibration_table(group: list[Experiment]) -> DataFrame:
 
 
 def source_table(group: list[Experiment], corpus: Corpus) -> DataFrame:
-    """Tell accuracy and MCC on each source of the dev sentences, where the corpus is there."""
+    """Tell accuracy and MCC on each source of the dev sentences, where the corpus has them."""
     rows = []
-    for split in DEV_SETS:
+    for split in group[0].dev_sets:
         sources = pd.Series([row.source for row in corpus.get(split, [])], dtype=str)
-        for source, size in sources.value_counts().items():
+        for source, size in sources[sources != ""].value_counts().items():
             inside = (sources == source).to_numpy()
             labels = group[0].labels(split)[inside]
             row = {"source": source, "dev set": split, "sentences": size}
@@ -276,7 +278,7 @@ def unseen(group: list[Experiment], corpus: Corpus) -> list[str]:
     known = {row.sentence for row in corpus[TRAIN]}
     lines = {
         split: [line for line, row in enumerate(corpus[split], start=1) if row.sentence in known]
-        for split in DEV_SETS
+        for split in group[0].dev_sets
     }
     return scores_without(lines, {experiment.name: experiment for experiment in group})
 
