@@ -22,6 +22,7 @@ from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.options import RULES
+from support.progress import progress_bar
 from support.reporting import describe, measure, read_metrics, summary
 from support.reporting.metrics import COUNTS
 from support.runs import run_folder
@@ -98,7 +99,8 @@ def run_predict(args: Namespace) -> None:
         if unknown := words_unknown_to_nano(tokenizer, sentences):
             note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
             print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
-        logits[name] = predict_logits(device.place(model), split, device, "judging")
+        with progress_bar(desc="judging sentence", total=len(split)) as bar:
+            logits[name] = predict_logits(device.place(model), split, device, bar)
     for note in filter(None, map(threshold_note, decisions, decisions.values())):
         print(note, file=sys.stderr)
     judged = {name: judgements(logits[name], decisions[name]) for name in logits}

@@ -188,7 +188,7 @@ def training() -> Training:
     """Return a small training."""
     options = Namespace(
         sr_no=1, batch_size=1, lr=0.1, lr_schedule="constant", epochs=2, patience=2,
-        monitor="mcc", max_steps=3,
+        monitor="mcc", max_steps=3, tensorboard=False,
     )  # fmt: skip
     model = DistilRNN(torch.tensor([3, 4]), width=2)
     return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)

@@ -44,7 +44,7 @@ from train_utils import (
 
 OPTIONS = {
     "sr_no": 1, "batch_size": 32, "lr": 1e-3, "epochs": 2, "patience": 3, "monitor": "accuracy",
-    "max_steps": None, "lr_schedule": "constant",
+    "max_steps": None, "lr_schedule": "constant", "tensorboard": False,
 }  # fmt: skip
 LONG = {"epochs": 3, "lr": 1e-2, "dropout": 0.3}  # which depends on the step alone
 

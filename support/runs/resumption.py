@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from support.errors import UserError
 from support.files import copy_tensors, read_tensors, write_csv, write_tensors
+from support.runs.steps import StepLog
 
 SAVE_EVERY = 300  # seconds between saves inside a long epoch
 
@@ -45,6 +46,15 @@ class Progress:
         if self.hint_loss:
             means["hint_loss"] = self.hint_loss / self.sentences
         return means
+
+    def at_a_glance(self) -> dict[str, float]:
+        """Return what a progress bar says: rate and loss of this epoch, the last epoch's MCC."""
+        rate = round(self.sentences / max(self.seconds, 1e-9))
+        numbers = {"sentences/s": rate, **self.means()}
+        del numbers["accuracy"]
+        if self.history:
+            numbers["val_mcc"] = self.history[-1]["val_mcc"]
+        return numbers
 
     def finish_epoch(self, row: dict, monitor: str) -> None:
         """Add an epoch's row to the history, choose the best epoch, and start the next one.
@@ -83,6 +93,7 @@ class SavedState:
         parameters: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         corpus: str,
+        tensorboard: bool = False,
     ):
         """Go on from the file, or start where there is none; ``corpus`` is a fingerprint."""
         self.path, self.parameters = folder / "state.safetensors", parameters
@@ -100,6 +111,7 @@ class SavedState:
         self.progress, self.saved_at = Progress(corpus=corpus), time.monotonic()
         if self.path.exists():
             self.load(corpus)
+        self.log = StepLog(folder, self.progress.steps, tensorboard)
 
     def load(self, corpus: str) -> None:
         """Restore everything from the file."""
@@ -119,10 +131,14 @@ class SavedState:
         self.progress = progress
 
     def save(self) -> None:
-        """Replace the file, and the history; not where a weight is not finite."""
+        """Replace the file, after the tables beside it; not where a weight is not finite.
+
+        A kill between them leaves tables that are ahead of the state, and that a resumption cuts.
+        """
         progress = self.progress
         if not all(p.isfinite().all() for p in self.parameters.values()):
             raise diverged(f"the weights are not finite after step {progress.steps}")
+        self.log.save()
         if progress.history:
             write_csv(self.path.with_name("history.csv"), progress.history)
         write_tensors(self.path, self.tensors, {"progress": json.dumps(asdict(progress))})

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from data_utils import Split
 from support.corpus import TRAIN
 from support.errors import UserError
+from support.progress import progress_bar
 
 MARKS = " .?!"  # what may stand at a sentence's end
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
@@ -36,8 +36,7 @@ def edited_sentences(
         for sentence in variations(parts, set(corpus[TRAIN].sentences), sr_no)
         if bare(sentence) not in taken and 0 < len(tokenizer.encode(sentence).ids) <= max_length
     )
-    what = {"desc": "transfer set", "total": size, "unit": " sentences"}
-    edited = list(tqdm(islice(new, size), **what, disable=None))
+    edited = list(progress_bar(islice(new, size), desc="editing sentence", total=size))
     if len(edited) < size:
         raise UserError(
             f"--transfer_size {size}: the training sentences have no more than {len(edited)} "
