@@ -99,7 +99,7 @@ def run_predict(args: Namespace) -> None:
         if unknown := words_unknown_to_nano(tokenizer, sentences):
             note = f"nano knows its own small lexicon alone, and not {unknown[0]!r}"
             print(f"note: {note}: what it says of other English means nothing", file=sys.stderr)
-        with progress_bar(desc="judging sentence", total=len(split)) as bar:
+        with progress_bar("judging sentence", len(split)) as bar:
             logits[name] = predict_logits(device.place(model), split, device, bar)
     for note in filter(None, map(threshold_note, decisions, decisions.values())):
         print(note, file=sys.stderr)

@@ -100,13 +100,13 @@ def train(training: Training, folder: Path) -> Progress:
     options, split, parameters = training.options, training.corpus[TRAIN], training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=options.lr, fused=True)
     # Where the folder has a state, this reads it into the parameters and the optimizer.
-    corpus = lesson_fingerprint(split)
-    state = SavedState(folder, parameters, optimizer, corpus, options.tensorboard)
-    progress, steps = state.progress, steps_in_all(options, len(split))
+    lesson, steps = lesson_fingerprint(split), steps_in_all(options, len(split))
+    state = SavedState(folder, parameters, optimizer, lesson, options.tensorboard)
+    progress = state.progress
     if progress.steps and not progress.stopped:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
-    what = {"desc": f"{folder.name}: step", "total": steps, "initial": progress.steps}
-    with interruptible() as interruption, progress_bar(**what) as bar:
+    bar = progress_bar(f"{folder.name}: step", steps, progress.steps)
+    with bar, interruptible() as interruption:
         while not progress.stopped:
             train_epoch(training, optimizer, state, interruption, bar)
             row, note = evaluate_epoch(training, progress)
@@ -160,11 +160,7 @@ def train_epoch(
 
 
 def add_to_progress(
-    training: Training,
-    results: list[tuple[Tensor, Counts]],
-    state: SavedState,
-    began: float,
-    bar: tqdm,
+    training: Training, results: list[tuple], state: SavedState, began: float, bar: tqdm
 ) -> float:
     """Add the results of steps, which are then cleared, and the time; return the time now."""
     options, sentences, progress = training.options, len(training.corpus[TRAIN]), state.progress
@@ -186,7 +182,7 @@ def add_to_progress(
         state.log.add_step(progress.steps, row)
     results.clear()
     progress.seconds += now - began
-    bar.set_postfix(progress.at_a_glance(), refresh=False)
+    bar.set_postfix(progress.means(), refresh=False)
     bar.update(len(taken))
     return now
 
@@ -278,7 +274,7 @@ def evaluate_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
         "val_accuracy": metrics["accuracy"],
         "val_mcc": metrics["mcc"],
         "seconds": round(progress.seconds, 3),
-        "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
+        "sentences_per_second": means["sentences/s"],
     }
     if training.hint_loss:
         row["hint_loss"] = means.get("hint_loss", 0.0)

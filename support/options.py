@@ -126,8 +126,7 @@ def parser_of(mode: str) -> Parser:
         add("--lr_schedule", "linear falls to 0 over all epochs", "constant", choices=schedules)
         add("--max_steps", "stop after so many optimiser steps", type=count)
         parser.add_argument("--overwrite", action="store_true", help="train what is finished again")
-        shown = "steps and epochs for TensorBoard, in the run's folder"
-        parser.add_argument("--tensorboard", action="store_true", help=shown)
+        parser.add_argument("--tensorboard", action="store_true", help="events for TensorBoard")
     if mode in ("LoRA", "all"):
         add("--lora_rank", "r, the rank of the correction", 4, type=count)
         add("--lora_alpha", "the correction times alpha / r [the rank]", type=positive)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -19,12 +18,15 @@ class Lines:
             print(line, file=sys.stderr, flush=True)
 
 
-def progress_bar(*iterable: Iterable, **options: Any) -> tqdm:
-    """Return a bar of tqdm, which takes the options; nothing is left of it when it is closed.
+def progress_bar(
+    description: str, total: int, done: int = 0, iterable: Iterable | None = None
+) -> tqdm:
+    """Return a bar that counts from ``done`` to ``total``; it is gone when it is closed.
 
     Where standard error is no terminal, it is a line every 30 s, and none for shorter work.
     """
+    options = {"desc": description, "total": total, "initial": done, "leave": False}
     if sys.stderr.isatty():
-        return tqdm(*iterable, bar_format="{bar} " + LINE, leave=False, **options)
-    now_and_then = {"delay": EVERY, "mininterval": EVERY, "miniters": 1}
-    return tqdm(*iterable, bar_format=LINE, leave=False, file=Lines(), **now_and_then, **options)
+        return tqdm(iterable, bar_format="{bar} " + LINE, **options)
+    options |= {"delay": EVERY, "mininterval": EVERY, "miniters": 1}
+    return tqdm(iterable, bar_format=LINE, file=Lines(), **options)

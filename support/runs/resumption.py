@@ -38,23 +38,16 @@ class Progress:
     corpus: str = ""  # the fingerprint of what it trains on
 
     def means(self) -> dict[str, float]:
-        """Return losses and accuracy over the epoch under way, of the steps so far."""
+        """Return the means of the epoch's steps so far, and the MCC of the epoch before."""
         means = {
+            "sentences/s": round(self.sentences / max(self.seconds, 1e-9), 1),
             "loss": self.loss / max(self.sentences, 1),
-            "accuracy": self.correct / max(self.labelled, 1),
         }
         if self.hint_loss:
             means["hint_loss"] = self.hint_loss / self.sentences
-        return means
-
-    def at_a_glance(self) -> dict[str, float]:
-        """Return what a progress bar says: rate and loss of this epoch, the last epoch's MCC."""
-        rate = round(self.sentences / max(self.seconds, 1e-9))
-        numbers = {"sentences/s": rate, **self.means()}
-        del numbers["accuracy"]
         if self.history:
-            numbers["val_mcc"] = self.history[-1]["val_mcc"]
-        return numbers
+            means["val_mcc"] = self.history[-1]["val_mcc"]
+        return means | {"accuracy": self.correct / max(self.labelled, 1)}
 
     def finish_epoch(self, row: dict, monitor: str) -> None:
         """Add an epoch's row to the history, choose the best epoch, and start the next one.

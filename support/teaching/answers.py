@@ -39,8 +39,8 @@ def teacher_answers(
     width = min(width, full)
     key = fingerprint(teacher_key, device.precision, str(width))
     parts, answers, basis = list(split.chunks(CHUNK)) if width else [split], [], ()
-    sentences = {"desc": "teacher reads sentence", "total": len(split)}
-    with locked(folder / f"teacher_{key[:16]}.lock", wait=True), progress_bar(**sentences) as bar:
+    bar = progress_bar("teacher reads sentence", len(split))
+    with bar, locked(folder / f"teacher_{key[:16]}.lock", wait=True):
         for part in parts:
             name = fingerprint(key, part.fingerprint, *basis)[:16]
             path = folder / f"teacher_{name}.safetensors"

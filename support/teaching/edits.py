@@ -36,7 +36,7 @@ def edited_sentences(
         for sentence in variations(parts, set(corpus[TRAIN].sentences), sr_no)
         if bare(sentence) not in taken and 0 < len(tokenizer.encode(sentence).ids) <= max_length
     )
-    edited = list(progress_bar(islice(new, size), desc="editing sentence", total=size))
+    edited = list(progress_bar("editing sentence", size, iterable=islice(new, size)))
     if len(edited) < size:
         raise UserError(
             f"--transfer_size {size}: the training sentences have no more than {len(edited)} "

@@ -125,8 +125,8 @@ def write(
     """Add new sentences to ``state`` until it has ``size``. The main process works, others wait."""
     sentences, fruitless = state["sentences"], 0
     seen = known | {bare(sentence) for sentence in sentences}
-    what = {"desc": "writing sentence", "total": size, "initial": len(sentences)}
-    with progress_bar(**what) as bar, interruptible() as interruption:
+    bar = progress_bar("writing sentence", size, len(sentences))
+    with bar, interruptible() as interruption:
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
