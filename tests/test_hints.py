@@ -32,7 +32,7 @@ from train_utils import (
 
 WIDTH = 16
 OPTIONS = Namespace(
-    sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant",
+    sr_no=1, batch_size=32, lr=1e-3, lr_schedule="constant", tensorboard=False,
     epochs=2, patience=3, monitor="mcc", max_steps=None,
 )  # fmt: skip
 
