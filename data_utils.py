@@ -88,17 +88,16 @@ class Split:
         for indices in within_budget(self, np.arange(len(self)), max_tokens):
             yield self.chosen(indices)
 
-    def batches(self, device: torch.device, description: str | None = None) -> Iterator["Batch"]:
+    def batches(self, device: torch.device, bar: tqdm | None = None) -> Iterator["Batch"]:
         """Pack this process' share of the sentences, those of equal length together.
 
-        A progress bar shows under the description.
+        A progress bar counts them.
         """
         rank, processes = rank_and_processes()
-        pieces = list(within_budget(self, by_length(self), most_tokens(device)))[rank::processes]
-        total, hidden = sum(map(len, pieces)), None if description else True
-        with tqdm(desc=description, total=total, unit=" sentences", disable=hidden) as bar:
-            for piece in pieces:
-                yield pack(self, piece).to(device)
+        pieces = list(within_budget(self, by_length(self), most_tokens(device)))
+        for piece in pieces[rank::processes]:
+            yield pack(self, piece).to(device)
+            if bar is not None:
                 bar.update(len(piece))
 
 

@@ -32,6 +32,7 @@ from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
 from support.files import read_bytes
 from support.options import RULES
+from support.progress import progress_bar
 from support.reporting import describe, measure, read_metrics, summary
 from support.reporting.metrics import COUNTS
 from support.runs import run_folder
@@ -120,7 +121,8 @@ def run_predict(args: Namespace) -> None:
         split = tokenize(tokenizer, sentences, labels, max_length, table.name, lines)
         notes += [nano_note(tokenizer, sentences), length_note(split, lines, folder)]
         notes += [threshold_note(name, decisions[name], classes[name])]
-        logits[name] = predict_logits(device.place(model), split, device, "judging")
+        with progress_bar("judging sentence", len(split)) as bar:
+            logits[name] = predict_logits(device.place(model), split, device, bar)
     for note in dict.fromkeys(filter(None, notes)):
         print(f"note: {note}", file=sys.stderr)
     judged = {name: judgements(logits[name], decisions[name]) for name in logits}

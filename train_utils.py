@@ -30,6 +30,7 @@ from support.processes import (
     rank_and_processes,
     sum_over_processes,
 )
+from support.progress import progress_bar
 from support.reporting import describe_epoch, dev_sets_of, measure, one_class_note
 from support.runs import Progress, SavedState, check_finite
 
@@ -99,21 +100,25 @@ def train(training: Training, folder: Path) -> Progress:
     options, split, parameters = training.options, training.corpus[TRAIN], training.parameters()
     optimizer = torch.optim.Adam(parameters.values(), lr=options.lr, fused=True)
     # Where the folder has a state, this reads it into the parameters and the optimizer.
-    state = SavedState(folder, parameters, optimizer, lesson_fingerprint(split))
+    lesson, steps = lesson_fingerprint(split), steps_in_all(options, len(split))
+    state = SavedState(folder, parameters, optimizer, lesson, options.tensorboard)
     progress = state.progress
     if progress.steps and not progress.stopped:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
-    with interruptible() as interruption:
+    bar = progress_bar(f"{folder.name}: step", steps, progress.steps)
+    with bar, interruptible() as interruption:
         while not progress.stopped:
-            train_epoch(training, optimizer, state, interruption)
+            train_epoch(training, optimizer, state, interruption, bar)
             row, note = evaluate_epoch(training, progress)
             progress.finish_epoch(row, options.monitor)
+            state.log.show("epoch", progress.steps, row)
             if progress.best_epoch == progress.epoch:
                 state.keep_best()
             progress.stopped = reason_to_stop(options, progress)
             state.save()
             if options.monitor != "none" and progress.best_epoch == progress.epoch:
                 note += "  best so far"
+            bar.clear()  # where a terminal shows it, the epoch's line takes its place
             print(describe_epoch(row, options.epochs) + note, flush=True)
             if any_process(interruption.requested):
                 raise KeyboardInterrupt
@@ -126,6 +131,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     state: SavedState,
     interruption: Interruption,
+    bar: tqdm,
 ) -> None:
     """Take the steps that are left of an epoch; save now and then, and where a stop is asked for.
 
@@ -134,34 +140,38 @@ def train_epoch(
     options, split, progress = training.options, training.corpus[TRAIN], state.progress
     training.model.train()
     results, began = [], time.monotonic()
-    epoch, done = f"epoch {progress.epoch + 1}/{options.epochs}", progress.sentences
-    sizes = {"initial": done, "total": len(split), "unit": " sentences"}
-    with tqdm(desc=epoch, **sizes, disable=None, leave=False) as bar:
-        for indices in batches_left(options, progress, len(split)):
-            step = progress.steps + len(results)
-            seed_dropout(options.sr_no, step)
-            result, counts = accumulate_gradients(training, indices)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(options, step, len(split))
-            optimizer.step()
-            optimizer.zero_grad()
-            results.append((result, counts))
-            stop = any_process(interruption.requested)
-            if stop or len(results) == READ_EVERY.get(training.device.torch.type, 1):
-                began = add_to_progress(results, progress, began, bar)
-                if stop or state.is_old():
-                    state.save()
-            if stop:
-                raise KeyboardInterrupt
-        add_to_progress(results, progress, began, bar)
+    for indices in batches_left(options, progress, len(split)):
+        step = progress.steps + len(results)
+        seed_dropout(options.sr_no, step)
+        result, counts = accumulate_gradients(training, indices)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options, step, len(split))
+        optimizer.step()
+        optimizer.zero_grad()
+        results.append((result, counts))
+        stop = any_process(interruption.requested)
+        if stop or len(results) == READ_EVERY.get(training.device.torch.type, 1):
+            began = add_to_progress(training, results, state, began, bar)
+            if stop or state.is_old():
+                state.save()
+        if stop:
+            raise KeyboardInterrupt
+    add_to_progress(training, results, state, began, bar)
 
 
 def add_to_progress(
-    results: list[tuple[Tensor, Counts]], progress: Progress, began: float, bar: tqdm
+    training: Training, results: list[tuple], state: SavedState, began: float, bar: tqdm
 ) -> float:
     """Add the results of steps, which are then cleared, and the time; return the time now."""
-    for result, counts in results:
-        loss, correct, hint_loss = result.tolist()
+    options, sentences, progress = training.options, len(training.corpus[TRAIN]), state.progress
+    taken = [(result.tolist(), counts) for result, counts in results]  # which waits for a GPU
+    now = time.monotonic()
+    for (loss, correct, hint_loss), counts in taken:
+        row = {"learning_rate": learning_rate(options, progress.steps, sentences)}
+        row["train_loss"] = loss
+        if training.hint_loss:
+            row["hint_loss"] = hint_loss
+        row["seconds"] = round((now - began) / len(taken), 4)
         progress.steps += 1
         check_finite("the loss", loss + hint_loss, f"at step {progress.steps}")
         progress.loss += loss * counts.sentences
@@ -169,11 +179,11 @@ def add_to_progress(
         progress.correct += int(correct)
         progress.sentences += counts.sentences
         progress.labelled += counts.labelled
+        state.log.add_step(progress.steps, row)
     results.clear()
-    now = time.monotonic()
     progress.seconds += now - began
     bar.set_postfix(progress.means(), refresh=False)
-    bar.update(progress.sentences - bar.n)
+    bar.update(len(taken))
     return now
 
 
@@ -193,12 +203,17 @@ def batches_left(options: Namespace, progress: Progress, sentences: int) -> Iter
         yield order[start : start + options.batch_size]
 
 
+def steps_in_all(options: Namespace, sentences: int) -> int:
+    """Return how many steps a run takes, unless patience ends it."""
+    steps = options.epochs * math.ceil(sentences / options.batch_size)
+    return min(steps, options.max_steps or steps)
+
+
 def learning_rate(options: Namespace, step: int, sentences: int) -> float:
     """Return the rate of a step, counted from 0; "linear" reaches 0 after the last step."""
     if options.lr_schedule == "constant":
         return options.lr
-    steps = options.epochs * math.ceil(sentences / options.batch_size)
-    return options.lr * (1 - step / min(steps, options.max_steps or steps))
+    return options.lr * (1 - step / steps_in_all(options, sentences))
 
 
 def seed_dropout(sr_no: int, step: int) -> None:
@@ -259,7 +274,7 @@ def evaluate_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
         "val_accuracy": metrics["accuracy"],
         "val_mcc": metrics["mcc"],
         "seconds": round(progress.seconds, 3),
-        "sentences_per_second": round(progress.sentences / max(progress.seconds, 1e-9), 1),
+        "sentences_per_second": means["sentences/s"],
     }
     if training.hint_loss:
         row["hint_loss"] = means.get("hint_loss", 0.0)
@@ -281,15 +296,15 @@ def reason_to_stop(options: Namespace, progress: Progress) -> str:
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, split: Split, device: Device, description: str | None = None
+    model: nn.Module, split: Split, device: Device, bar: tqdm | None = None
 ) -> Tensor:
     """Return the logits (sentences, 2) of a whole split, fp32 on the CPU, in the split's order.
 
-    Of several processes each judges its part, and all get the whole.
+    Of several processes each judges its part, and all get the whole. A progress bar counts it.
     """
     logits = torch.zeros(len(split), 2, device=device.torch)
     model.eval()
-    for batch in split.batches(device.torch, description):
+    for batch in split.batches(device.torch, bar):
         with device.autocast():
             logits[batch.indices] = model(batch).float()
     sum_over_processes(logits)

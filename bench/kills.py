@@ -148,9 +148,9 @@ def compare(alone: Path, killed: Path) -> list[str]:
 
 def content(path: Path) -> list:
     """Return a file's lines, without what depends on the clock."""
-    if path.name == "history.csv":
+    if path.name in ("history.csv", "steps.csv"):
         timed = ["seconds", "sentences_per_second"]
-        return pd.read_csv(path, dtype=str).drop(columns=timed).to_numpy().tolist()
+        return pd.read_csv(path, dtype=str).drop(columns=timed, errors="ignore").to_numpy().tolist()
     if path.name == "metrics.json":
         metrics = json.loads(path.read_text())
         metrics["training"].pop("seconds")

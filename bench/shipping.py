@@ -21,13 +21,12 @@ from bench.results import RESULTS, markdown
 from data_utils import HELD_OUT, Split, hold_out, load_corpus
 from distil import choose_threshold
 from finetune import load_teacher
-from predict import MODELS
 from student import load_student
 from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
 from support.checkpoints.adapters import read_adapter, write_adapter
-from support.checkpoints.students import SCALE, config_entries, kind_of
+from support.checkpoints.students import MODELS, SCALE, config_entries, kind_of
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX
 from support.devices import CPU

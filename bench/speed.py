@@ -42,11 +42,11 @@ from data_utils import Split, load_corpus, shuffled
 from finetune import load_teacher, published_config
 from lora import LoRALinear, add_lora
 from model import load_classifier
-from predict import MODELS
 from student import DistilRNN, library_states, load_student, recurrent_states
 from support import PROJECT
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.bases.finding import base_folder
+from support.checkpoints.students import MODELS
 from support.corpus import TRAIN
 from support.devices import CPU, Device, has_bf16, keep_freed_memory
 from support.errors import UserError

@@ -93,7 +93,7 @@ def find_files(data_dir: Path) -> dict[str, Path]:
     if data_dir.resolve() == COLA_DIR:
         return {split: COLA_DIR / "raw" / f"{split}.tsv" for split in SPLITS}
     if not folder.is_dir():
-        raise UserError(f"--data_dir {data_dir}: no such file or folder")
+        raise UserError(f"{data_dir}: no such file or folder; --data_dir names a corpus")
     files = {}
     for split, names in NAMES.items():
         found = [path for path in folder.iterdir() if path.name.partition(".")[0] in names]
@@ -105,7 +105,7 @@ def find_files(data_dir: Path) -> dict[str, Path]:
             files[split] = found[0]
     if TRAIN not in files:
         raise UserError(
-            f"--data_dir {data_dir}: no training sentences there; give a labelled file, or a "
+            f"{data_dir}: no training sentences there; give --data_dir a labelled file, or a "
             f"folder with raw/{TRAIN}.tsv or train{{{','.join(SUFFIXES)}}}"
         )
     return files

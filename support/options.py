@@ -4,6 +4,7 @@ A value is the one that is given, else the recipe's, else the published one: its
 """
 
 import argparse
+import importlib.util
 import os
 import shlex
 from argparse import ArgumentTypeError, Namespace
@@ -40,7 +41,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {  # by mode, what differs from 
 HINTS_COST = "on two cores smollm2 takes 3 to 4 h and 5 GiB; with --transfer_file 2 h and 2.5 GiB"
 NOT_IN_IDENTITY = (  # of a run
     "mode", "sr_no", "gpt_variant", "out_dir", "device", "precision", "data_dir", "recipe",
-    "overwrite", "teacher", "transfer_file", "text_column", "label_column", "positive",
+    "overwrite", "tensorboard", "teacher", "transfer_file", "text_column", "label_column",
+    "positive",
 )  # fmt: skip
 
 NEEDS = {"transfer_source": "transfer_size", "hint_width": "hint_weight", "threshold": "held_out"}
@@ -133,6 +135,7 @@ def parser_of(mode: str) -> Parser:
         add("--lr_schedule", "linear falls to 0 over all epochs", "constant", choices=schedules)
         add("--max_steps", "stop after so many optimiser steps", type=count)
         parser.add_argument("--overwrite", action="store_true", help="train what is finished again")
+        parser.add_argument("--tensorboard", action="store_true", help="events for TensorBoard")
     if mode in ("LoRA", "all"):
         add("--lora_rank", "r, the rank of the correction", 4, type=count)
         add("--lora_alpha", "the correction times alpha / r [the rank]", type=positive)
@@ -211,6 +214,8 @@ def parse(argv: list[str]) -> Namespace:
                 parser.error(f"--{name} means nothing without --{needed}")
         if "transfer_file" in args.given and settings["transfer_source"] != "written":
             parser.error("--transfer_file means nothing without --transfer_source written")
+        if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+            parser.error("--tensorboard: that package is not installed; pip install tensorboard")
     return args
 
 

@@ -13,23 +13,16 @@ from hypothesis import strategies as st
 
 from data_utils import Split, load_corpus, pack, shuffled, tokenize, within_budget
 from support.archive import fetch_cola
-from support.corpus import (
-    COLA_SHA256,
-    SPLITS,
-    file_fingerprints,
-    find_corpus,
-    read_rows,
-    read_split,
-)
+from support.corpus import COLA_SHA256, SPLITS, read_corpus
 from support.errors import UserError
-from support.sentences import parse_sentences
+from support.sentences import read_sentences
 
 # ---------------------------------------------------------------------------------------------
 # Reading
 
 
 def test_real_corpus_is_the_published_one(cola, tokenizer):
-    assert file_fingerprints(cola) == COLA_SHA256
+    assert read_corpus(cola).facts["files"] == COLA_SHA256
     corpus = load_corpus(cola, tokenizer, 1024)
     assert [len(corpus[split]) for split in SPLITS] == [8551, 527, 516]
     if tokenizer.get_vocab_size() == 50257:
@@ -42,54 +35,22 @@ def test_real_corpus_is_the_published_one(cola, tokenizer):
     [
         (
             'a\t1\t\tHe said "no\ngj04\t0\t*\tÉtude\u2028\x85 x',
-            [("a", 1, 'He said "no'), ("gj04", 0, "Étude\u2028\x85 x")],
+            [("a", "acceptable", 'He said "no'), ("gj04", "unacceptable", "Étude\u2028\x85 x")],
         ),
-        ("a\t1\t\tF\bne.\r\n", [("a", 1, "F\bne.")]),  # a backspace, as CoLA itself has
-        ("\ufeffa\t1\t\tFine.\n", [("a", 1, "Fine.")]),  # a BOM is no part of the source
+        ("a\t1\t\tF\bne.\r\n", [("a", "acceptable", "F\bne.")]),  # a backspace, as CoLA itself has
+        ("\ufeffa\t1\t\tFine.\n", [("a", "acceptable", "Fine.")]),  # a BOM is no part of the source
     ],
 )
-def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(tmp_path, content, rows):
-    (path := tmp_path / "some.tsv").write_bytes(content.encode())
-    assert [(row.source, row.label, row.sentence) for row in read_rows(path)] == rows
-    _, labels, sentences = zip(*rows, strict=True)
-    assert read_split(path) == ([*sentences], [*labels])
-
-
-def test_a_text_in_colas_layout_is_known_by_its_first_line():
-    for line, labels in ((b"a\t1\t\tIt.", [1]), (b"It.", None)):
-        assert parse_sentences(b"\n" + line + b"\n\n", "here") == (["It."], labels, [2])
-    for line in (b"a\tb\tc\td", b"a\t1\tIt."):
-        with pytest.raises(UserError, match="here, line 1: a tab in the sentence"):
-            parse_sentences(line, "here")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"a\t1\t\tFine.\na\t1\tFine.\n", "line 2: 3 tab-separated columns"),
-        (b"a\t1\t\tFine.\tx\n", "line 1: 5 tab-separated columns"),
-        (b"a\t1\t\tFine.\n\n", "line 2: 1 tab-separated columns"),
-        (b"a,1,,Fine.\n", "line 1: 1 tab-.* commas stand between them"),
-        (b"a\t2\t\tFine.\n", "line 1: the label is '2'"),
-        (b"a\t1\t\t \n", "line 1: the sentence is empty"),
-        (b"a\t1\t\tFine.\na\t1\t\tF\xffne.\n", "line 2: byte 7 is not UTF-8"),
-        (b"", "the file is empty"),
-        (b"a\t1\t\tFine.\na\t1\t\tF\0ne.\n", r"line 2: a control character, '\\x00'"),
-        (b"a\t1\t\tF\x1b[1mne.\n", r"line 1: a control character, '\\x1b'"),
-        (b"a\t1\t\tFi\rne.\n", r"line 1: a control character, '\\r'"),
-    ],
-)
-def test_a_broken_file_is_refused_with_file_and_line(tmp_path, content, words):
-    (path := tmp_path / "some.tsv").write_bytes(content)
-    with pytest.raises(UserError, match=r"some\.tsv.*" + words):
-        read_split(path)
+def test_quotes_unicode_and_a_missing_last_newline_are_read_as_they_are(content, rows):
+    found = read_sentences(content.encode(), "a file").rows
+    assert [(row.source, row.label, row.sentence) for row in found] == rows
 
 
 # ---------------------------------------------------------------------------------------------
 # Fetching, from a server on the loopback address
 
 
-CONTENT = {split: f"a\t1\t\tIn {split}.\n".encode() for split in SPLITS}
+CONTENT = {split: f"a\t1\t\tIn {split}.\na\t0\t*\tIn.\n".encode() for split in SPLITS}
 SHA256 = {split: hashlib.sha256(content).hexdigest() for split, content in CONTENT.items()}
 WHOLE = archive_of(CONTENT)
 LARGE = b"a" * 200_000
@@ -140,32 +101,21 @@ def test_the_projects_folder_is_fetched_where_it_lacks_a_file_and_always_checked
         monkeypatch.setattr("support.archive.URL", url)
         for times in (1, 2):
             dev.unlink(missing_ok=True)
-            assert find_corpus(folder) == find_corpus(folder) == folder / "raw"
+            assert read_corpus(folder).facts == read_corpus(folder).facts
             assert files_in(tmp_path) == {f"cola/{name}": data for name, data in expected.items()}
             assert len(asked) == times
     dev.write_bytes(b"changed")
     with pytest.raises(UserError, match=r"in_domain_dev\.tsv: not the published file"):
-        find_corpus(folder)
+        read_corpus(folder)
+    dev.unlink()
+    with pytest.raises(UserError, match=r"in_domain_dev\.tsv: no such file"):
+        read_corpus(folder, fetch=False)
 
 
-@pytest.mark.parametrize(
-    ("there", "given", "words"),
-    [
-        (None, "elsewhere", "elsewhere: no such folder"),
-        ("other.txt", "", "it has no folder raw/ with in_domain_train"),
-        ("raw/in_domain_train.tsv", "raw", "this is the folder raw/ itself; give the one that"),
-        ("original/raw/in_domain_train.tsv", "", "this is GLUE's layout; .* beside it: .*original"),
-    ],
-)
-def test_another_folder_is_never_fetched_and_one_beside_the_right_one_names_it(
-    tmp_path, there, given, words
-):
-    if there:
-        (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / there).touch()
-    with pytest.raises(UserError, match=words):
-        find_corpus(tmp_path / given)
-    assert [*files_in(tmp_path)] == ([there] if there else [])
+def test_another_folder_is_never_fetched(tmp_path):
+    with pytest.raises(UserError, match="elsewhere: no such file or folder"):
+        read_corpus(tmp_path / "elsewhere")
+    assert not files_in(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------

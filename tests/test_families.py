@@ -25,7 +25,7 @@ from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
 from support.checkpoints.adapters import write_adapter
 from support.checkpoints.export import save_merged
-from support.corpus import read_split
+from support.corpus import DEV, read_corpus
 from support.devices import CPU
 from support.errors import UserError
 from train_utils import count_parameters, predict_logits
@@ -77,7 +77,7 @@ def make_base(family: str, settings: dict, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sentences() -> list[str]:
-    return read_split(NANO / "corpus" / "raw" / "in_domain_dev.tsv")[0][:200]
+    return [row.sentence for row in read_corpus(NANO / "corpus").rows[DEV][:200]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

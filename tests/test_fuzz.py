@@ -27,13 +27,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from data_utils import Split, tokenize
 from finetune import load_teacher, published_config
 from lora import LoraConfig, add_lora, lora_tensors, merge_lora, peft_settings
-from predict import MODELS, load_model, read_sentences, threshold_note
+from predict import load_model, sentences_to_judge, threshold_note
 from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints.adapters import read_config, write_adapter
-from support.checkpoints.students import decision_of, kind_of, read_decision, save_student
-from support.corpus import DEV, SPLITS, read_split
+from support.checkpoints.students import MODELS, decision_of, kind_of, read_decision, save_student
+from support.corpus import DEV, SPLITS, read_corpus
 from support.devices import CPU
 from support.errors import UserError
 from support.files import write_json
@@ -42,6 +42,7 @@ from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import read_history
 from support.runs import Progress, SavedState, check_finished, claim
+from support.sentences import COLA_CLASSES
 from support.teaching import teacher_answers
 from train_utils import Training, cross_entropy, lesson_fingerprint, predict_logits, train
 
@@ -185,7 +186,9 @@ def whole(tmp_path_factory) -> Path:
 
 def training() -> Training:
     """Return a small training."""
-    options = Namespace(**published("rnn") | {"sr_no": 1, "batch_size": 1, "max_steps": 3})
+    options = Namespace(
+        **published("rnn") | {"sr_no": 1, "tensorboard": False, "batch_size": 1, "max_steps": 3}
+    )
     model = DistilRNN(torch.tensor([3, 4]), width=2)
     return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 
@@ -195,21 +198,21 @@ def training() -> Training:
 
 
 def corpus(path: Path) -> list[str]:
-    sentences, labels = read_split(path)
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    assert len(sentences) == len(labels) == len(lines)
-    assert all(sentence.strip() for sentence in sentences)
-    assert set(labels) <= {0, 1}
-    return sentences
+    rows = [row for rows in read_corpus(path).rows.values() for row in rows]
+    lines = path.read_bytes().split(b"\n")
+    assert {row.line for row in rows} <= {n for n, line in enumerate(lines, 1) if line.strip()}
+    assert all(row.sentence.strip() for row in rows)
+    assert {row.label for row in rows} == {0, 1}
+    return [row.sentence for row in rows]
 
 
-def sentences_to_judge(path: Path) -> list[str]:
-    lines, labels, _, numbers = read_sentences(Namespace(sentences=[], input=path))
+def to_judge(path: Path) -> list[str]:
+    none = dict.fromkeys(("text_column", "label_column", "positive"))
+    rows = sentences_to_judge(Namespace(sentences=[], input=path, **none)).rows
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    assert numbers == [n for n, line in enumerate(content, start=1) if line.strip()]
-    assert len(lines) == len(labels) == len(numbers)
-    assert all(line.strip() and "\t" not in line for line in lines)
-    return lines
+    assert {row.line for row in rows} <= {n for n, line in enumerate(content, 1) if line.strip()}
+    assert all(row.sentence.strip() and "\n" not in row.sentence for row in rows)
+    return [row.sentence for row in rows]
 
 
 def judge(model: nn.Module, tokenizer: Tokenizer, positions: int) -> torch.Tensor:
@@ -254,7 +257,7 @@ def thresholds(path: Path) -> object:
     assert ((p >= 0) & (p <= 1)).all()
     assert (np.diff(p) >= 0).all()
     assert (np.diff(decision.answers(margins)) >= 0).all()
-    assert threshold_note("a student", decision).count("\n") == 0
+    assert threshold_note("a student", decision, COLA_CLASSES).count("\n") == 0
     again = json.loads(json.dumps(decision.entries()))
     assert decision_of(again, decision.rule) == decision
     return decision
@@ -332,7 +335,7 @@ SCALES = ["embedding.weight.scale", "rnn.weight_ih_l0.scale"]
 WEIGHTS = TENSORS | st.none()
 READERS = {  # a file, what may stand there made of what does, and what reads it
     "a corpus": ("corpus.tsv", lines(COLUMNS.map(b"\t".join) | TEXT), corpus),
-    "sentences": ("sentences.txt", lines(TEXT), sentences_to_judge),
+    "sentences": ("sentences.txt", lines(TEXT), to_judge),
     "a base's settings": ("base/config.json", replaced(COUNTS, *CONFIG), base),
     "a base's weights": ("base/model.safetensors", replaced(WEIGHTS), base),
     "an index": ("sharded/model.safetensors.index.json", replaced(PLACES | JSON), base),

@@ -32,7 +32,9 @@ from train_utils import (
 )
 
 WIDTH = 16
-OPTIONS = Namespace(**published("rnn") | {"sr_no": 1, "batch_size": 32, "epochs": 2})
+OPTIONS = Namespace(
+    **published("rnn") | {"sr_no": 1, "tensorboard": False, "batch_size": 32, "epochs": 2}
+)
 
 
 @pytest.fixture(scope="module")

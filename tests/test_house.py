@@ -9,7 +9,7 @@ import pytest
 
 from bench.results import IN_TRAINING, PAGES, with_tables
 from support import PROJECT
-from support.corpus import SPLITS, read_rows
+from support.corpus import read_corpus
 
 STORY = sorted(PROJECT.glob("*.py"))
 ROOMS = sorted((PROJECT / "support").rglob("*.py"))
@@ -72,7 +72,7 @@ def test_the_tables_of_a_page_are_those_of_the_files_in_results(page):
 
 
 def test_the_lines_that_the_tables_leave_out_are_those_that_training_has(cola):
-    train, *dev = (read_rows(cola / "raw" / f"{split}.tsv") for split in SPLITS)
+    train, *dev = read_corpus(cola).rows.values()
     known = {row.sentence for row in train}
     found = [[n for n, row in enumerate(rows, 1) if row.sentence in known] for rows in dev]
     assert [*IN_TRAINING.values()] == found

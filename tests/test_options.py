@@ -101,7 +101,9 @@ def test_a_modes_help_has_its_options_and_what_the_recipes_set(mode):
     known = {name for run in runs for name in PUBLISHED[run]} | {"sr_no", "gpt_variant", "out_dir"}
     if mode not in ("export", "report"):
         known |= {"device", "precision"}
-    known |= {"data_dir", "overwrite"} if runs else set()
+    known |= {"data_dir", "overwrite", "tensorboard"} if runs else set()
+    columns = {"text_column", "label_column", "positive"}
+    known |= columns if runs or mode == "predict" else set()
     known |= {"recipe"} if runs and mode != "LoRA" else set()
     known |= {"transfer_file"} if "distil" in runs else set()
     known |= {

@@ -20,7 +20,7 @@ from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.devices import CPU
 from support.errors import UserError
 from support.reporting import measure, show_run, tables
-from support.reporting.finished import find_runs, load_run, read_corpus
+from support.reporting.finished import corpus_of, find_runs, load_run
 from train_utils import evaluate
 
 SENTIMENT = ["negative", "positive"]
@@ -74,7 +74,7 @@ def test_a_report_has_the_classes_names_and_the_dev_set_that_there_is(own):
     assert f"  {DEV:<18} accuracy 69.26%" in own.printed
     assert f'<- answers "{positive}" to everything' in own.printed
     first = own.found[0]
-    assert tables.source_table([first], read_corpus(first)).empty
+    assert tables.source_table([first], corpus_of(first)).empty
     assert [*tables.run_table([first])] == ["run", "sr_no", DEV, "epoch kept", "steps"]
 
 

@@ -352,7 +352,7 @@ def test_at_0_a_model_decides_by_its_own_threshold_and_one_of_one_class_is_named
 def test_without_its_corpus_a_page_has_lines_and_says_what_is_missing(made):
     shown, _ = made
     said = shown.locator("#missing").text_content()
-    assert said.startswith("gone/raw/in_domain_train.tsv: no such file. ")
+    assert said.startswith("gone: no such file or folder; --data_dir names a corpus. ")
     shown.click("#more")
     assert first_lines(shown)[527] == "out 1"
     assert shown.locator("[name=text]").is_disabled()

@@ -23,12 +23,12 @@ import report
 import run as front_door
 from bench.results import by_rule
 from support import PROJECT
-from support.corpus import COLA_SHA256, DEV, OUT_OF_DOMAIN, file_fingerprints
+from support.corpus import COLA_SHA256, DEV, OUT_OF_DOMAIN, read_corpus
 from support.decisions import Decision
 from support.errors import UserError
 from support.options import parse, published
 from support.reporting import statistics, tables
-from support.reporting.finished import DEV_SETS, find_runs, missing_runs, read_corpus
+from support.reporting.finished import DEV_SETS, corpus_of, find_runs, missing_runs
 from support.reporting.metrics import measure
 from support.reporting.statistics import crossed, difference, mcnemar, p_value, score
 
@@ -409,7 +409,7 @@ def corpora(tmp_path_factory) -> SimpleNamespace:
     add_corpus(make_run(out_dir, "LoRA", ODD))
     change_metrics(make_run(out_dir, "LoRA"), "data", name="mine", files=COLA_SHA256)
     change_metrics(make_run(out_dir, "rnn"), "arguments", lr=0.01)
-    files = file_fingerprints(PROJECT / "nano" / "corpus")
+    files = read_corpus(PROJECT / "nano" / "corpus").facts["files"]
     change_metrics(make_run(out_dir, "LoRA", "nano"), "data", name="its", sha256="cd", files=files)
     return SimpleNamespace(
         folder=out_dir, texts=write_reports(out_dir), found=find_runs(out_dir, [7])
@@ -428,7 +428,7 @@ def test_each_corpus_has_a_table_of_its_own_and_the_published_stand_beside_cola(
         assert "published LoRA gpt2" in first
         assert tables.corpus_facts(nano) in second
         assert "published LoRA" not in second
-        assert "not known: gone/raw/in_domain_train.tsv: no such file." in second
+        assert "not known: gone: no such file or folder; --data_dir names a corpus." in second
     paper, page = corpora.texts
     assert ODD in paper
     assert "<b>" not in page
@@ -448,7 +448,7 @@ def test_a_report_tells_the_scores_by_source_and_without_what_training_has(corpo
         assert f"; majority baseline {labels[kept].mean():.2%}." in text
         assert f"No sentence of {OUT_OF_DOMAIN} stands in the training split too." in text
     big = labels[:480], answers[:480]
-    row = tables.source_table([experiment], read_corpus(experiment)).iloc[0]
+    row = tables.source_table([experiment], corpus_of(experiment)).iloc[0]
     scores = f"{accuracy_score(*big):.1%}, {matthews_corrcoef(*big):.2f}"
     assert row.tolist() == ["big", DEV, 480, f"{365 / 480:.1%}", scores]
 
@@ -461,7 +461,7 @@ def test_what_is_not_the_runs_own_corpus_is_not_taken_for_it(tmp_path, split, li
     path = raw / f"{split}.tsv"
     path.write_text(path.read_text().replace("big\t1", line, 1))
     with pytest.raises(UserError, match=f"^{path}: not the corpus of {folder}$"):
-        read_corpus(experiment)
+        corpus_of(experiment)
 
 
 def test_the_report_of_ones_own_corpus_on_nano_says_nothing_of_others(tmp_path):
@@ -473,7 +473,7 @@ def test_the_report_of_ones_own_corpus_on_nano_says_nothing_of_others(tmp_path):
     options = f"--gpt_variant nano --sr_no 7 --max_steps 1 --out_dir {tmp_path}"
     assert front_door.main(["--mode", "rnn", "--data_dir", str(raw.parent), *options.split()]) == 0
     (experiment,) = find_runs(tmp_path, [7])
-    assert experiment.metrics["data"]["files"] == file_fingerprints(raw.parent)
+    assert experiment.metrics["data"]["files"] == read_corpus(raw.parent).facts["files"]
     for text in write_reports(tmp_path):
         assert "mine: 40 training sentences, dev sets of 12 and 10." in text
         assert f"Every sentence of {DEV} stands in the training split too." in text

@@ -15,9 +15,9 @@ from conftest import PROJECT, refusal
 from bench.shipping import card, compact
 from data_utils import HELD_OUT, hold_out, load_corpus
 from distil import choose_threshold, teacher_fingerprint
-from predict import MODELS, SHIPPED, chosen_checkpoints, chosen_decision, load_model
+from predict import chosen_checkpoints, chosen_decision, load_model
 from student import load_student
-from support.checkpoints.students import expand, kind_of, read_decision
+from support.checkpoints.students import MODELS, SHIPPED, expand, kind_of, read_decision
 from support.corpus import DEV
 from support.devices import CPU
 from support.errors import UserError

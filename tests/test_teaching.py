@@ -288,7 +288,6 @@ MINE = b"A dog ran.\n\nthe cat sat\nA dog ran.\nBirds sing.\nFish swim.\n"
         ("a.txt", MINE, {"A dog ran.": 1, "Birds sing.": 5}),
         ("a.txt.gz", gzip.compress(MINE, mtime=0), {"A dog ran.": 1, "Birds sing.": 5}),
         ("a.txt", MINE[:23], "a.txt: 1 new sentences; --transfer_size asks for 2"),
-        ("a.gz", b"plain", "a.gz: broken"),
         ("a.gz", gzip.compress(MINE, mtime=0)[:-9], "a.gz: broken"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.txt", b"\n", "no sentences"),

@@ -42,7 +42,7 @@ from train_utils import (
     train,
 )
 
-OPTIONS = {**published("rnn"), "sr_no": 1, "batch_size": 32, "epochs": 2}
+OPTIONS = {**published("rnn"), "sr_no": 1, "tensorboard": False, "batch_size": 32, "epochs": 2}
 LONG = {"epochs": 3, "lr": 1e-2, "dropout": 0.3}  # which depends on the step alone
 
 
@@ -426,7 +426,7 @@ MEMORY = "out of memory; choose a smaller --gpt_variant, --student_width"
 def test_an_error_that_the_user_can_mend_is_one_line_and_a_bug_is_not_hidden(
     failing, words, monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr("data_utils.load_corpus", Mock(side_effect=failing))
+    monkeypatch.setattr("data_utils.tokenize_corpus", Mock(side_effect=failing))
     command = ["--mode", "rnn", "--gpt_variant", "nano", "--out_dir", str(tmp_path)]
     if words:
         assert run.main(command) == 2

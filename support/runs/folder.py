@@ -5,6 +5,7 @@ which is written last. While it stands, the folder holds no model that may be us
 """
 
 import platform
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
@@ -28,8 +29,9 @@ from support.runs.locks import locked
 VERSION = 2  # of the rule by which an identity tells bases and teachers
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 RESULTS = (  # what a finished run leaves, and another must not find
-    METRICS, "predictions.csv", "history.csv", "adapter_model.safetensors", "adapter_config.json",
-    "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
+    METRICS, "predictions.csv", "history.csv", "steps.csv", "adapter_model.safetensors",
+    "adapter_config.json", "model.safetensors", "config.json", "tokenizer.json",
+    "tokenizer_config.json",
 )  # fmt: skip
 
 
@@ -191,6 +193,7 @@ def prepare(
         write_json(folder / UNFINISHED, mark)
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     return False
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from support.errors import UserError
 from support.files import copy_tensors, read_tensors, write_csv, write_tensors
+from support.runs.steps import StepLog
 
 SAVE_EVERY = 300  # seconds between saves inside a long epoch
 
@@ -37,14 +38,16 @@ class Progress:
     corpus: str = ""  # the fingerprint of what it trains on
 
     def means(self) -> dict[str, float]:
-        """Return losses and accuracy over the epoch under way, of the steps so far."""
+        """Return the means of the epoch's steps so far, and the MCC of the epoch before."""
         means = {
+            "sentences/s": round(self.sentences / max(self.seconds, 1e-9), 1),
             "loss": self.loss / max(self.sentences, 1),
-            "accuracy": self.correct / max(self.labelled, 1),
         }
         if self.hint_loss:
             means["hint_loss"] = self.hint_loss / self.sentences
-        return means
+        if self.history:
+            means["val_mcc"] = self.history[-1]["val_mcc"]
+        return means | {"accuracy": self.correct / max(self.labelled, 1)}
 
     def finish_epoch(self, row: dict, monitor: str) -> None:
         """Add an epoch's row to the history, choose the best epoch, and start the next one.
@@ -83,6 +86,7 @@ class SavedState:
         parameters: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         corpus: str,
+        tensorboard: bool = False,
     ):
         """Go on from the file, or start where there is none; ``corpus`` is a fingerprint."""
         self.path, self.parameters = folder / "state.safetensors", parameters
@@ -100,6 +104,7 @@ class SavedState:
         self.progress, self.saved_at = Progress(corpus=corpus), time.monotonic()
         if self.path.exists():
             self.load(corpus)
+        self.log = StepLog(folder, self.progress.steps, tensorboard)
 
     def load(self, corpus: str) -> None:
         """Restore everything from the file."""
@@ -119,10 +124,14 @@ class SavedState:
         self.progress = progress
 
     def save(self) -> None:
-        """Replace the file, and the history; not where a weight is not finite."""
+        """Replace the file, after the tables beside it; not where a weight is not finite.
+
+        A kill between them leaves tables that are ahead of the state, and that a resumption cuts.
+        """
         progress = self.progress
         if not all(p.isfinite().all() for p in self.parameters.values()):
             raise diverged(f"the weights are not finite after step {progress.steps}")
+        self.log.save()
         if progress.history:
             write_csv(self.path.with_name("history.csv"), progress.history)
         write_tensors(self.path, self.tensors, {"progress": json.dumps(asdict(progress))})

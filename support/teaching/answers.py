@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data_utils import Split
 from support.devices import Device
@@ -16,6 +17,7 @@ from support.errors import UserError
 from support.files import read_tensors, write_tensors
 from support.fingerprints import fingerprint
 from support.processes import any_process, barrier, broadcast, sum_over_processes
+from support.progress import progress_bar
 from support.runs.locks import locked
 
 CHUNK = 45_000  # tokens a file with hints; the principal components are those of the first one's
@@ -37,8 +39,9 @@ def teacher_answers(
     width = min(width, full)
     key = fingerprint(teacher_key, device.precision, str(width))
     parts, answers, basis = list(split.chunks(CHUNK)) if width else [split], [], ()
-    with locked(folder / f"teacher_{key[:16]}.lock", wait=True):
-        for number, part in enumerate(parts, start=1):
+    bar = progress_bar("teacher reads sentence", len(split))
+    with bar, locked(folder / f"teacher_{key[:16]}.lock", wait=True):
+        for part in parts:
             name = fingerprint(key, part.fingerprint, *basis)[:16]
             path = folder / f"teacher_{name}.safetensors"
             shapes = {"logits": (len(part), 2)}
@@ -47,8 +50,7 @@ def teacher_answers(
                 shapes["components"] = (full, width)
             found = tensors_in(path)
             if any_process({name: tuple(t.shape) for name, t in found.items()} != shapes):
-                which = f"teacher reads part {number} of {len(parts)}"
-                logits, states = read(teacher, part, device, width > 0, which)
+                logits, states = read(teacher, part, device, width > 0, bar)
                 tensors = {"logits": logits}
                 if width:
                     mean, components = basis or principal_components(states, width)
@@ -60,6 +62,8 @@ def teacher_answers(
                 # In all processes the main one's: elsewhere the components may come out turned.
                 found, _ = read_tensors(path)
             answers.append(found)
+            # Those of other processes, or all where the file was there.
+            bar.update(sum(len(part["logits"]) for part in answers) - bar.n)
             if width:
                 basis = found["mean"], found["components"]
     return replace(
@@ -78,7 +82,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def read(
-    teacher: nn.Module, part: Split, device: Device, with_states: bool, description: str
+    teacher: nn.Module, part: Split, device: Device, with_states: bool, bar: tqdm
 ) -> tuple[Tensor, Tensor]:
     """Return a teacher's logits (sentences, 2) and its final hidden states (tokens, width).
 
@@ -86,7 +90,7 @@ def read(
     """
     logits = torch.zeros(len(part), 2)
     states = torch.zeros(len(part.input_ids) if with_states else 0, teacher.score.in_features)
-    for batch in part.batches(device.torch, description):
+    for batch in part.batches(device.torch, bar):
         with device.autocast():
             if with_states:
                 found, hidden_states, _ = teacher.outputs(batch)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from data_utils import Split
 from support.corpus import MARKS, TRAIN, bare
 from support.errors import UserError
+from support.progress import progress_bar
 
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
 
@@ -35,8 +35,7 @@ def edited_sentences(
         for sentence in variations(parts, set(corpus[TRAIN].sentences), sr_no)
         if bare(sentence) not in taken and 0 < len(tokenizer.encode(sentence).ids) <= max_length
     )
-    what = {"desc": "transfer set", "total": size, "unit": " sentences"}
-    edited = list(tqdm(islice(new, size), **what, disable=None))
+    edited = list(progress_bar("editing sentence", size, iterable=islice(new, size)))
     if len(edited) < size:
         raise UserError(
             f"--transfer_size {size}: the training sentences have no more than {len(edited)} "

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import tqdm
 
 from data_utils import Split
 from support.bases import Base, load_language_model, token_ids, variant_name
@@ -24,6 +23,7 @@ from support.errors import UserError
 from support.files import read_bytes, read_json, write_json
 from support.fingerprints import corpus_fingerprint, fingerprint
 from support.processes import any_process, barrier, interruptible, is_main
+from support.progress import progress_bar
 from support.runs.locks import locked
 from support.sentences import read_sentences
 from support.teaching.continuations import continuations
@@ -116,8 +116,8 @@ def write(
     """Add new sentences to ``state`` until it has ``size``. The main process works, others wait."""
     sentences, fruitless = state["sentences"], 0
     seen = known | {bare(sentence) for sentence in sentences}
-    what = {"desc": "sentences written", "total": size, "unit": " sentences"}
-    with tqdm(**what, initial=len(sentences), disable=None) as bar, interruptible() as interruption:
+    bar = progress_bar("writing sentence", size, len(sentences))
+    with bar, interruptible() as interruption:
         while any_process(is_main() and len(sentences) < size and fruitless < FRUITLESS):
             if is_main():
                 before = len(sentences)
