@@ -9,7 +9,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from support.errors import UserError, first_line
@@ -74,8 +74,7 @@ def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
     first = text.rows[0].sentence
     if JSON_LIKE.match(first):
         records = [(row.line, parse_object(row.sentence, name, row.line)) for row in text.rows]
-        keys = dict.fromkeys(key for _, record in records for key in record)
-        return table_of(records, list(keys), name, columns)
+        return table_of(records, name, columns)
     cells = first.split("\t")
     if len(cells) == 4 and cells[1] in ("0", "1"):
         rows = [parse_row(row.sentence, name, row.line) for row in text.rows]
@@ -85,9 +84,7 @@ def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
         heading = fields_of(first, separator)
         is_sentence = heading[-1].rstrip().endswith((".", "?", "!"))
         if not is_sentence and wanted & set(map(plain, heading)):
-            (_, heading), *rows = table_rows(lines, separator, name)
-            records = [(line, dict(zip(heading, row, strict=True))) for line, row in rows]
-            return table_of(records, heading, name, columns)
+            return table_of(records_of(lines, separator, name), name, columns)
     if columns.text:
         at = f"{name}, line {text.rows[0].line}"
         raise UserError(f"{at}: no column --text_column {columns.text!r} in this heading")
@@ -196,46 +193,39 @@ def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
     return value
 
 
-def table_rows(lines: list[str], separator: str, name: str) -> list[tuple[int, list[str]]]:
-    """Return a table's rows, its heading first, each with the line where it begins.
+def records_of(
+    lines: list[str], separator: str, name: str, quoting: int = csv.QUOTE_MINIMAL
+) -> list[tuple[int, dict[str, str]]]:
+    """Return a table's rows below its heading, each with the line where it ends.
 
     Between commas and semicolons quotes are CSV's. Between tabs many files have quotes that are
-    part of a sentence: there quotes are CSV's where the whole table is right with that.
+    part of a sentence: there they are CSV's only where the whole table is right with that.
     """
+    above = next(number for number, line in enumerate(lines) if line.strip())  # blank lines
+    rows = (f"{line}\n" for line in lines[above:])
+    reader = csv.DictReader(rows, delimiter=separator, quoting=quoting, strict=True)
+    records, line = [], above + 1  # the last one that was right
     try:
-        return list(split_rows(lines, separator, name, csv.QUOTE_MINIMAL))
-    except UserError:
-        if separator in (",", ";"):
-            raise
-    return list(split_rows(lines, separator, name, csv.QUOTE_NONE))
-
-
-def split_rows(
-    lines: list[str], separator: str, name: str, quoting: int
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield rows with the line where each begins; blank lines are passed over."""
-    ended = (line + "\n" for line in lines)
-    reader = csv.reader(ended, delimiter=separator, quoting=quoting, strict=True)
-    line, width = 1, 0
-    try:
-        for row in reader:
-            if any(field.strip() for field in row):
-                width = width or len(row)
-                if len(row) != width:
-                    raise UserError(
-                        f"{name}, line {line}: {len(row)} columns where the heading has {width}; "
-                        f'put "quotes" around what has a {separator!r} of its own'
-                    )
-                yield line, row
-            line = reader.line_num + 1
+        for record in reader:
+            if None in record or None in record.values():
+                raise csv.Error("not as many columns as the heading has")
+            line = above + reader.line_num
+            records.append((line, record))
     except csv.Error as error:
-        raise UserError(f"{name}, line {line}: {error}; mend its quotes") from None
+        if separator in ("\t", ONE_COLUMN) and quoting == csv.QUOTE_MINIMAL:
+            return records_of(lines, separator, name, csv.QUOTE_NONE)
+        raise UserError(
+            f"{name}, after line {line}: {error}; quotes stand around a whole field, and belong "
+            f"around one that has a {separator!r}"
+        ) from None
+    return records
 
 
-def table_of(
-    records: list[tuple[int, dict[str, Any]]], names: list[str], name: str, columns: Columns
-) -> Table:
+def table_of(records: list[tuple[int, dict[str, Any]]], name: str, columns: Columns) -> Table:
     """Return the sentences in a table's text column, with what stands in its label column."""
+    if not records:
+        raise UserError(f"{name}: a heading and no sentences")
+    names = list(dict.fromkeys(key for _, record in records for key in record))
     text = column_of(names, name, "--text_column", columns.text, TEXT_COLUMNS)
     label = column_of(names, name, "--label_column", columns.label, LABEL_COLUMNS)
     if text is None:
@@ -248,12 +238,9 @@ def table_of(
         if isinstance(given, bool):
             given = str(given).lower()
         given = None if given is None else " ".join(str(given).split())
-        for content in filter(None, (sentence, given)):
-            check_characters(content, f"{name}, line {line}")
+        check_characters(f"{sentence} {given}", f"{name}, line {line}")
         # A quoted sentence may go over several lines.
         rows.append(Row(" ".join(sentence.split("\n")).strip(), given, line))
-    if not rows:
-        raise UserError(f"{name}: a heading and no sentences")
     hidden = all(row.label == "-1" for row in rows)  # as in the test files of GLUE
     label_column = "" if label is None or hidden else repr(label)
     return Table(name, rows, f"in column {text!r}", label_column)

@@ -118,7 +118,7 @@ def test_classes_of_other_names_are_another_corpus_and_no_other_seed_of_it(tmp_p
     make_own(tmp_path, "rnn", ["bad", "good"])
     assert len(tables.grouped(find_runs(tmp_path, [7]))) == 2
     make_own(tmp_path, "rnn", ["good", "bad"], sr_no=8)
-    with pytest.raises(UserError, match=r"rnn_gpt2_8: classes is \['good', 'bad'\], and \['bad'"):
+    with pytest.raises(UserError, match=r"rnn_gpt2_8: classes is \('good', 'bad'\), and \('bad'"):
         find_runs(tmp_path, [7, 8])
 
 
