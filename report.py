@@ -105,9 +105,8 @@ def write_report(
     pdf: Path, page: Path, shown: list[Experiment], serial: str, plots: Path, missing: list[str]
 ) -> None:
     """Write the PDF, the page with every judgement, and the plots that both show."""
-    lead = [abstract(shown)]
-    if missing:
-        lead.append(f"Missing here: {'; '.join(missing)}.")
+    about = abstract(shown)
+    lead = [about, f"Missing here: {'; '.join(missing)}."] if missing else [about]
     sections, judged = [Section(HEADLINE.format(serial), lead)], []
     for group in tables.grouped(shown):
         corpus, fault = {}, ""

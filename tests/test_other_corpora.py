@@ -3,7 +3,6 @@
 import io
 import json
 from contextlib import redirect_stdout
-from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NANO, classifier
+from markupsafe import escape
 from test_page import browser, show, shown_scores, write  # noqa: F401
 from test_report import change_metrics, make_run, write_reports
 
@@ -25,7 +25,7 @@ from train_utils import evaluate
 
 SENTIMENT = ["negative", "positive"]
 SCORES = measure(torch.eye(2), torch.tensor([0, 1]))
-HOSTILE = ['<b>&"</script>', "{0} {{ 7 * 7 }} $x_{ '"]
+HOSTILE = ['<b>one & "two"</script>', "{0} {{ 7 * 7 }} $x_{ 'a'"]  # as long as they may be
 
 
 def make_own(out_dir: Path, mode: str, classes=SENTIMENT, **more) -> Path:
@@ -66,11 +66,12 @@ def test_a_report_has_the_classes_names_and_the_dev_set_that_there_is(own):
     negative, positive = own.classes
     task = f"a pretrained decoder to tell “{positive}” from “{negative}” sentences."
     assert task in own.paper
-    assert escape(task).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in own.page
+    assert escape(task) in own.page
     assert "mine: 8,551 training sentences, a dev set of 527." in own.paper
     for text in (own.paper, own.printed):
         assert OUT_OF_DOMAIN not in text
         assert "acceptable" not in text
+    assert "<b>" not in own.page
     assert f"  {DEV:<18} accuracy 69.26%" in own.printed
     assert f'<- answers "{positive}" to everything' in own.printed
     first = own.found[0]
@@ -96,6 +97,9 @@ def test_a_page_has_the_classes_names_and_the_dev_set_that_there_is(own, show): 
     assert shown.locator("#count").text_content() == "162 of 527 sentences."
     row = shown.locator("#sentences tbody tr").first.locator("td").all_text_contents()
     assert row[:3] == ["in 366", f"{DEV} 365.", negative]
+    for width in (390, 1200):
+        shown.set_viewport_size({"width": width, "height": 800})
+        assert shown.evaluate("document.documentElement.scrollWidth") == width
 
 
 def test_each_corpus_of_a_report_has_its_own_classes_and_dev_sets(tmp_path, show):  # noqa: F811
