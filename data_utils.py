@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from tqdm import tqdm
 
 from support.corpus import TRAIN, Corpus, bare, read_corpus
 from support.errors import UserError
@@ -88,17 +87,12 @@ class Split:
         for indices in within_budget(self, np.arange(len(self)), max_tokens):
             yield self.chosen(indices)
 
-    def batches(self, device: torch.device, bar: tqdm | None = None) -> Iterator["Batch"]:
-        """Pack this process' share of the sentences, those of equal length together.
-
-        A progress bar counts them.
-        """
+    def batches(self, device: torch.device) -> Iterator["Batch"]:
+        """Pack this process' share of the sentences, those of equal length together."""
         rank, processes = rank_and_processes()
         pieces = list(within_budget(self, by_length(self), most_tokens(device)))
         for piece in pieces[rank::processes]:
             yield pack(self, piece).to(device)
-            if bar is not None:
-                bar.update(len(piece))
 
 
 def tokenize(

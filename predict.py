@@ -20,11 +20,10 @@ from support.checkpoints.students import (
     MODELS,
     SHIPPED,
     checkpoint_folder,
-    classes_of,
     kind_of,
     read_decision,
-    read_facts,
     read_max_length,
+    read_metrics_if_any,
 )
 from support.corpus import DEV, TRAIN, read_corpus
 from support.decisions import SOFTMAX, Decision, margins_of
@@ -34,7 +33,7 @@ from support.files import read_bytes
 from support.options import RULES
 from support.progress import progress_bar
 from support.reporting import describe, measure, read_metrics, summary
-from support.reporting.metrics import COUNTS
+from support.reporting.metrics import COUNTS, classes_of
 from support.runs import run_folder
 from support.sentences import (
     KNOWN,
@@ -111,15 +110,16 @@ def run_predict(args: Namespace) -> None:
     sentences, lines = [row.sentence for row in table.rows], [row.line for row in table.rows]
     folders = chosen_checkpoints(args)
     decisions = {name: chosen_decision(name, folder, args) for name, folder in folders.items()}
-    classes = {name: classes_of(folder) for name, folder in folders.items()}
-    gold = gold_labels(table, args.positive, classes)
+    metrics = {name: read_metrics_if_any(folder) for name, folder in folders.items()}
+    classes = {name: classes_of(found) for name, found in metrics.items()}
+    gold = gold_labels(table, args.positive, [*classes.values(), *KNOWN])
     labels = gold or [UNLABELLED] * len(sentences)
     notes, logits = [several_note(table)], {}  # logits (sentences, 2), by the name of the model
     keep_freed_memory()
     for name, folder in folders.items():
         model, tokenizer, max_length = load_model(folder, args)
         split = tokenize(tokenizer, sentences, labels, max_length, table.name, lines)
-        notes += [nano_note(tokenizer, sentences), length_note(split, lines, folder)]
+        notes += [nano_note(tokenizer, sentences), length_note(split, lines, metrics[name])]
         notes += [threshold_note(name, decisions[name], classes[name])]
         with progress_bar("judging sentence", len(split)) as bar:
             logits[name] = predict_logits(device.place(model), split, device, bar)
@@ -130,21 +130,18 @@ def run_predict(args: Namespace) -> None:
     for line in json_lines(rows, list(judged), gold) if args.json else table_lines(rows, classes):
         print(line)
     for name in logits if gold else ():
-        metrics = measure(logits[name], split.labels, decisions[name])
+        scored = measure(logits[name], split.labels, decisions[name])
         heading = f"{name}:\n" if len(logits) > 1 else ""
-        scores = f"{heading}{describe(metrics)}\n{confusion(metrics, classes[name])}"
+        scores = f"{heading}{describe(scored, classes[name])}\n{confusion(scored, classes[name])}"
         print(scores, file=sys.stderr if args.json else sys.stdout)
 
 
-def gold_labels(table: Table, positive: str | None, classes: dict[str, list[str]]) -> list[int]:
-    """Return the labels of a table's sentences, if any, and tell what it was understood to be.
-
-    They are of the models' ``classes``, or of well-known names.
-    """
+def gold_labels(table: Table, positive: str | None, known: list[tuple[str, ...]]) -> list[int]:
+    """Return the labels of a table's sentences, if any, and tell what it was understood to be."""
     names: Sequence[str] = ()
     rows: list[Row] = []
     if table.label_column:
-        names, (rows,) = number_labels([table], positive, [*map(tuple, classes.values()), *KNOWN])
+        names, (rows,) = number_labels([table], positive, known)
     if table.layout:
         print(table.understood(names), file=sys.stderr)
     return [row.label for row in rows]
@@ -223,7 +220,7 @@ def sentences_to_judge(args: Namespace) -> Table:
 
 
 def table_lines(
-    rows: Iterable[tuple[str | dict, ...]], classes: dict[str, list[str]]
+    rows: Iterable[tuple[str | dict, ...]], classes: dict[str, tuple[str, ...]]
 ) -> Iterator[str]:
     """Yield a table of sentences, each with the answer of one model, or with those of several."""
     width = max(12, *(len(name) for names in classes.values() for name in names))
@@ -262,7 +259,7 @@ def judgements(logits: Tensor, decision: Decision) -> list[dict]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def threshold_note(name: str, decision: Decision, classes: list[str]) -> str:
+def threshold_note(name: str, decision: Decision, classes: Sequence[str]) -> str:
     """Return from which p on a model says "acceptable"; nothing where that is above 0.5."""
     if decision.rule in (None, "accuracy"):
         return ""
@@ -279,9 +276,9 @@ def several_note(table: Table) -> str:
     return f"{table.name}, line {lines[0]}: several sentences, judged as one" if lines else ""
 
 
-def length_note(split: Split, lines: list[int], folder: Path) -> str:
+def length_note(split: Split, lines: list[int], metrics: dict) -> str:
     """Return a remark where a sentence is far longer than those that a model was trained on."""
-    longest, facts = int(split.seqlens.argmax()), read_facts(folder).get(TRAIN, {})
+    longest, facts = int(split.seqlens.argmax()), metrics["data"].get(TRAIN, {})
     usual = facts.get("tokens", math.inf) / facts.get("sentences", 1)
     if split.seqlens[longest] <= MANY * usual:
         return ""
@@ -331,15 +328,16 @@ def run_export(args: Namespace) -> None:
 
     (folder,) = chosen_checkpoints(args).values()
     target = args.out_dir / "exports" / folder.resolve().name
+    classes = classes_of(read_metrics_if_any(folder))
     if kind_of(folder) == "adapter":
         from finetune import load_teacher
 
         teacher = load_teacher(folder, args.gpt_variant if "gpt_variant" in args.given else None)
-        save_merged(teacher.model, teacher.base, target, classes_of(folder))
+        save_merged(teacher.model, teacher.base, target, classes)
         print(f"{target}: transformers.AutoModelForSequenceClassification.from_pretrained loads it")
     else:
         student, tokenizer = load_student(folder), load_tokenizer(folder)
-        save_onnx(student, tokenizer, folder, target, read_decision(folder), classes_of(folder))
+        save_onnx(student, tokenizer, folder, target, read_decision(folder), classes)
         print(
             f"{target / 'student.onnx'}: inputs input_ids (batch, time) and lengths (batch,), int64"
         )

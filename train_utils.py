@@ -105,7 +105,7 @@ def train(training: Training, folder: Path) -> Progress:
     progress = state.progress
     if progress.steps and not progress.stopped:
         print(f"resuming after step {progress.steps}, in epoch {progress.epoch + 1}")
-    bar = progress_bar(f"{folder.name}: step", steps, progress.steps)
+    bar = progress_bar("step", steps, progress.steps)
     with bar, interruptible() as interruption:
         while not progress.stopped:
             train_epoch(training, optimizer, state, interruption, bar)
@@ -182,7 +182,7 @@ def add_to_progress(
         state.log.add_step(progress.steps, row)
     results.clear()
     progress.seconds += now - began
-    bar.set_postfix(progress.means(), refresh=False)
+    bar.set_postfix(progress.means(), run=state.path.parent.name, refresh=False)
     bar.update(len(taken))
     return now
 
@@ -304,9 +304,11 @@ def predict_logits(
     """
     logits = torch.zeros(len(split), 2, device=device.torch)
     model.eval()
-    for batch in split.batches(device.torch, bar):
+    for batch in split.batches(device.torch):
         with device.autocast():
             logits[batch.indices] = model(batch).float()
+        if bar is not None:
+            bar.update(len(batch.labels))
     sum_over_processes(logits)
     return logits.cpu()
 

@@ -9,7 +9,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from support.errors import UserError, first_line
@@ -21,6 +21,7 @@ KNOWN = (("0", "1"), COLA_CLASSES, ("negative", "positive"), ("no", "yes"), ("fa
 MISSING = ("", "nan", "none")  # what stands for a label that is not there
 BOM = b"\xef\xbb\xbf"  # what some editors put before a UTF-8 text
 GZIP = b"\x1f\x8b"
+LONGEST = 40  # characters of a class' name
 ONE_COLUMN = "\x1f"  # a separator that no text has
 # What no text has: of ASCII, and of JSON's escapes. Three of CoLA's training sentences hold a
 # backspace, which stays.
@@ -269,6 +270,12 @@ def plain(name: str) -> str:
 # Labels
 
 
+def are_classes(names: Sequence[Any]) -> bool:
+    """Return whether these are the names of two classes."""
+    fit = (isinstance(n, str) and 0 < len(n) <= LONGEST and not CONTROL.search(n) for n in names)
+    return all(fit) and len(names) == len(set(names)) == 2
+
+
 def number_labels(
     tables: list[Table], positive: str | None = None, known: Iterable[tuple[str, str]] = KNOWN
 ) -> tuple[tuple[str, str], list[list[Row]]]:
@@ -301,6 +308,8 @@ def number_labels(
             raise UserError(f"{where} are {found}; say which one counts as 1 with --positive")
     keys = [name.casefold() for name in pairs[0]]
     classes = tuple(spelled.get(key, name) for key, name in zip(keys, pairs[0], strict=True))
+    if not are_classes(classes):
+        raise UserError(f"{where} are {found}; a class has a name of at most {LONGEST} characters")
     rows = [
         [row._replace(label=keys.index(row.label.casefold())) for row in table.rows]
         for table in tables

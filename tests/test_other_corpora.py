@@ -117,23 +117,10 @@ def test_each_corpus_of_a_report_has_its_own_classes_and_dev_sets(tmp_path, show
     assert shown.locator("[name=label] option").all_text_contents() == ["both", *SENTIMENT[::-1]]
 
 
-def test_classes_of_other_names_are_another_corpus_and_no_other_seed_of_it(tmp_path):
-    make_own(tmp_path, "LoRA")
-    make_own(tmp_path, "rnn", ["bad", "good"])
-    assert len(tables.grouped(find_runs(tmp_path, [7]))) == 2
-    make_own(tmp_path, "rnn", ["good", "bad"], sr_no=8)
-    with pytest.raises(UserError, match=r"rnn_gpt2_8: classes is \('good', 'bad'\), and \('bad'"):
-        find_runs(tmp_path, [7, 8])
-
-
 def test_a_model_of_one_class_is_said_to_answer_by_the_class_own_name(tmp_path, capsys):
-    long = "a class whose name is longer than a table has room for"
-    show_run(make_own(tmp_path, "rnn", [long, "b"], bias=-99))
+    show_run(make_own(tmp_path, "rnn", ["bad", "good"], bias=-99))
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.endswith('  <- answers "a class who…has room for" to everything')
-    alike = [f"the sentence is{word} about the weather" for word in ("", " not")]
-    show_run(make_own(tmp_path, "LoRA", alike, bias=99))
-    assert f'"{alike[1]}"' in capsys.readouterr().out  # cut they would be the same
+    assert line.endswith('  <- answers "bad" to everything')
 
 
 @pytest.mark.parametrize(

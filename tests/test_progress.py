@@ -168,7 +168,7 @@ def test_a_run_tells_its_step_of_all_steps_also_when_it_goes_on(
         told.append(printed.err.splitlines())
         assert re.fullmatch(r"(resuming.*\n)?(epoch .*\n)*", printed.out)
     numbers = r"sentences/s=[\d.e+]+, loss=[\d.]+, (val_mcc=-?[\d.e-]+, )?accuracy=[\d.]+"
-    pattern = rf"{tmp_path.name}: step (\d+)/{total}, \d\d:\d\d left, {numbers}"
+    pattern = rf"step (\d+)/{total}, \d\d:\d\d left, {numbers}, run={tmp_path.name}"
     steps = [[int(re.fullmatch(pattern, line)[1]) for line in lines] for lines in told]
     assert steps == [[2, 4], [6, *range(8, total + 1, 2)]]
     assert ["val_mcc" in lines[-1] for lines in told] == [False, True]

@@ -16,7 +16,6 @@ from support.files import read_json, read_tensors, write_json, write_tensors
 from support.options import RULES
 from support.reporting import read_metrics
 from support.runs import check_finished
-from support.sentences import COLA_CLASSES
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if it has some
@@ -136,16 +135,11 @@ def checkpoint_folder(path: Path) -> Path:
     return MODELS / SHIPPED[str(path)] if shipped else path
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return what a run's metrics.json says of its corpus; nothing where the folder has none."""
+def read_metrics_if_any(folder: Path) -> dict[str, Any]:
+    """Return what a run's metrics.json says; an adapter of PEFT's own has none."""
     with suppress(UserError):
-        return read_metrics(folder)["data"]
-    return {}
-
-
-def classes_of(folder: Path) -> list[str]:
-    """Return the names of a checkpoint's classes 0 and 1: CoLA's where none are recorded."""
-    return read_facts(folder).get("classes", [*COLA_CLASSES])
+        return read_metrics(folder)
+    return {"data": {}}
 
 
 def kind_of(folder: Path) -> str:

@@ -152,11 +152,7 @@ def load_experiment(folders: list[Path]) -> Experiment:
     """Read finished runs of one mode and variant, whose settings are equal but for `FREE`."""
     first, *others = runs = [load_run(folder) for folder in folders]
     for run in others:
-        here, there = (
-            each.metrics["identity"]
-            | {"classes": classes_of(each.metrics), "dev sets": [*each.predictions]}
-            for each in (run, first)
-        )
+        here, there = run.metrics["identity"], first.metrics["identity"]
         for key in sorted((here.keys() | there.keys()) - set(FREE)):
             if here.get(key) != there.get(key):
                 raise UserError(

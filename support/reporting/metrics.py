@@ -13,7 +13,7 @@ from support.corpus import DEV, OUT_OF_DOMAIN, SPLITS
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.errors import UserError, first_line
 from support.files import read_bytes, read_json
-from support.sentences import COLA_CLASSES, CONTROL
+from support.sentences import COLA_CLASSES, are_classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +29,8 @@ def dev_sets_of(splits: Container[str]) -> list[str]:
 
 
 def classes_of(metrics: dict) -> tuple[str, ...]:
-    """Return the names of label 0 and label 1, cut if that keeps them apart.
-
-    A run that does not name them has CoLA's.
-    """
-    names = [" ".join(name.split()) for name in metrics["data"].get("classes") or COLA_CLASSES]
-    short = [cut(name) for name in names]
-    return tuple(names if short[0] == short[1] else short)
+    """Return the names of label 0 and label 1: CoLA's where a run has none."""
+    return tuple(metrics["data"].get("classes", COLA_CLASSES))
 
 
 def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -135,14 +130,7 @@ RULES = {
     "a positive count": lambda value: type(value) is int and 0 < value < 2**63,
     "a number of seconds": lambda value: type(value) in (int, float) and 0 <= value < 2**63,
     "a number from -1 to 1": lambda value: type(value) in (int, float) and -1 <= value <= 1,
-    "two names": lambda value: (
-        isinstance(value, list)
-        and len(value) == 2
-        and value[0] != value[1]
-        and all(
-            isinstance(name, str) and name.strip() and not CONTROL.search(name) for name in value
-        )
-    ),
+    "two names": lambda value: isinstance(value, list) and are_classes(value),
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
     "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",

@@ -50,10 +50,9 @@ class Section(NamedTuple):
 
 def grouped(shown: list[Experiment]) -> list[list[Experiment]]:
     """Return the experiments of each corpus, whose results may stand in one table."""
-    groups: dict[tuple[str, ...], list[Experiment]] = {}
-    for one in shown:
-        corpus = one.metrics["data"]["sha256"], *one.dev_sets, *one.classes
-        groups.setdefault(corpus, []).append(one)
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in shown:
+        groups.setdefault(experiment.metrics["data"]["sha256"], []).append(experiment)
     return [*groups.values()]
 
 

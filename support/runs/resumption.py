@@ -124,13 +124,11 @@ class SavedState:
         self.progress = progress
 
     def save(self) -> None:
-        """Replace the file, after the tables beside it; not where a weight is not finite.
-
-        A kill between them leaves tables that are ahead of the state, and that a resumption cuts.
-        """
+        """Replace the file, and the tables; not where a weight is not finite."""
         progress = self.progress
         if not all(p.isfinite().all() for p in self.parameters.values()):
             raise diverged(f"the weights are not finite after step {progress.steps}")
+        # Last the state: tables that a kill leaves ahead of it are cut when the run goes on.
         self.log.save()
         if progress.history:
             write_csv(self.path.with_name("history.csv"), progress.history)

@@ -90,7 +90,7 @@ def read(
     """
     logits = torch.zeros(len(part), 2)
     states = torch.zeros(len(part.input_ids) if with_states else 0, teacher.score.in_features)
-    for batch in part.batches(device.torch, bar):
+    for batch in part.batches(device.torch):
         with device.autocast():
             if with_states:
                 found, hidden_states, _ = teacher.outputs(batch)
@@ -98,6 +98,7 @@ def read(
             else:
                 found = teacher(batch)
         logits[batch.indices.cpu()] = found.float().cpu()
+        bar.update(len(batch.labels))
     sum_over_processes(logits, states)
     return logits, states
 
