@@ -272,8 +272,8 @@ def plain(name: str) -> str:
 
 def are_classes(names: Sequence[Any]) -> bool:
     """Return whether these are the names of two classes."""
-    fit = (isinstance(n, str) and 0 < len(n) <= LONGEST and not CONTROL.search(n) for n in names)
-    return all(fit) and len(names) == len(set(names)) == 2
+    fit = (isinstance(n, str) and n.strip() and len(n) <= LONGEST for n in names)
+    return all(fit) and not CONTROL.search("".join(names)) and len(names) == len({*names}) == 2
 
 
 def number_labels(

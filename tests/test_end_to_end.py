@@ -306,7 +306,7 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, t
     for text, note in (
         ("\ufeff{}\n{}", ""),
         ("{}\n\n{}", "standard input: 1 blank line passed over\n"),
-        ("{}\n\n \n{}\n\n", "standard input: 2 blank lines passed over\n"),
+        ("{}\n\n \n{}\n\n", "standard input: 3 blank lines passed over\n"),
     ):
         piped = call(*options, "--json", input=text.format(*SENTENCES))
         assert (piped.stdout, piped.stderr) == (expected.stdout, note)

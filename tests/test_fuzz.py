@@ -155,7 +155,8 @@ TWO = Split(["ab", "c"], torch.tensor([4, 3]), torch.tensor([0, 1, 2]), torch.te
 def whole(tmp_path_factory) -> Path:
     """Return a folder of files of every kind that is read, each of them whole."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "corpus.tsv").write_bytes(b"a\t1\t\tIt rained.\n")
+    lines = [f"a\t{n % 2}\t\tIt rained {n} times.\n" for n in range(20)]
+    (folder / "corpus.tsv").write_text("".join(lines))
     (folder / "sentences.txt").write_bytes(b"It rained.\n")
     GPT2LMHeadModel(TINY).save_pretrained(base := folder / "base")
     vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}
