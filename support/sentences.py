@@ -226,14 +226,15 @@ def table_of(records: list[tuple[int, dict[str, Any]]], name: str, columns: Colu
     """Return the sentences in a table's text column, with what stands in its label column."""
     if not records:
         raise UserError(f"{name}: a heading and no sentences")
-    names = list(dict.fromkeys(key for _, record in records for key in record))
+    records = [(line, {plain(key): cell for key, cell in row.items()}) for line, row in records]
+    names = list(dict.fromkeys(key for _, row in records for key in row))
     text = column_of(names, name, "--text_column", columns.text, TEXT_COLUMNS)
     label = column_of(names, name, "--label_column", columns.label, LABEL_COLUMNS)
-    if text is None:
+    if not text:
         raise UserError(f"{name}: no column named sentence or text; give it with --text_column")
     rows = []
-    for line, record in records:
-        sentence, given = record.get(text), record.get(label)
+    for line, row in records:
+        sentence, given = row.get(text), row.get(label)
         if not isinstance(sentence, str) or not sentence.strip():
             raise UserError(f"{name}, line {line}: no sentence in column {text!r}; remove the line")
         if isinstance(given, bool):
@@ -243,22 +244,20 @@ def table_of(records: list[tuple[int, dict[str, Any]]], name: str, columns: Colu
         # A quoted sentence may go over several lines.
         rows.append(Row(" ".join(sentence.split("\n")).strip(), given, line))
     hidden = all(row.label == "-1" for row in rows)  # as in the test files of GLUE
-    label_column = "" if label is None or hidden else repr(label)
+    label_column = "" if not label or hidden else repr(label)
     return Table(name, rows, f"in column {text!r}", label_column)
 
 
 def column_of(
-    names: list[str], file: str, option: str, wanted: str | None, usual: Iterable[str]
-) -> str | None:
-    """Return the name of the column that an option names, or of a usual one that is there."""
-    by_name = {plain(name): name for name in names}
-    for one in [wanted] if wanted else usual:
-        if plain(one) in by_name:
-            return by_name[plain(one)]
-    if wanted:
+    names: list[str], file: str, option: str, wanted: str | None, usual: tuple[str, ...]
+) -> str:
+    """Return the column that an option names, or the first usual one; nothing without either."""
+    options = (plain(wanted),) if wanted else usual
+    found = next((one for one in options if one in names), "")
+    if wanted and not found:
         shown = ", ".join(map(repr, names[:8]))
         raise UserError(f"{file}: no column {option} {wanted!r}; its columns are {shown}")
-    return None
+    return found
 
 
 def plain(name: str) -> str:
