@@ -40,7 +40,9 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             print_counts(count := count_parameters(model))
 
             keep_freed_memory()
-            training = Training(device.place(model), corpus, cross_entropy, options, device)
+            device.place(model)
+            names = options.data["classes"]
+            training = Training(model, corpus, cross_entropy, options, device, classes=names)
             progress = train(training, folder)
 
             settings, tensors = peft_settings(model), lora_tensors(model)
