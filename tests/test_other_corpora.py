@@ -133,6 +133,8 @@ def test_a_model_of_one_class_is_said_to_answer_by_the_class_own_name(tmp_path, 
         ("data", {"classes": ["a", "\x1b[2J"]}, "data.classes is not two names: "),
         ("data", {"classes": "ab"}, "data.classes is not two names: "),
         ("data", {"classes": ["a", 1]}, "data.classes is not two names: "),
+        ("data", {"columns": ["a"]}, "data.columns is not an object: "),
+        ("data", {"columns": {"text": 5}}, "data.columns.text is not text: "),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, part, changes, fault):

@@ -133,10 +133,12 @@ RULES = {
     "two names": lambda value: isinstance(value, list) and are_classes(value),
 }
 CONTENT = {  # names in metrics.json by what they are; those with ? may be missing
-    "text": "mode variant command base.name data.name data.folder data.sha256 adapter?",
-    "an object": "arguments identity teacher? data.files?",
+    "text": "mode variant command base.name data.name data.folder data.sha256 adapter?"
+    " data.columns.text? data.columns.label? data.columns.positive?",
+    "an object": "arguments identity teacher? data.files? data.columns?",
     "a count": "sr_no parameters.total parameters.trainable training.epochs training.best_epoch "
     "training.steps arguments.held_out? arguments.transfer_size? "
+    "data.in_domain_train.tokens? "
     + " ".join(f"{split}.{name}" for split in DEV_SETS for name in COUNTS[1:]),
     "a positive count": " ".join(f"data.{split}.sentences" for split in SPLITS)
     + " in_domain_dev.sentences out_of_domain_dev.sentences",
