@@ -264,9 +264,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
                 hint_loss = HintLoss(options.student_width, width, options.hint_weight)
                 hint_loss.to(device.torch)
             del teacher  # its memory
-            names = options.data["classes"]
-            training = Training(student, corpus, loss, options, device, hint_loss, names)
-            train_and_save(run, training, base)
+            train_and_save(run, Training(student, corpus, loss, options, device, hint_loss), base)
     show_run(folder)
     return folder
 
@@ -281,9 +279,7 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             keep_freed_memory()
             corpus = hold_out(corpus, options.held_out)
             student = new_student(options, corpus, device)
-            names = options.data["classes"]
-            training = Training(student, corpus, cross_entropy, options, device, classes=names)
-            train_and_save(run, training, base)
+            train_and_save(run, Training(student, corpus, cross_entropy, options, device), base)
     show_run(folder)
     return folder
 

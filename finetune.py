@@ -40,9 +40,7 @@ def run_lora(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
             print_counts(count := count_parameters(model))
 
             keep_freed_memory()
-            device.place(model)
-            names = options.data["classes"]
-            training = Training(model, corpus, cross_entropy, options, device, classes=names)
+            training = Training(device.place(model), corpus, cross_entropy, options, device)
             progress = train(training, folder)
 
             settings, tensors = peft_settings(model), lora_tensors(model)

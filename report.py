@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from support.bases import variant_name
-from support.corpus import DEV, OUT_OF_DOMAIN
+from support.corpus import DEV
 from support.errors import UserError
 from support.reporting import tables
 from support.reporting.curves import plot_curves
@@ -17,14 +17,12 @@ from support.reporting.pdf import write_pdf
 from support.reporting.plots import plot_comparison
 from support.reporting.statistics import wilson_interval
 from support.reporting.tables import Section, known_corpus
-from support.sentences import COLA_CLASSES
 
 HEADLINE = "LoRA and a distilled student, sr_no {}"
-ABSTRACT = """LoRA fine-tunes a pretrained decoder to {}.
-DistilRNN, a small recurrent network, is trained with that model as its teacher (distil) and
-without (rnn). Beside accuracy stand the majority baseline (the more frequent label for every
-sentence) and CoLA's official metric, the Matthews correlation (MCC; 0 for that baseline).
-sr_no is the seed."""
+ABSTRACT = """LoRA fine-tunes a pretrained decoder to judge sentences. DistilRNN, a small recurrent
+network, is trained with that model as its teacher (distil) and without (rnn). Beside accuracy stand
+the majority baseline (the more frequent label for every sentence) and CoLA's official metric, the
+Matthews correlation (MCC; 0 for that baseline). sr_no is the seed."""
 COMPARABLE = """Below the runs stand the published results, single figures without MCC, and the best
 that anyone has reported for the same recipe. To be read against them, a run must start from the
 hub's gpt2 or gpt2-medium (of a folder nobody knows whether it holds their weights), in fp32, with
@@ -39,22 +37,10 @@ their number. What all seeds share, be it a teacher, a held-out set or written s
 interval and no p covers."""
 LOOKS = """Where the best epoch on in_domain_dev was kept, the result there is flattered. Where a
 threshold was set, and p calibrated, on held-out training sentences, a teacher of this corpus had
-been trained on them. {}No report can
-tell how often settings were changed after a look at an earlier run."""
-JUDGED_ONCE = "Each run judged out_of_domain_dev once, with the model kept. "
+been trained on them. Where there is an out_of_domain_dev, each run judged it once, with the model
+kept. No report can tell how often settings were changed after a look at an earlier run."""
 NANO = """nano is a demonstration: what it shows of its own grammar is not English, and its
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
-
-
-def abstract(shown: list[Experiment]) -> str:
-    """Return what the runs are for, by the names of their corpora's classes."""
-    tasks = [
-        "judge whether a sentence is acceptable"
-        if one.classes == COLA_CLASSES
-        else "tell “{1}” from “{0}” sentences".format(*one.classes)
-        for one in shown
-    ]
-    return ABSTRACT.format(" or to ".join(dict.fromkeys(tasks)))
 
 
 def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
@@ -94,8 +80,7 @@ def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Pat
 def limits(shown: list[Experiment]) -> list[str]:
     """Return the paragraphs on what the numbers cannot say."""
     n = shown[0].metrics[DEV]["sentences"]
-    once = JUDGED_ONCE if any(OUT_OF_DOMAIN in one.dev_sets for one in shown) else ""
-    texts = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS.format(once)]
+    texts = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS]
     if "nano" in map(known_corpus, shown):
         texts.append(NANO)
     return texts
@@ -105,8 +90,7 @@ def write_report(
     pdf: Path, page: Path, shown: list[Experiment], serial: str, plots: Path, missing: list[str]
 ) -> None:
     """Write the PDF, the page with every judgement, and the plots that both show."""
-    about = abstract(shown)
-    lead = [about, f"Missing here: {'; '.join(missing)}."] if missing else [about]
+    lead = [ABSTRACT, f"Missing here: {'; '.join(missing)}."] if missing else [ABSTRACT]
     sections, judged = [Section(HEADLINE.format(serial), lead)], []
     for group in tables.grouped(shown):
         corpus, fault = {}, ""

@@ -8,7 +8,7 @@ add up to the loss of the whole, and their gradients to its gradient.
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,6 @@ from support.processes import (
 from support.progress import progress_bar
 from support.reporting import describe_epoch, dev_sets_of, measure, one_class_note
 from support.runs import Progress, SavedState, check_finite
-from support.sentences import COLA_CLASSES
 
 READ_EVERY = {"cuda": 16}  # steps between looks at the losses on a GPU; 1 elsewhere
 
@@ -84,7 +83,6 @@ class Training(NamedTuple):
     options: Namespace
     device: Device
     hint_loss: nn.Module | None = None  # a second loss, of hidden states: distil.HintLoss
-    classes: Sequence[str] = COLA_CLASSES  # the names of labels 0 and 1
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return what trains, by name: of the model, and of the hints' loss its projection."""
@@ -280,7 +278,7 @@ def evaluate_epoch(training: Training, progress: Progress) -> tuple[dict, str]:
     }
     if training.hint_loss:
         row["hint_loss"] = means.get("hint_loss", 0.0)
-    return row, one_class_note(metrics, training.classes)
+    return row, one_class_note(metrics, training.options.data["classes"])
 
 
 def reason_to_stop(options: Namespace, progress: Progress) -> str:

@@ -70,6 +70,7 @@ class Table(NamedTuple):
 
 def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
     """Read the sentences of a file with this content; errors tell its ``name`` and the line."""
+    csv.field_size_limit(2**31 - 1)  # a long line is refused by its tokens
     lines = read_lines(content, name)
     text = text_of(lines, name)
     first = text.rows[0].sentence
@@ -82,7 +83,7 @@ def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
         return Table(name, rows, COLA_LAYOUT, "its second column", text.blank)
     wanted = {plain(one) for one in ([columns.text] if columns.text else TEXT_COLUMNS)}
     for separator in ("\t", ",", ";", ONE_COLUMN):
-        heading = fields_of(first, separator)
+        heading = next(csv.reader([first], delimiter=separator))
         is_sentence = heading[-1].rstrip().endswith((".", "?", "!"))
         if not is_sentence and wanted & set(map(plain, heading)):
             return table_of(records_of(lines, separator, name), name, columns)
@@ -137,7 +138,7 @@ def check_is_text(text: Table) -> None:
                 "columns, and a table has a heading, with sentence or text above the sentences"
             )
     for separator in (",", ";"):
-        rows = [fields_of(row.sentence, separator) for row in text.rows]
+        rows = list(csv.reader((row.sentence for row in text.rows), delimiter=separator))
         width = len(rows[0])
         if len(rows) == 1 or width == 1 or any(len(row) != width for row in rows):
             continue
@@ -147,14 +148,6 @@ def check_is_text(text: Table) -> None:
                 f"{separator!r} in every line; name the column of sentences with --text_column, "
                 "or write the word sentence as a heading above it"
             )
-
-
-def fields_of(line: str, separator: str) -> list[str]:
-    """Return the fields of a line that stands for itself."""
-    try:
-        return next(csv.reader([line], delimiter=separator))
-    except csv.Error:  # a field larger than the library takes
-        return [line]
 
 
 def are_labels(values: Iterable[str]) -> bool:

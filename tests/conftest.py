@@ -26,6 +26,7 @@ from model import Classifier, load_classifier
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import COLA_DIR, SPLITS
+from support.options import published
 from support.setup import setup
 
 setup()
@@ -37,6 +38,11 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=20_0
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 NANO = PROJECT / "nano"
+# What a training asks of its options, before it is told more.
+TRAINING = {
+    **published("rnn"), "sr_no": 1, "tensorboard": False,
+    "data": {"classes": ["unacceptable", "acceptable"]},
+}  # fmt: skip
 BESIDE = PROJECT.parent / "shared"  # a folder of data beside the project, where there is one
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import archive_of, classifier
+from conftest import TRAINING, archive_of, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -37,7 +37,7 @@ from support.corpus import DEV, SPLITS, read_corpus
 from support.devices import CPU
 from support.errors import UserError
 from support.files import write_json
-from support.options import RULES, published
+from support.options import RULES
 from support.reporting import show_run, tables
 from support.reporting.finished import load_experiment
 from support.reporting.metrics import read_history
@@ -187,9 +187,7 @@ def whole(tmp_path_factory) -> Path:
 
 def training() -> Training:
     """Return a small training."""
-    options = Namespace(
-        **published("rnn") | {"sr_no": 1, "tensorboard": False, "batch_size": 1, "max_steps": 3}
-    )
+    options = Namespace(**TRAINING | {"batch_size": 1, "max_steps": 3})
     model = DistilRNN(torch.tensor([3, 4]), width=2)
     return Training(model, dict.fromkeys(SPLITS, TWO), cross_entropy, options, CPU)
 

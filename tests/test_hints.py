@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NANO, classifier
+from conftest import NANO, TRAINING, classifier
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -20,7 +20,6 @@ from distil import HintLoss, distillation
 from student import DistilRNN
 from support.corpus import DEV, TRAIN
 from support.devices import CPU, choose_device
-from support.options import published
 from support.teaching import teacher_answers
 from train_utils import (
     Counts,
@@ -32,9 +31,7 @@ from train_utils import (
 )
 
 WIDTH = 16
-OPTIONS = Namespace(
-    **published("rnn") | {"sr_no": 1, "tensorboard": False, "batch_size": 32, "epochs": 2}
-)
+OPTIONS = Namespace(**TRAINING | {"batch_size": 32, "epochs": 2})
 
 
 @pytest.fixture(scope="module")

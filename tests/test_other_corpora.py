@@ -21,6 +21,7 @@ from support.devices import CPU
 from support.errors import UserError
 from support.reporting import measure, show_run, tables
 from support.reporting.finished import corpus_of, find_runs, load_run
+from support.sentences import COLA_CLASSES
 from train_utils import evaluate
 
 SENTIMENT = ["negative", "positive"]
@@ -64,13 +65,11 @@ def own(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_a_report_has_the_classes_names_and_the_dev_set_that_there_is(own):
     negative, positive = own.classes
-    task = f"a pretrained decoder to tell “{positive}” from “{negative}” sentences."
+    task = f"mine: 8,551 training sentences, a dev set of 527. 1 is “{positive}”, 0 “{negative}”."
     assert task in own.paper
     assert escape(task) in own.page
-    assert "mine: 8,551 training sentences, a dev set of 527." in own.paper
-    for text in (own.paper, own.printed):
-        assert OUT_OF_DOMAIN not in text
-        assert "acceptable" not in text
+    assert "acceptable" not in own.paper + own.printed
+    assert OUT_OF_DOMAIN not in own.printed
     assert "<b>" not in own.page
     assert f"  {DEV:<18} accuracy 69.26%" in own.printed
     assert f'<- answers "{positive}" to everything' in own.printed
@@ -91,7 +90,7 @@ def test_a_page_has_the_classes_names_and_the_dev_set_that_there_is(own, show): 
     assert not shown.locator("[name=set]").is_visible()
     assert shown.locator("[name=source]").is_disabled()
     assert "acceptable" not in text
-    assert OUT_OF_DOMAIN not in text
+    assert text.count(OUT_OF_DOMAIN) == 1  # that it is judged once, where there is one
     assert list(shown_scores(shown)) == ["LoRA", "distil", "rnn (one class only: 1 of 1)"]
     shown.select_option("[name=label]", label=negative)
     assert shown.locator("#count").text_content() == "162 of 527 sentences."
@@ -107,8 +106,9 @@ def test_each_corpus_of_a_report_has_its_own_classes_and_dev_sets(tmp_path, show
     make_own(tmp_path, "LoRA", variant="mine")
     shown = show(write(tmp_path, found := find_runs(tmp_path, [7])))
     text = shown.locator("body").inner_text()
-    assert "to judge whether a sentence is acceptable or to tell “positive” from “neg" in text
-    assert f"Each run judged {OUT_OF_DOMAIN} once" in text
+    assert all(
+        f"1 is “{classes[1]}”, 0 “{classes[0]}”." in text for classes in (COLA_CLASSES, SENTIMENT)
+    )
     assert tables.comparison_table(found).split("\n\n")[1].count("LoRA mine") == 1
     shown.select_option("[name=label]", label="unacceptable")
     assert "* unacceptable" in shown.locator("#sentences tbody tr").first.inner_text()

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NANO, classifier
+from conftest import NANO, TRAINING, classifier
 from torch import nn
 
 import data_utils
@@ -42,7 +42,7 @@ from train_utils import (
 
 OPTIONS = {
     "sr_no": 1, "batch_size": 32, "lr": 1e-3, "epochs": 2, "patience": 3, "monitor": "accuracy",
-    "max_steps": None, "lr_schedule": "linear", "tensorboard": False,
+    "max_steps": None, "lr_schedule": "linear", "tensorboard": False, "data": TRAINING["data"],
 }  # fmt: skip
 INSTALLED = importlib.util.find_spec("tensorboard") is not None
 

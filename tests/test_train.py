@@ -15,7 +15,7 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
-from conftest import NANO, classifier
+from conftest import NANO, TRAINING, classifier
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +30,6 @@ from support.corpus import DEV, SPLITS, TRAIN
 from support.devices import CPU
 from support.errors import UserError
 from support.files import read_json, read_tensors, write_bytes, write_json, write_tensors
-from support.options import published
 from support.reporting import measure
 from support.runs import check_finished, claim
 from train_utils import (
@@ -42,7 +41,7 @@ from train_utils import (
     train,
 )
 
-OPTIONS = {**published("rnn"), "sr_no": 1, "tensorboard": False, "batch_size": 32, "epochs": 2}
+OPTIONS = {**TRAINING, "batch_size": 32, "epochs": 2}
 LONG = {"epochs": 3, "lr": 1e-2, "dropout": 0.3}  # which depends on the step alone
 
 

@@ -57,11 +57,12 @@ def grouped(shown: list[Experiment]) -> list[list[Experiment]]:
 
 
 def corpus_facts(experiment: Experiment) -> str:
-    """Tell a corpus' name and sizes."""
+    """Tell a corpus' name, sizes and classes."""
     data = experiment.metrics["data"]
     train, *dev = (f"{data[split]['sentences']:,}" for split in (TRAIN, *experiment.dev_sets))
     sets = "dev sets" if len(dev) > 1 else "a dev set"
-    return f"{data['name']}: {train} training sentences, {sets} of {' and '.join(dev)}."
+    sizes = f"{train} training sentences, {sets} of {' and '.join(dev)}"
+    return "{}: {}. 1 is “{}”, 0 “{}”.".format(data["name"], sizes, *experiment.classes[::-1])
 
 
 def result_table(shown: list[Experiment]) -> DataFrame:
