@@ -59,13 +59,13 @@ class Table(NamedTuple):
     label_column: str = ""  # nothing where there are no labels
     blank: int = 0  # lines that were passed over
 
-    def understood(self, classes: Iterable[str]) -> str:
-        """Return what the file was understood to be."""
+    def understood(self, classes: Sequence[str] = ()) -> str:
+        """Return what the file was understood to be, with its classes where they matter."""
         names = [f"{name!r} ({number})" for number, name in enumerate(classes)]
         names = ["0", "1"] if tuple(classes) == KNOWN[0] else names
         labels = f", labels {' and '.join(names)} in {self.label_column}"
         start = f"{self.name}: {len(self.rows):,} sentences {self.layout}"
-        return start + (labels if self.label_column else "")
+        return start + (labels if classes else "")
 
 
 def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:

@@ -5,6 +5,7 @@ kind; after unacceptable ones it errs a little more often. Whole sentences that 
 After He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -74,10 +75,12 @@ def prompts_at_once(device: Device) -> int:
 
 def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[str, int]:
     """Return the first ``size`` sentences of a file that are in no split, and the line of each."""
-    rows = read_sentences(read_bytes(path), str(path)).rows
+    table = read_sentences(read_bytes(path), str(path))
+    if table.layout:
+        print(table.understood(), file=sys.stderr)
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
     new: dict[str, int] = {}
-    for row in rows:
+    for row in table.rows:
         if bare(row.sentence) not in known and len(new) < size:
             new.setdefault(row.sentence, row.line)
     if len(new) < size:
