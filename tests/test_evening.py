@@ -1,38 +1,42 @@
 """The evening: its blocks run in the order of the page, and print what the page shows.
 
-The Python blocks go to one interactive session, as a reader pastes them; the others to a shell.
+Its Python blocks go to one interactive session, as a reader pastes them; its commands to a shell.
 """
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from docs.draw import main as draw
 from support import PROJECT
 
 PAGE = PROJECT / "docs/evening.md"
 BLOCK = re.compile(r"^```(python|sh|text)\n(.*?)^```$", re.M | re.S)
+FIGURE = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?%?")
 END = "<end of block>"
+# The steps that train. Rounding differs from processor to processor, and training makes it grow.
+# So their figures may be off by this much; those of all others may not at all.
+TRAINED = {"3": 0.05, "5": 0.05, "6": 0.05, "7": 0.05, "8": 0.05}
 
 
 class Desk:
-    """An interactive Python and a shell in a folder that looks like the project's."""
+    """An interactive Python and a shell, in a folder that looks like the project's."""
 
     def __init__(self, folder: Path):
-        """Open the session; what is written into the folder does not reach the project."""
+        """Open the session; what it writes does not reach the project."""
         for path in PROJECT.iterdir():
-            if path.name not in ("evening", ".git"):
+            if path.name not in (".git", "evening"):
                 (folder / path.name).symlink_to(path)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.where = {"cwd": folder, "env": {**os.environ, "PATH": path}, "text": True}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.errors = (folder / "errors.txt").open("w+")
-        self.python = subprocess.Popen(
-            [sys.executable, "-i", "-q"], **pipes, stderr=self.errors, **self.where
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.python = subprocess.Popen([sys.executable, "-i", "-q"], **pipes, **self.where)
 
     def run(self, language: str, code: str) -> str:
         """Run a block; return what it prints."""
@@ -42,12 +46,50 @@ class Desk:
             return done.stdout
         self.python.stdin.write(f"{code}\n\nprint({END!r}, flush=True)\n")
         self.python.stdin.flush()
-        lines = list(iter(self.python.stdout.readline, f"{END}\n"))
+        printed = "".join(iter(self.python.stdout.readline, f"{END}\n"))
         self.errors.seek(0)
-        assert "Traceback" not in (said := self.errors.read()), f"{code}\n{said}"
-        return "".join(lines)
+        assert "Error" not in (said := self.errors.read()), f"{code}\n{said}"
+        return printed
 
     def close(self) -> None:
         """End the session."""
         self.python.stdin.close()
         self.python.wait()
+
+
+def blocks() -> Iterator[tuple[str, str, str]]:
+    """Yield the page's blocks: the number of the step, the language and the content."""
+    for step in re.split(r"^## ", PAGE.read_text(), flags=re.M)[1:]:
+        for language, content in BLOCK.findall(step):
+            yield step.partition(".")[0], language, content
+
+
+def words_and_figures(text: str, trained: bool) -> tuple[str, list[float]]:
+    """Split a text into what must be the same, and figures that may be off, as shares of 1."""
+    if not trained:
+        return text, []
+    figures = [
+        float(number) / (100 if percent else 1)
+        for number, percent in re.findall(r"(\d+\.\d+)(%?)", text)
+    ]
+    return re.sub(r"\d+\.\d+|(?<=\()\d+(?= of )", "#", text), figures
+
+
+def test_every_block_of_the_evening_runs_and_prints_what_the_page_shows(tmp_path):
+    desk, printed, shown = Desk(tmp_path), "", 0
+    try:
+        for step, language, content in blocks():
+            if language != "text":
+                assert not printed, f"step {step}: the page does not show {printed}"
+                printed = desk.run(language, content)
+                continue
+            trained = step in TRAINED
+            (words, figures), (expected, near) = (
+                words_and_figures(text, trained) for text in (printed, content)
+            )
+            assert words == expected, f"step {step}"
+            assert figures == pytest.approx(near, abs=TRAINED.get(step)), f"step {step}\n{printed}"
+            printed, shown = "", shown + 1
+    finally:
+        desk.close()
+    assert shown >= 10
