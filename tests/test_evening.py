@@ -30,7 +30,7 @@ class Desk:
     def __init__(self, folder: Path):
         """Open the session; what it writes does not reach the project."""
         for path in PROJECT.iterdir():
-            if path.name not in (".git", "evening"):
+            if path.name not in (".git", "runs"):
                 (folder / path.name).symlink_to(path)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.where = {"cwd": folder, "env": {**os.environ, "PATH": path}, "text": True}
