@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ class Desk:
             return done.stdout
         self.python.stdin.write(f"{code}\n\nprint({END!r}, flush=True)\n")
         self.python.stdin.flush()
-        printed = "".join(iter(self.python.stdout.readline, f"{END}\n"))
+        printed = "".join(takewhile(lambda line: line != f"{END}\n", self.python.stdout))
         self.errors.seek(0)
         assert "Error" not in (said := self.errors.read()), f"{code}\n{said}"
         return printed
