@@ -19,8 +19,8 @@ from support import PROJECT
 PAGE = PROJECT / "docs/evening.md"
 BLOCK = re.compile(r"^```(python|sh|text)\n(.*?)^```$", re.M | re.S)
 END = "<end of block>"
-# The steps that train. Processors round differently, and training makes that grow: with PyTorch's
-# and MKL's kernels for AVX2, and without any such instructions, figures were off by up to 0.003.
+# The steps that train. Processors round differently, and training makes that grow: with kernels for
+# AVX2, with those for no such instructions, and on two threads, figures were off by up to 0.003.
 # Those of all other steps are the same everywhere.
 TRAINED, TOLERANCE = {"3", "5", "6", "7", "8"}, 0.02
 
