@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import hypothesis
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+import run as front_door
 from bench import parity
 from data_utils import Split, load_corpus
 from finetune import published_config
@@ -174,6 +176,24 @@ def run(tmp_path):
         )
 
     return call
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run ``run.py`` as the fixture ``run`` does, but in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def in_process(*arguments, input="") -> SimpleNamespace:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
+        try:
+            status = front_door.main([*map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
+
+    return in_process
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Every mode as a user runs it, on nano: in processes of its own where that matters."""
 
-import io
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -25,7 +23,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, matthews_corrcoef
 
 import distil
 import finetune
-import run as front_door
 from bench.kills import READS, TRAINS, WRITES, compare_killed
 from bench.parity import hugging_face
 from data_utils import load_corpus
@@ -68,24 +65,6 @@ def demo(tmp_path_factory, data):
     more = ("--transfer_size", 200, "--out_dir", folder)
     command = [*COMMAND, "--mode", "all", *map(str, (*options, *more))]
     return Demo(folder, options, done(subprocess.run(command, capture_output=True, text=True)))
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Run ``run.py`` as the fixture ``run`` does, but in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def in_process(*arguments, input="") -> SimpleNamespace:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
-        try:
-            status = front_door.main([*map(str, arguments)])
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return SimpleNamespace(returncode=status, stdout=printed.out, stderr=printed.err)
-
-    return in_process
 
 
 def done(result):

@@ -1,6 +1,7 @@
 """Files as people have them: each is understood, or refused in one line that says where."""
 
 import gzip
+import json
 import re
 
 import pandas as pd
@@ -262,3 +263,67 @@ def test_a_folder_that_is_no_corpus_is_refused(tmp_path, files, words):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_corpus(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------
+# At work
+
+
+def test_a_corpus_in_one_file_is_trained_on_reported_and_judged_by_its_own_names(call, tmp_path):
+    csv = pd.DataFrame(rows_of(300), columns=["body", "verdict"])
+    csv["verdict"] = csv["verdict"].map({0: "spam", 1: "ham"})
+    csv.to_csv(tmp_path / "mine.csv", index=False)
+    columns = ("--text_column", "Body", "--label_column", "verdict", "--positive", "ham")
+    few = ("--gpt_variant", "nano", "--recipe", "published", "--max_steps", 2, "--student_width", 8)
+    done = call("--mode", "all", *few, "--data_dir", "mine.csv", *columns, "--out_dir", "out")
+    assert done.returncode == 0, done.stderr
+    assert OUT_OF_DOMAIN not in done.stdout
+    said, split, *_ = done.stderr.splitlines()
+    assert said.endswith(
+        "300 sentences in column 'body', labels 'spam' (0) and 'ham' (1) in 'verdict'"
+    )
+    assert "mine.csv: split by a fixed rule" in split
+    page = (tmp_path / "out" / "Report_22915.html").read_text()
+    assert "1 is “ham”, 0 “spam”." in page
+    assert "THE BOY HAS 7 DOGS." in page  # a sentence of the dev set, read again
+    folder = tmp_path / "out" / "checkpoints" / "rnn_nano_22915"
+    predict = ("--mode", "predict", "--checkpoint", folder, "--input", "mine.csv", *columns)
+    head, *rows = call(*predict).stdout.splitlines()
+    assert head.split() == ["p(ham)", "judgement", "sentence"]
+    assert {row.split()[1] for row in rows[:300]} <= {"ham", "spam"}
+    assert rows[301].startswith("ham: ")
+    answers = [json.loads(line) for line in call(*predict, "--json").stdout.splitlines()]
+    assert [answer["gold"] for answer in answers] == (csv["verdict"] == "ham").astype(int).tolist()
+    assert all(list(a) == ["sentence", "label", "p_acceptable", "logits", "gold"] for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["It rains.", ""], "the command line: 1 blank line passed over"),
+        (["It rains.", "It rains. He left."], "line 2: several sentences, judged as one"),
+        (["It rains and " * 40], "line 1 has 121 tokens, and a training sentence about 10"),
+        (["It rains."], ""),
+    ],
+)
+def test_predict_notes_once_what_it_was_not_made_for(call, arguments, words):
+    done = call("--mode", "predict", "--checkpoint", "student", *arguments, *arguments[:1])
+    notes = [line for line in done.stderr.splitlines() if "calls a sentence acceptable" not in line]
+    assert len(notes) == bool(words)
+    assert words in "".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mode", "predict", "--checkpoint", "studnet", "It rains."), "student and smollm2 are"),
+        (("--mode", "predict", "--input", "a.csv", "It rains."), "choose one"),
+        (("--mode", "predict", "--text_column", "a", "It rains."), "choose one"),
+        (("--mode", "distil", "--gpt_variant", "nano", "--teacher", "student"), "of a LoRA run"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_in_one_line(call, options, words):
+    done = call(*options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
