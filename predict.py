@@ -41,6 +41,7 @@ from support.sentences import (
     Row,
     Table,
     number_labels,
+    plain,
     read_lines,
     read_sentences,
     text_of,
@@ -48,6 +49,7 @@ from support.sentences import (
 from train_utils import predict_logits
 
 MANY = 8  # times the training sentences' mean length, beyond which a sentence is unlike them
+COMMAND_LINE, STANDARD_INPUT = "the command line", "standard input"
 SEVERAL = re.compile(r"[.?!][\"')\]]*\s+[A-Z]")  # where a second sentence begins
 
 
@@ -112,7 +114,7 @@ def run_predict(args: Namespace) -> None:
     decisions = {name: chosen_decision(name, folder, args) for name, folder in folders.items()}
     metrics = {name: read_metrics_if_any(folder) for name, folder in folders.items()}
     classes = {name: classes_of(found) for name, found in metrics.items()}
-    gold = gold_labels(table, args.positive, [*classes.values(), *KNOWN])
+    gold = gold_labels(table, args.positive, list(classes.values()))
     labels = gold or [UNLABELLED] * len(sentences)
     notes, logits = [several_note(table)], {}  # logits (sentences, 2), by the name of the model
     keep_freed_memory()
@@ -141,8 +143,12 @@ def gold_labels(table: Table, positive: str | None, known: list[tuple[str, ...]]
     names: Sequence[str] = ()
     rows: list[Row] = []
     if table.label_column:
-        names, (rows,) = number_labels([table], positive, known)
-    if table.layout:
+        if len(set(known)) > 1:
+            raise UserError(f"{table.name}: labels, and models of other classes; score one by one")
+        if positive and plain(positive) == plain(known[0][0]):
+            raise UserError(f"--positive {positive}: the model was trained with it as class 0")
+        names, (rows,) = number_labels([table], positive, [*known, *KNOWN])
+    if table.layout or table.name not in (COMMAND_LINE, STANDARD_INPUT):
         print(table.understood(names), file=sys.stderr)
     return [row.label for row in rows]
 
@@ -204,13 +210,13 @@ def sentences_to_judge(args: Namespace) -> Table:
     if args.sentences and (args.input or any(columns)):
         raise UserError("--input: sentences are given on the command line too; choose one")
     if args.sentences:
-        name = "the command line"
+        name = COMMAND_LINE
         content = "".join(f"{sentence}\n" for sentence in args.sentences)
         table = text_of(read_lines(content.encode("utf-8", "surrogateescape"), name), name)
     else:
         if not args.input and sys.stdin.isatty():
             print("One sentence a line; Ctrl-D ends the list.", file=sys.stderr)
-        name = str(args.input or "standard input")
+        name = str(args.input or STANDARD_INPUT)
         content = read_bytes(args.input) if args.input else sys.stdin.buffer.read()
         table = read_sentences(content, name, columns)
     if table.blank:

@@ -58,9 +58,11 @@ def read_corpus(data_dir: Path, columns: Columns = ANY, fetch: bool = True) -> C
         del tables[OUT_OF_DOMAIN], sha256[OUT_OF_DOMAIN]
     classes, rows = number_labels(list(tables.values()), columns.positive)
     corpus = dict(zip(tables, rows, strict=True))
-    understood += [t.understood(classes) for t in tables.values() if t.layout != COLA_LAYOUT]
     place = data_dir.resolve()
     inside = place.is_relative_to(PROJECT)
+    for split, table in tables.items():
+        if table.layout != COLA_LAYOUT or files[split].stem != split:  # not as the published
+            understood.append(table.understood(classes))
     facts = {
         "name": place.relative_to(PROJECT).as_posix() if inside else place.name,
         "folder": str(data_dir),
@@ -76,28 +78,32 @@ def read_corpus(data_dir: Path, columns: Columns = ANY, fetch: bool = True) -> C
         facts["split"] = f"1 sentence of {DEV_SHARE} for {DEV}, by the SHA-256 of its text"
         counts = f"{len(corpus[TRAIN]):,} for {TRAIN}, {len(corpus[DEV]):,} for {DEV}"
         understood.append(f"{files[TRAIN]}: split by a fixed rule, {counts}")
-    for split, found in corpus.items():
-        if not found or (split == TRAIN and len({row.label for row in found}) == 1):
-            raise UserError(
-                f"{files[split]}: {len(found)} sentences for {split}, which needs both classes; "
-                "give more sentences"
-            )
+    labels = {row.label for row in corpus[TRAIN]}
+    if len(labels) < 2 or not corpus[DEV]:
+        counts = f"{len(corpus[TRAIN])} sentences for {TRAIN}, {len(corpus[DEV])} for {DEV}"
+        raise UserError(
+            f"{files[TRAIN]}: {counts}; both classes must be in the first; give more sentences"
+        )
     return Corpus(corpus, files, facts, understood)
 
 
 def find_files(data_dir: Path) -> dict[str, Path]:
     """Return a corpus' files by split, one file as that of training."""
-    if data_dir.is_file():
+    if data_dir.exists() and not data_dir.is_dir():
         return {TRAIN: data_dir}
     folder = data_dir / "raw" if (data_dir / "raw").is_dir() else data_dir
     if data_dir.resolve() == COLA_DIR:
         return {split: COLA_DIR / "raw" / f"{split}.tsv" for split in SPLITS}
     if not folder.is_dir():
         raise UserError(f"{data_dir}: no such file or folder; --data_dir names a corpus")
+    try:
+        there = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     files = {}
     for split, names in NAMES.items():
-        found = [path for path in folder.iterdir() if path.name.partition(".")[0] in names]
-        found = [p for p in found if Path(p.name.removesuffix(".gz")).suffix in SUFFIXES]
+        found = [path for path in there if path.name.lower().partition(".")[0] in names]
+        found = [p for p in found if Path(p.name.lower().removesuffix(".gz")).suffix in SUFFIXES]
         if len(found) > 1:
             shown = " and ".join(sorted(path.name for path in found))
             raise UserError(f"{folder}: which one is {split}, {shown}? Leave one there")

@@ -85,6 +85,8 @@ def serial_numbers(text: str) -> tuple[str, list[int]]:
 
 def path(text: str) -> Path:
     """Parse a path, with ~ for the home folder, also in --option=~/place."""
+    if not text:
+        raise ArgumentTypeError("it is empty")
     return Path(os.path.expanduser(text))
 
 

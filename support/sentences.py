@@ -18,7 +18,7 @@ TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label",)
 COLA_LAYOUT = "in CoLA's layout"
 COLA_CLASSES = ("unacceptable", "acceptable")  # of labels 0 and 1
 KNOWN = (("0", "1"), COLA_CLASSES, ("negative", "positive"), ("no", "yes"), ("false", "true"))
-MISSING = ("", "nan")  # what stands for a label that is not there
+MISSING = ("", "na", "nan", "null")  # what stands for a label that is not there
 BOM = b"\xef\xbb\xbf"  # what some editors put before a UTF-8 text
 GZIP = b"\x1f\x8b"
 LONGEST = 40  # characters of a class' name
@@ -27,7 +27,7 @@ ONE_COLUMN = "\x1f"  # a separator that no text has
 # backspace, which stays.
 CONTROL = re.compile(r"[\x00-\x07\x0b-\x1f\x7f\ud800-\udfff]")
 JSON_LIKE = re.compile(r"\s*(\{|\[\s*(\{|$))")
-NAME = re.compile(r"\s*[\w-]+( [\w-]+)?\s*")  # what the heading of a column looks like
+NAME = re.compile(r"\s*([\w-]+( [\w-]+)?)?\s*")  # what the heading of a column looks like
 
 
 class Columns(NamedTuple):
@@ -64,7 +64,9 @@ class Table(NamedTuple):
         names = [f"{name!r} ({number})" for number, name in enumerate(classes)]
         names = ["0", "1"] if tuple(classes) == KNOWN[0] else names
         labels = f", labels {' and '.join(names)} in {self.label_column}"
-        start = f"{self.name}: {len(self.rows):,} sentences {self.layout}"
+        start = (
+            f"{self.name}: {len(self.rows):,} sentences {self.layout or 'of a text, one a line'}"
+        )
         return start + (labels if classes else "")
 
 
@@ -73,23 +75,23 @@ def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
     csv.field_size_limit(2**31 - 1)  # a long line is refused by its tokens
     lines = read_lines(content, name)
     text = text_of(lines, name)
-    first = text.rows[0].sentence
+    first = lines[text.rows[0].line - 1]
     if JSON_LIKE.match(first):
         records = [(row.line, parse_object(row.sentence, name, row.line)) for row in text.rows]
         return table_of(records, name, columns)
     cells = first.split("\t")
-    if len(cells) == 4 and cells[1] in ("0", "1"):
-        rows = [parse_row(row.sentence, name, row.line) for row in text.rows]
+    if len(cells) == 4 and cells[1] in ("0", "1") and not re.search(r"\w", cells[2]):
+        rows = [parse_row(lines[row.line - 1], name, row.line) for row in text.rows]
         return Table(name, rows, COLA_LAYOUT, "its second column", text.blank)
     wanted = {plain(one) for one in ([columns.text] if columns.text else TEXT_COLUMNS)}
     for separator in ("\t", ",", ";", ONE_COLUMN):
         heading = next(csv.reader([first], delimiter=separator))
         is_sentence = heading[-1].rstrip().endswith((".", "?", "!"))
-        if not is_sentence and wanted & set(map(plain, heading)):
+        if (columns.text or not is_sentence) and wanted & set(map(plain, heading)):
             return table_of(records_of(lines, separator, name), name, columns)
-    if columns.text:
+    if columns.text or columns.label:
         at = f"{name}, line {text.rows[0].line}"
-        raise UserError(f"{at}: no column --text_column {columns.text!r} in this heading")
+        raise UserError(f"{at}: no heading with {' or '.join(wanted)}; --text_column names one")
     check_is_text(text)
     return text
 
@@ -109,7 +111,7 @@ def read_lines(content: bytes, name: str) -> list[str]:
             line = raw.decode("utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             at = f"{name}, line {number}: byte {error.start + 1}"
-            raise UserError(f"{at} is not UTF-8; convert it") from None
+            raise UserError(f"{at} is not UTF-8; save it as a text in UTF-8") from None
         check_characters(line, f"{name}, line {number}")
         lines.append(line)
     return lines
@@ -123,9 +125,9 @@ def check_characters(text: str, where: str) -> None:
 
 def text_of(lines: list[str], name: str) -> Table:
     """Return the lines of a text that are not blank."""
-    rows = [Row(line, None, number) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [Row(line.strip(), None, n) for n, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise UserError(f"{name}: no sentences; give them as arguments, in a file or piped in")
+        raise UserError(f"{name}: no sentences; give a text, one a line, or a table with a heading")
     return Table(name, rows, blank=len(lines) - len(rows))
 
 
@@ -145,8 +147,8 @@ def check_is_text(text: Table) -> None:
         if all(map(NAME.fullmatch, rows[0])) or any(map(are_labels, zip(*rows, strict=True))):
             raise UserError(
                 f"{text.name}, line {text.rows[0].line}: a table, by its {width} columns between "
-                f"{separator!r} in every line; name the column of sentences with --text_column, "
-                "or write the word sentence as a heading above it"
+                f"{separator!r} in every line; --text_column names that of the sentences in its "
+                "heading; if it is a text, write the word sentence as a line above it"
             )
 
 
@@ -183,7 +185,10 @@ def parse_object(line: str, name: str, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{name}, line {number}: not a JSON object; JSON lines have one a line")
+        raise UserError(
+            f"{name}, line {number}: not a JSON object; JSON lines have one a line, which pandas "
+            "writes with lines=True"
+        )
     return value
 
 
@@ -197,16 +202,25 @@ def records_of(
     """
     above = next(number for number, line in enumerate(lines) if line.strip())  # blank lines
     rows = (f"{line}\n" for line in lines[above:])
-    reader = csv.DictReader(rows, delimiter=separator, quoting=quoting, strict=True)
+    reader = csv.DictReader(
+        rows, delimiter=separator, quoting=quoting, strict=True, skipinitialspace=True
+    )
+    names = [plain(one) for one in reader.fieldnames or () if one.strip()]
+    if len(set(names)) < len(names):
+        raise UserError(f"{name}, line {above + 1}: two columns of one name; rename one")
     records, line = [], above + 1  # the last one that was right
+    loose = separator in ("\t", ONE_COLUMN)  # with quotes that may be a sentence's own
     try:
         for record in reader:
             if None in record or None in record.values():
                 raise csv.Error("not as many columns as the heading has")
+            if loose and any("\n" in cell for cell in record.values()):
+                where = f"{name}, line {line + 1}"
+                raise UserError(f"{where}: quotes over several lines; save it with commas")
             line = above + reader.line_num
             records.append((line, record))
     except csv.Error as error:
-        if separator in ("\t", ONE_COLUMN) and quoting == csv.QUOTE_MINIMAL:
+        if loose and quoting == csv.QUOTE_MINIMAL:
             return records_of(lines, separator, name, csv.QUOTE_NONE)
         raise UserError(
             f"{name}, after line {line}: {error}; quotes stand around a whole field, and belong "
@@ -229,10 +243,11 @@ def table_of(records: list[tuple[int, dict[str, Any]]], name: str, columns: Colu
     for line, row in records:
         sentence, given = row.get(text), row.get(label)
         if not isinstance(sentence, str) or not sentence.strip():
-            raise UserError(f"{name}, line {line}: no sentence in column {text!r}; remove the line")
+            raise UserError(f"{name}, line {line}: no sentence in column {text!r}; fill it in")
         if isinstance(given, bool):
             given = str(given).lower()
         given = None if given is None else " ".join(str(given).split())
+        given = {"0.0": "0", "1.0": "1"}.get(given, given)  # as pandas writes them beside a gap
         check_characters(f"{sentence} {given}", f"{name}, line {line}")
         # A quoted sentence may go over several lines.
         rows.append(Row(" ".join(sentence.split("\n")).strip(), given, line))
@@ -286,10 +301,12 @@ def number_labels(
                     "or remove the line"
                 )
             spelled.setdefault(row.label.casefold(), row.label)
-    found = ", ".join(map(repr, list(spelled.values())[:5]))
+            if len(spelled) > 2:
+                names = ", ".join(map(repr, spelled.values()))
+                at = f"{table.name}, line {row.line}"
+                raise UserError(f"{at}: a third class ({names}); a corpus has two")
+    found = ", ".join(map(repr, spelled.values()))
     where = f"{', '.join(table.name for table in tables)}: the labels"
-    if len(spelled) > 2:
-        raise UserError(f"{where} are of {len(spelled)} classes ({found}); two are needed")
     if positive is not None:
         pairs = [(next((c for c in spelled if c != positive.casefold()), "other"), positive)]
         if positive.casefold() not in spelled:

@@ -77,7 +77,12 @@ AB_TRUTH = ["A.", "B."], "10", ("false", "true")
         ('{"sentence": "A.", "label": 1}\n{"sentence": "B.", "label": 0}', AB),
         ('{"sentence": "A."}\n{"sentence": "B."}\n', (["A.", "B."], None, None)),
         ('sentence\tlabel\n"A," he.\t1\n"B\t0\n', (['"A," he.', '"B'], "10", ("0", "1"))),
-        ('text\tlabel\n"a ""b"""\t1\n"d\ne"\t0\n', (['a "b"', "d e"], "10", ("0", "1"))),
+        ('text\tlabel\n"a ""b"""\t1\n"d\te"\t0\n', (['a "b"', "d\te"], "10", ("0", "1"))),
+        ('text,label\n"a ""b""", 1\n"d\ne",0\n', (['a "b"', "d e"], "10", ("0", "1"))),
+        ('label, text\n1.0, "a, b"\n0.0, "c"\n', (["a, b", "c"], "10", ("0", "1"))),
+        (",text\n0,A b.\n1,C d.\n", (["A b.", "C d."], None, None)),
+        ("  A b. \n\tC d.\n", (["A b.", "C d."], None, None)),
+        ("a\t1\t\t A b. ", ([" A b. "], "1", COLA_CLASSES)),
     ],
 )
 def test_other_kinds_of_files_are_understood(content, expected):
@@ -90,13 +95,16 @@ def test_what_pandas_writes_is_read_as_it_was(separator, tmp_path):
     frame = pd.DataFrame({"n": range(4), "text": sentences, "label": ["spam", "ham"] * 2})
     frame.to_csv(path := tmp_path / "a.csv", sep=separator, index=False)
     expected = [*sentences[:3], 'Two lines, "quoted".'], "1010", ("ham", "spam")
-    assert read(path.read_bytes(), Columns(positive="Spam")) == expected
+    if separator == "\t":  # there quotes are often a sentence's own
+        assert "line 5: quotes over several lines" in refusal(path.read_bytes())
+    else:
+        assert read(path.read_bytes(), Columns(positive="Spam")) == expected
     frame.to_json(path, orient="records", lines=True)
     assert read(path.read_bytes(), Columns(positive="spam")) == expected
 
 
 REFUSED = {  # its text, what is said of it, and the options
-    "three classes": ("sentence|label\nA.|1\nB.|0\nC.|2\n", r"3 classes \('1', '0', '2'\)"),
+    "three classes": ("sentence|label\nA.|1\nB.|0\nC.|2\n", "line 4: a third class .'1', '0', '2'"),
     "unknown classes": ("sentence|label\nA.|ham\nB.|spam\n", "'ham', 'spam'; .*--positive"),
     "a gap": ("sentence|label\nA.|1\nB.|\n", "line 3: no label in 'label'"),
     "a missing value": ("sentence|label\nA.|1\nB.|NaN\n", "line 3: no label in 'label'"),
@@ -108,7 +116,7 @@ REFUSED = {  # its text, what is said of it, and the options
     "no heading": ("1|A.\n0|B.\n", "line 1: .*(tab in|table).*sentence"),
     "not UTF-8": ("sentence|label\nA.|1\n\xff|0\n", "line 3: byte 1 is not UTF-8"),
     "binary": ("sentence|label\nA.|1\n\0|0\n", r"line 3: a control character, '\\x00'"),
-    "another text column": ("a|label\nA.|1\n", "no column --text_column 'b'", Columns(text="b")),
+    "another text column": ("a|label\nA.|1\n", "no heading with b", Columns(text="b")),
     "a missing label": ("text|y\nA.|1\n", "column --label_column 'z'.* 'y'", Columns(label="z")),
     "a missing class": ("text|label\nA.|1\n", "are '1'; --positive 2 is", Columns(positive="2")),
 }  # fmt: skip
@@ -153,6 +161,11 @@ def test_a_table_with_a_fault_is_refused_with_its_line(name, separator):
         (b"a\t1\t\tFine.\na\t2\t\tFine.\n", "line 2: the label is '2'"),
         (b"a\t1\t\tFine.\na\t1\tFine.\n", "line 2: 3 tab-separated columns"),
         (b"a\t1\t\t \n", "line 1: the sentence is empty"),
+        (b"1\t1\tA b.\t0.9\n", "line 1: a tab in the sentence"),
+        (b",review,stars\n0,A b.,1\n1,C d.,5\n", "line 1: a table, by its 3 columns"),
+        (b"text,Text,label\nA.,B.,1\n", "line 1: two columns of one name"),
+        (b'text\tlabel\n"A b.\t1\nC d."\t0\n', "line 2: quotes over several lines"),
+        (b'text\n"A b.\nC d."\n', "line 2: quotes over several lines"),
         (b"\x1f\x8bnot gzip", "broken"),
         (b"PK\x03\x04", "line 1: a control character"),
     ],
@@ -251,11 +264,14 @@ def test_a_test_file_without_labels_is_left_out_and_said(tmp_path):
     [
         ({}, "no training sentences there"),
         ({"train.txt": b"It rains.\n"}, "no training sentences there"),
-        ({"train.csv": csv_of([("A.", 1), ("B.", 1)]), "dev.csv": NINE}, "needs both classes"),
-        ({"train.csv": csv_of([("A b.", 1)])}, "0 sentences for"),
+        (
+            {"train.csv": csv_of([("A.", 1), ("B.", 1)]), "dev.csv": NINE},
+            "2 sentences for in_domain_train, 9 for .*; both classes",
+        ),
+        ({"train.csv": csv_of([("A b.", 1)])}, "0 sentences for in_domain_train, 1 for"),
         ({"train.csv": NINE, "train.tsv": b""}, "is in_domain_train, train.csv and train.tsv"),
         ({"train.csv": NINE, "dev.csv": b"text\nA b.\n"}, "dev.csv: no labels; name their"),
-        ({"train.csv": NINE, "dev.csv": b"text,label\nA b.,2\n"}, "3 classes"),
+        ({"train.csv": NINE, "dev.csv": b"text,label\nA b.,2\n"}, "dev.csv, line 2: a third class"),
     ],
 )
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path, files, words):
@@ -295,6 +311,13 @@ def test_a_corpus_in_one_file_is_trained_on_reported_and_judged_by_its_own_names
     answers = [json.loads(line) for line in call(*predict, "--json").stdout.splitlines()]
     assert [answer["gold"] for answer in answers] == (csv["verdict"] == "ham").astype(int).tolist()
     assert all(list(a) == ["sentence", "label", "p_acceptable", "logits", "gold"] for a in answers)
+    for more, words in (
+        (("--checkpoint", "student"), "models of other classes; score one by one"),
+        (("--positive", "Spam"), "--positive Spam: the model was trained with it as class 0"),
+    ):
+        refused = call(*predict, *more)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert words in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -302,7 +325,7 @@ def test_a_corpus_in_one_file_is_trained_on_reported_and_judged_by_its_own_names
     [
         (["It rains.", ""], "the command line: 1 blank line passed over"),
         (["It rains.", "It rains. He left."], "line 2: several sentences, judged as one"),
-        (["It rains and " * 40], "line 1 has 121 tokens, and a training sentence about 10"),
+        (["It rains and " * 40], "line 1 has 120 tokens, and a training sentence about 10"),
         (["It rains."], ""),
     ],
 )
