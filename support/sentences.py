@@ -205,12 +205,12 @@ def records_of(
     reader = csv.DictReader(
         rows, delimiter=separator, quoting=quoting, strict=True, skipinitialspace=True
     )
-    names = [plain(one) for one in reader.fieldnames or () if one.strip()]
-    if len(set(names)) < len(names):
-        raise UserError(f"{name}, line {above + 1}: two columns of one name; rename one")
     records, line = [], above + 1  # the last one that was right
     loose = separator in ("\t", ONE_COLUMN)  # with quotes that may be a sentence's own
     try:
+        names = [plain(one) for one in reader.fieldnames or () if one.strip()]
+        if len(set(names)) < len(names):
+            raise UserError(f"{name}, line {line}: two columns of one name; rename one")
         for record in reader:
             if None in record or None in record.values():
                 raise csv.Error("not as many columns as the heading has")

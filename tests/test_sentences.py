@@ -164,6 +164,7 @@ def test_a_table_with_a_fault_is_refused_with_its_line(name, separator):
         (b"1\t1\tA b.\t0.9\n", "line 1: a tab in the sentence"),
         (b",review,stars\n0,A b.,1\n1,C d.,5\n", "line 1: a table, by its 3 columns"),
         (b"text,Text,label\nA.,B.,1\n", "line 1: two columns of one name"),
+        (b'text,"label\nA.,1\n', "after line 1: .*; quotes stand around"),
         (b'text\tlabel\n"A b.\t1\nC d."\t0\n', "line 2: quotes over several lines"),
         (b'text\n"A b.\nC d."\n', "line 2: quotes over several lines"),
         (b"\x1f\x8bnot gzip", "broken"),
