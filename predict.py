@@ -285,7 +285,7 @@ def several_note(table: Table) -> str:
 def length_note(split: Split, lines: list[int], metrics: dict) -> str:
     """Return a remark where a sentence is far longer than those that a model was trained on."""
     longest, facts = int(split.seqlens.argmax()), metrics["data"].get(TRAIN, {})
-    usual = facts.get("tokens", math.inf) / facts.get("sentences", 1)
+    usual = (facts.get("tokens") or math.inf) / facts.get("sentences", 1)
     if split.seqlens[longest] <= MANY * usual:
         return ""
     return (

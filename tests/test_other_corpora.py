@@ -14,12 +14,13 @@ from markupsafe import escape
 from test_page import browser, show, shown_scores, write  # noqa: F401
 from test_report import change_metrics, make_run, write_reports
 
-from data_utils import load_corpus
+from data_utils import load_corpus, tokenize
+from predict import length_note
 from support.bases import load_tokenizer
 from support.corpus import DEV, OUT_OF_DOMAIN, TRAIN
 from support.devices import CPU
 from support.errors import UserError
-from support.reporting import measure, show_run, tables
+from support.reporting import measure, read_metrics, show_run, tables
 from support.reporting.finished import corpus_of, find_runs, load_run
 from support.sentences import COLA_CLASSES
 from train_utils import evaluate
@@ -143,6 +144,18 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, part, changes, fault):
     with pytest.raises(UserError, match=f"^{folder}/metrics.json: broken .*{fault}") as error:
         load_run(folder)
     assert "\n" not in str(error.value)
+
+
+def test_what_may_be_missing_may_be_null(tmp_path):
+    folder = make_own(tmp_path, "LoRA")
+    size = read_metrics(folder)["data"][TRAIN]
+    changes = {"classes": None, "columns": None, TRAIN: {**size, "tokens": None}}
+    change_metrics(folder, "data", **changes)
+    (experiment,) = find_runs(tmp_path, [7])
+    assert experiment.classes == COLA_CLASSES
+    assert corpus_of(experiment).keys() == {TRAIN, DEV}
+    split = tokenize(load_tokenizer(NANO), ["It rains."], [1], 64, "here")
+    assert length_note(split, [1], experiment.metrics) == ""
 
 
 def test_predictions_of_a_dev_set_that_the_run_had_not_are_no_part_of_it(tmp_path):

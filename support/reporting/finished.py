@@ -173,7 +173,8 @@ def corpus_of(experiment: Experiment) -> Corpus:
     sentences and acceptable ones.
     """
     data = experiment.metrics["data"]
-    columns = Columns(*map(data.get("columns", {}).get, Columns._fields))
+    given = data.get("columns") or {}
+    columns = Columns(*map(given.get, Columns._fields))
     found = read_corpus(Path(data["folder"]), columns, fetch=False)
     if found.rows.keys() != {TRAIN, *experiment.dev_sets}:
         raise UserError(f"{data['folder']}: not the splits of {experiment.runs[0].folder}")

@@ -30,7 +30,7 @@ def dev_sets_of(splits: Container[str]) -> list[str]:
 
 def classes_of(metrics: dict) -> tuple[str, ...]:
     """Return the names of label 0 and label 1: CoLA's where a run has none."""
-    return tuple(metrics["data"].get("classes", COLA_CLASSES))
+    return tuple(metrics["data"].get("classes") or COLA_CLASSES)
 
 
 def matthews_corrcoef(labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
