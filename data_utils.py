@@ -27,7 +27,6 @@ from torch import Tensor
 
 from support.corpus import TRAIN, Corpus, bare, read_corpus
 from support.errors import UserError
-from support.fingerprints import corpus_fingerprint
 from support.processes import rank_and_processes
 
 MAX_TOKENS = 2048  # of one forward pass on a processor, whose caches they suit
@@ -59,11 +58,6 @@ class Split:
         """Return the tokens of each sentence, (sentences,)."""
         return np.diff(self.cu_seqlens.numpy())
 
-    @property
-    def fingerprint(self) -> str:
-        """Return the fingerprint of token ids and labels."""
-        return corpus_fingerprint({"": self})
-
     def token_indices(self, indices: np.ndarray) -> Tensor:
         """Return where the tokens of the sentences ``indices`` stand, (tokens,)."""
         lengths, starts = self.seqlens[indices], self.cu_seqlens.numpy()[indices]
@@ -90,7 +84,8 @@ class Split:
     def batches(self, device: torch.device) -> Iterator["Batch"]:
         """Pack this process' share of the sentences, those of equal length together."""
         rank, processes = rank_and_processes()
-        pieces = list(within_budget(self, by_length(self), most_tokens(device)))
+        by_length = np.argsort(-self.seqlens, kind="stable")
+        pieces = list(within_budget(self, by_length, most_tokens(device)))
         for piece in pieces[rank::processes]:
             yield pack(self, piece).to(device)
 
@@ -206,11 +201,6 @@ def pack(split: Split, indices: np.ndarray) -> Batch:
         hints=part.hints,
         blocks=tuple((length, len(list(block))) for length, block in groupby(lengths.tolist())),
     )
-
-
-def by_length(split: Split) -> np.ndarray:
-    """Return the order (sentences,) that puts the longest sentences first."""
-    return np.argsort(-split.seqlens, kind="stable")
 
 
 def shuffled(sentences: int, sr_no: int, epoch: int) -> np.ndarray:

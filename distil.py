@@ -133,21 +133,6 @@ def with_transfer_set(
     return {**corpus, TRAIN: train}
 
 
-def with_answers(
-    options: Namespace, corpus: dict[str, Split], teacher: nn.Module, key: str, device: Device
-) -> dict[str, Split]:
-    """Return the corpus with what a teacher, whose fingerprint is ``key``, answers for it.
-
-    It gives logits for what is trained on and for in_domain_dev, and hints for the former where
-    they have a weight.
-    """
-    folder = options.out_dir / "transfer"
-    width = options.hint_width if options.hint_weight else 0
-    train = teacher_answers(corpus[TRAIN], teacher, key, device, width, folder)
-    dev = teacher_answers(corpus[DEV], teacher, key, device, 0, folder)
-    return {**corpus, TRAIN: train, DEV: dev}
-
-
 # ---------------------------------------------------------------------------------------------
 # The student
 
@@ -253,7 +238,10 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
                 raise replaced(options.transfer_file)
             # Not before the base has written: its batches differ in size, and fragment the memory.
             keep_freed_memory()
-            corpus = with_answers(options, corpus, teacher.model, key, device)
+            width, place = options.hint_width, options.out_dir / "transfer"
+            for split, hints in ((TRAIN, width if options.hint_weight else 0), (DEV, 0)):
+                found = teacher_answers(corpus[split], teacher.model, key, device, hints, place)
+                corpus = {**corpus, split: found}
 
             student = new_student(options, corpus, device)
             if options.embedding_start == "teacher":

@@ -190,7 +190,8 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
         if reason := why_not(layer, config):
             raise ValueError(f"{name}: {reason}")
     for name in saved:
-        if not all(map(can_train, named[name].parameters())):
+        kept = named[name].parameters()
+        if any(isinstance(p, UninitializedParameter) or not p.is_floating_point() for p in kept):
             raise ValueError(f"{name}: not all of its parameters can train; leave it out")
     replace_modules(model, {layer: LoRALinear(layer, config) for layer in targets})
     for name in saved:
@@ -205,11 +206,6 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
 def is_linear(layer: nn.Module) -> bool:
     """Return whether a layer is of a kind that LoRA is for."""
     return isinstance(layer, nn.Linear) or is_conv1d(layer)
-
-
-def can_train(parameter: nn.Parameter) -> bool:
-    """Return whether a parameter has floating-point numbers, and has them already."""
-    return not isinstance(parameter, UninitializedParameter) and parameter.is_floating_point()
 
 
 def why_not(layer: nn.Module, config: LoraConfig) -> str:

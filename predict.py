@@ -25,7 +25,7 @@ from support.checkpoints.students import (
     read_max_length,
     read_metrics_if_any,
 )
-from support.corpus import DEV, TRAIN, read_corpus
+from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import choose_device, keep_freed_memory
 from support.errors import UserError
@@ -49,6 +49,7 @@ from support.sentences import (
 from train_utils import predict_logits
 
 MANY = 8  # times the training sentences' mean length, beyond which a sentence is unlike them
+NANO_NOTE = "nano knows its own small lexicon alone: what it says of other English means nothing"
 COMMAND_LINE, STANDARD_INPUT = "the command line", "standard input"
 SEVERAL = re.compile(r"[.?!][\"')\]]*\s+[A-Z]")  # where a second sentence begins
 
@@ -121,7 +122,8 @@ def run_predict(args: Namespace) -> None:
     for name, folder in folders.items():
         model, tokenizer, max_length = load_model(folder, args)
         split = tokenize(tokenizer, sentences, labels, max_length, table.name, lines)
-        notes += [nano_note(tokenizer, sentences), length_note(split, lines, metrics[name])]
+        notes += [NANO_NOTE * (tokenizer.to_str() == load_tokenizer(NANO).to_str())]
+        notes += [length_note(split, lines, metrics[name])]
         notes += [threshold_note(name, decisions[name], classes[name])]
         with progress_bar("judging sentence", len(split)) as bar:
             logits[name] = predict_logits(device.place(model), split, device, bar)
@@ -266,13 +268,13 @@ def judgements(logits: Tensor, decision: Decision) -> list[dict]:
 
 
 def threshold_note(name: str, decision: Decision, classes: Sequence[str]) -> str:
-    """Return from which p on a model says "acceptable"; nothing where that is above 0.5."""
+    """Return from which p on a model says "acceptable", where that is not from 0.5 on."""
     if decision.rule in (None, "accuracy"):
         return ""
     ps = {rule: decision.p_acceptable(decision.thresholds[rule]) for rule in RULES}
     return (
-        f"{name} calls a sentence {classes[1]} from p = {ps[decision.rule]:.2f} on "
-        f"({decision.rule}); with --threshold accuracy from {ps['accuracy']:.2f}"
+        f"{name} calls a sentence {classes[1]} from p = {ps[decision.rule]:.3f} on "
+        f"({decision.rule}); with --threshold accuracy from {ps['accuracy']:.3f}"
     )
 
 
@@ -302,26 +304,6 @@ def confusion(metrics: dict, classes: Sequence[str]) -> str:
         f"{classes[1]}: {right} judged right, {acceptable - right} wrong; "
         f"{classes[0]}: {correct - right} judged right, {predicted - right} wrong"
     )
-
-
-def nano_note(tokenizer: Tokenizer, sentences: list[str]) -> str:
-    """Return a remark on a word that is not in nano's lexicon, where the tokenizer is nano's."""
-    if tokenizer.to_str() != load_tokenizer(NANO).to_str():
-        return ""
-    corpus = read_corpus(NANO / "corpus").rows.values()
-    known = words_of(row.sentence for rows in corpus for row in rows)
-    unknown = sorted(words_of(sentences) - known)
-    if not unknown:
-        return ""
-    return (
-        f"nano knows its own small lexicon alone, and not {unknown[0]!r}: what it says of other "
-        "English means nothing"
-    )
-
-
-def words_of(sentences: Iterable[str]) -> set[str]:
-    """Return the words in lower case, without the marks at a sentence's end."""
-    return {word.strip(".,?!").lower() for sentence in sentences for word in sentence.split()}
 
 
 # ---------------------------------------------------------------------------------------------

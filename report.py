@@ -77,15 +77,6 @@ def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Pat
     )
 
 
-def limits(shown: list[Experiment]) -> list[str]:
-    """Return the paragraphs on what the numbers cannot say."""
-    n = shown[0].metrics[DEV]["sentences"]
-    texts = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS]
-    if "nano" in map(known_corpus, shown):
-        texts.append(NANO)
-    return texts
-
-
 def write_report(
     pdf: Path, page: Path, shown: list[Experiment], serial: str, plots: Path, missing: list[str]
 ) -> None:
@@ -103,7 +94,10 @@ def write_report(
             alike = [one for one in group if one.variant == variant]
             sections.append(one_variant(alike, corpus, serial, plots))
         judged.append(judgements(group, corpus, fault))
-    sections.append(Section("What these numbers cannot say", limits(shown)))
+    n = shown[0].metrics[DEV]["sentences"]
+    limits = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS]
+    limits += [NANO] if "nano" in map(known_corpus, shown) else []
+    sections.append(Section("What these numbers cannot say", limits))
     write_pdf(pdf, sections)
     write_page(page, sections, judged)
 
@@ -121,4 +115,6 @@ def run_report(args: Namespace) -> None:
     pdf = Path(args.out_dir, f"Report_{args.serial}.pdf")
     page = pdf.with_suffix(".html")
     write_report(pdf, page, shown, args.serial, plots, missing)
-    print(f"{tables.comparison_table(shown)}\n\nreport: {pdf}\npage:   {page}\nplots:  {plots}")
+    for group in tables.grouped(shown):
+        print(tables.result_table(group).to_string(index=False), end="\n\n")
+    print(f"report: {pdf}\npage:   {page}\nplots:  {plots}")

@@ -26,7 +26,7 @@ from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
 from support.checkpoints.adapters import read_adapter, write_adapter
-from support.checkpoints.students import MODELS, SCALE, config_entries, kind_of
+from support.checkpoints.students import MODELS, SCALE, kind_of
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX
 from support.devices import CPU
@@ -108,7 +108,8 @@ def ship(run: Path, target: Path) -> None:
         model = load_student(target)
         held_out = hold_out(corpus, facts["arguments"]["held_out"]).get(HELD_OUT)
         decision = choose_threshold(model, held_out, facts["arguments"]["threshold"], CPU)
-        config = read_json(run / "config.json") | config_entries(decision)
+        config = read_json(run / "config.json") | {"threshold": decision.rule}
+        config |= decision.entries()
         write_json(target / "config.json", config)
         facts |= decision.entries()
         facts["parameters"] = count_parameters(model.requires_grad_())

@@ -50,16 +50,11 @@ def published_files(url: str, sha256: dict[str, str]) -> dict[str, bytes]:
         raise UserError(f"{url}: cannot be downloaded ({reason}); {remedy}") from None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            files = {split: read_member(archive, split) for split in sha256}
+            members = {split: archive.open(f"cola_public/raw/{split}.tsv") for split in sha256}
+            files = {split: member.read(LIMIT) for split, member in members.items()}
     except Exception as error:  # zipfile raises a dozen kinds for a broken archive
         raise UserError(f"{url}: not CoLA's archive ({error!r}); {remedy}") from None
     for split, content in files.items():
         if hashlib.sha256(content).hexdigest() != sha256[split]:
             raise UserError(f"{url}: {split}.tsv has the wrong checksum; {remedy}")
     return files
-
-
-def read_member(archive: zipfile.ZipFile, split: str) -> bytes:
-    """Return the content of a split's file, or its beginning where it is larger than any is."""
-    with archive.open(f"cola_public/raw/{split}.tsv") as member:
-        return member.read(LIMIT)

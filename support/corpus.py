@@ -76,11 +76,10 @@ def read_corpus(data_dir: Path, columns: Columns = ANY, fetch: bool = True) -> C
         corpus = {split: corpus[split] for split in SPLITS if split in corpus}
         files[DEV], sha256[DEV] = files[TRAIN], sha256[TRAIN]
         facts["split"] = f"1 sentence of {DEV_SHARE} for {DEV}, by the SHA-256 of its text"
-        counts = f"{len(corpus[TRAIN]):,} for {TRAIN}, {len(corpus[DEV]):,} for {DEV}"
+    counts = f"{len(corpus[TRAIN]):,} sentences for {TRAIN}, {len(corpus[DEV]):,} for {DEV}"
+    if "split" in facts:
         understood.append(f"{files[TRAIN]}: split by a fixed rule, {counts}")
-    labels = {row.label for row in corpus[TRAIN]}
-    if len(labels) < 2 or not corpus[DEV]:
-        counts = f"{len(corpus[TRAIN])} sentences for {TRAIN}, {len(corpus[DEV])} for {DEV}"
+    if len({row.label for row in corpus[TRAIN]}) < 2 or not corpus[DEV]:
         raise UserError(
             f"{files[TRAIN]}: {counts}; both classes must be in the first; give more sentences"
         )

@@ -242,14 +242,8 @@ def options_of(args: Namespace, mode: str, sr_no: int, sentences: int) -> Namesp
     settings = settings_of(args, mode)
     beside = args.recipe == "hints" and (args.mode == "all" or "epochs" not in args.given)
     if mode == "rnn" and beside:
-        settings["epochs"] = epochs_beside(settings_of(args, "distil"), sentences)
+        # As many steps as one taught with hints takes, which has the transfer set as well.
+        taught = settings_of(args, "distil")
+        labelled = max(sentences - taught["held_out"], 1)
+        settings["epochs"] = round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))
     return Namespace(**vars(args) | settings | {"sr_no": sr_no, "settings": settings})
-
-
-def epochs_beside(taught: dict[str, Any], sentences: int) -> int:
-    """Return in how many epochs an untaught student takes as many steps as one taught with hints.
-
-    The taught one has a transfer set beside the labelled sentences that are not held out.
-    """
-    labelled = max(sentences - taught["held_out"], 1)
-    return round(taught["epochs"] * (1 + taught["transfer_size"] / labelled))

@@ -105,13 +105,6 @@ def barrier() -> None:
     any_process(False)
 
 
-def broadcast(tensor: "Tensor") -> None:
-    """Give every process the main one's tensor, in place."""
-    if not is_main():
-        tensor.zero_()
-    sum_over_processes(tensor)
-
-
 @contextmanager
 def together() -> Iterator[None]:
     """Have all processes leave the block, or none: one's user error is raised in every process.

@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from support.errors import UserError, first_line
@@ -64,10 +65,9 @@ class Table(NamedTuple):
         names = [f"{name!r} ({number})" for number, name in enumerate(classes)]
         names = ["0", "1"] if tuple(classes) == KNOWN[0] else names
         labels = f", labels {' and '.join(names)} in {self.label_column}"
-        start = (
-            f"{self.name}: {len(self.rows):,} sentences {self.layout or 'of a text, one a line'}"
-        )
-        return start + (labels if classes else "")
+        layout = self.layout or "of a text, one a line"
+        read = f"{self.name}: {len(self.rows):,} sentences {layout}"
+        return read + (labels if classes else "")
 
 
 def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
@@ -144,7 +144,9 @@ def check_is_text(text: Table) -> None:
         width = len(rows[0])
         if len(rows) == 1 or width == 1 or any(len(row) != width for row in rows):
             continue
-        if all(map(NAME.fullmatch, rows[0])) or any(map(are_labels, zip(*rows, strict=True))):
+        cells = [{cell.strip().lower() for cell in column} for column in zip(*rows, strict=True)]
+        labelled = any(column <= {*pair} for column, pair in product(cells, KNOWN))
+        if labelled or all(map(NAME.fullmatch, rows[0])):
             raise UserError(
                 f"{text.name}, line {text.rows[0].line}: a table, by its {width} columns between "
                 f"{separator!r} in every line; --text_column names that of the sentences in its "
@@ -152,30 +154,23 @@ def check_is_text(text: Table) -> None:
             )
 
 
-def are_labels(values: Iterable[str]) -> bool:
-    """Return whether all are labels of one of the `KNOWN` kinds."""
-    found = {value.strip().lower() for value in values}
-    return any(found <= set(pair) for pair in KNOWN)
-
-
 # ---------------------------------------------------------------------------------------------
 # Tables
 
 
 def parse_row(line: str, name: str, number: int) -> Row:
-    """Return a line of a file in CoLA's layout: source, label, the author's own mark, sentence."""
-    where, columns = f"{name}, line {number}", line.split("\t")
-    if len(columns) != 4:
-        raise UserError(
-            f"{where}: {len(columns)} tab-separated columns where CoLA has 4 "
-            "(source, label, author's mark, sentence)"
-        )
-    source, label, _, sentence = columns
-    if label not in ("0", "1"):
-        raise UserError(f"{where}: the label is {label!r}; it must be 0 or 1")
-    if not sentence.strip():
-        raise UserError(f"{where}: the sentence is empty; remove the line")
-    return Row(sentence, COLA_CLASSES[int(label)], number, source)
+    """Return a line of a file in CoLA's layout."""
+    match columns := line.split("\t"):
+        case [source, "0" | "1" as label, _, sentence] if sentence.strip():
+            return Row(sentence, COLA_CLASSES[int(label)], number, source)
+        case [_, "0" | "1", _, _]:
+            fault = "no sentence"
+        case [_, label, _, _]:
+            fault = f"the label {label!r}"
+        case _:
+            fault = f"{len(columns)} columns"
+    wanted = "4 between tabs: source, label 0 or 1, author's mark, sentence"
+    raise UserError(f"{name}, line {number}: {fault}; CoLA's layout has {wanted}")
 
 
 def parse_object(line: str, name: str, number: int) -> dict[str, Any]:

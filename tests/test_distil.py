@@ -25,7 +25,6 @@ from distil import (
     distillation,
     linear_discriminant,
     start_embedding,
-    with_answers,
     with_transfer_set,
 )
 from predict import load_model
@@ -37,6 +36,7 @@ from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX, Decision, margins_of
 from support.devices import CPU
 from support.errors import UserError
+from support.fingerprints import corpus_fingerprint
 from support.options import RULES
 from train_utils import Counts, predict_logits
 
@@ -143,7 +143,8 @@ def test_the_transfer_set_stands_behind_the_training_sentences_unlabelled(nano_c
     options = Namespace(transfer_size=30, transfer_source="edits", transfer_file=None, sr_no=3)
     both = with_transfer_set(options, find_base("nano"), "its fingerprint", nano_corpus, CPU)[TRAIN]
     assert both.sentences[: len(known)] == known.sentences
-    assert both.chosen(np.arange(len(known))).fingerprint == known.fingerprint
+    again = both.chosen(np.arange(len(known)))
+    assert corpus_fingerprint({TRAIN: again}) == corpus_fingerprint({TRAIN: known})
     assert both.labels[len(known) :].tolist() == [UNLABELLED] * 30
 
 
@@ -157,20 +158,6 @@ def test_a_sentence_too_long_is_reported_at_its_line_of_the_users_file(nano_corp
     message = r"mine.txt, line 6: \d+ tokens, where the model takes 1 to 40"
     with pytest.raises(UserError, match=message):
         with_transfer_set(options, base, "its fingerprint", nano_corpus, CPU)
-
-
-@pytest.mark.parametrize(("hint_weight", "width"), [(0, None), (3.0, 8)])
-def test_a_teacher_answers_for_training_and_in_domain_dev_alone(
-    nano_corpus, tmp_path, hint_weight, width
-):
-    corpus = {name: split.chosen(np.arange(20)) for name, split in nano_corpus.items()}
-    options = Namespace(hint_weight=hint_weight, hint_width=8, out_dir=tmp_path)
-    taught = with_answers(options, corpus, classifier(NANO), "its fingerprint", CPU)
-    assert list(taught) == list(corpus)
-    assert [split.teacher_logits is None for split in taught.values()] == [False, False, True]
-    hints = [split.hints for split in taught.values()]
-    assert hints[1:] == [None, None]
-    assert hints[0].shape[1] == width if width else hints[0] is None
 
 
 # ---------------------------------------------------------------------------------------------

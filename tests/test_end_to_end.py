@@ -26,6 +26,7 @@ import finetune
 from bench.kills import READS, TRAINS, WRITES, compare_killed
 from bench.parity import hugging_face
 from data_utils import load_corpus
+from predict import NANO_NOTE
 from support import PROJECT
 from support.bases import load_tokenizer
 from support.corpus import DEV, SPLITS, read_corpus
@@ -278,8 +279,7 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, t
         p = torch.tensor(answer["logits"]).softmax(0)
         assert (answer["sentence"], answer["label"]) == (sentence, int(p.argmax()))
         assert answer["p_acceptable"] == pytest.approx(p[1].item(), abs=1e-6)
-    assert expected.stderr == ""
-    assert "note: nano knows its own small lexicon alone" in call(*options, "The cat purrs.").stderr
+    assert expected.stderr == f"note: {NANO_NOTE}\n"
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + "\n".join(SENTENCES).encode())
     assert call(*options, "--json", "--input", "bom.txt").stdout == expected.stdout
     for text, note in (
@@ -288,7 +288,7 @@ def test_predict_reads_any_checkpoint_and_every_source_alike(demo, call, mode, t
         ("{}\n\n \n{}\n\n", "standard input: 3 blank lines passed over\n"),
     ):
         piped = call(*options, "--json", input=text.format(*SENTENCES))
-        assert (piped.stdout, piped.stderr) == (expected.stdout, note)
+        assert (piped.stdout, piped.stderr) == (expected.stdout, note + expected.stderr)
     header, *rows = call(*options, *SENTENCES).stdout.splitlines()
     assert header.split() == ["p(acceptable)", "judgement", "sentence"]
     for row, answer in zip(rows, answers(expected), strict=True):
@@ -546,7 +546,7 @@ REFUSED = [  # a command, the line's words, and the input if it has any
     ("--mode predict --checkpoint {rnn} Fine. '\x1b[31m'", "command line, line 2: a control char"),
     ("--mode predict --checkpoint {rnn}", "input, line 2: a control char", "Fine.\nRing\x07.\n"),
     ("--mode predict --checkpoint {rnn}", "input, line 2: a tab in the", "Fine.\nNot\tfine.\n"),
-    ("--mode predict --checkpoint {rnn}", "line 2: 2 tab-sep", "a\t1\t\tFine.\nNot\tfine.\n"),
+    ("--mode predict --checkpoint {rnn}", "line 2: 2 columns;", "a\t1\t\tFine.\nNot\tfine.\n"),
 ]
 
 

@@ -22,7 +22,6 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 import report
 import run as front_door
 from bench.results import by_rule
-from support import PROJECT
 from support.corpus import COLA_SHA256, DEV, OUT_OF_DOMAIN, read_corpus
 from support.decisions import Decision
 from support.errors import UserError
@@ -404,13 +403,13 @@ OF_COLA = ("published LoRA gpt2", "Comparable here: ", "the best that anyone has
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> SimpleNamespace:
-    """A report on CoLA and nano's corpus, which are known by their files."""
+    """A report on CoLA, which is known by its files, and on nano's corpus, known by its name."""
     out_dir = tmp_path_factory.mktemp("corpora")
     add_corpus(make_run(out_dir, "LoRA", ODD))
     change_metrics(make_run(out_dir, "LoRA"), "data", name="mine", files=COLA_SHA256)
     change_metrics(make_run(out_dir, "rnn"), "arguments", lr=0.01)
-    files = read_corpus(PROJECT / "nano" / "corpus").facts["files"]
-    change_metrics(make_run(out_dir, "LoRA", "nano"), "data", name="its", sha256="cd", files=files)
+    own = {"name": "nano/corpus", "sha256": "cd", "files": {}}
+    change_metrics(make_run(out_dir, "LoRA", "nano"), "data", **own)
     return SimpleNamespace(
         folder=out_dir, texts=write_reports(out_dir), found=find_runs(out_dir, [7])
     )
@@ -432,8 +431,8 @@ def test_each_corpus_has_a_table_of_its_own_and_the_published_stand_beside_cola(
     paper, page = corpora.texts
     assert ODD in paper
     assert "<b>" not in page
-    printed = tables.comparison_table(corpora.found).split("\n\n")
-    assert [block.count("LoRA nano") for block in printed] == [0, 2]
+    printed = [tables.result_table(group)["run"] for group in tables.grouped(corpora.found)]
+    assert [(block == "LoRA nano").sum() for block in printed] == [0, 2]
 
 
 def test_a_report_tells_the_scores_by_source_and_without_what_training_has(corpora):

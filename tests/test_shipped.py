@@ -147,7 +147,7 @@ def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_p
         labels[rule] = [answer.pop("label") for answer in answers[rule]]
         assert labels[rule] == [answer["p_acceptable"] > edge for answer in answers[rule]]
         assert f"({sum(labels[rule])} of 2)" in result.stderr  # also for what scores them
-        told = f"note: student calls a sentence acceptable from p = {edge:.2f} on (balanced)"
+        told = f"note: student calls a sentence acceptable from p = {edge:.3f} on (balanced)"
         assert (told in result.stderr) == (rule == "balanced")
     assert answers["balanced"] == answers["accuracy"]
     assert sum(labels["balanced"]) < sum(labels["accuracy"])  # of these sentences one changes

@@ -28,7 +28,8 @@ def save_student(model: nn.Module, base: Base, folder: Path, decision: Decision 
     """Write a student with its base's tokenizer: the folder is complete by itself."""
     save_tokenizer(base.tokenizer, base.folder, folder)
     config = {"model_type": STUDENT, "cell": model.cell, "n_positions": base.max_length}
-    write_json(folder / "config.json", config | config_entries(decision))
+    rule = {"threshold": decision.rule} if decision.thresholds else {}
+    write_json(folder / "config.json", config | rule | decision.entries())
     write_tensors(folder / "model.safetensors", model.state_dict(), {})
 
 
@@ -92,11 +93,6 @@ def read_max_length(folder: Path) -> int:
     if type(max_length) is not int:
         raise UserError(f"{path}: n_positions = {max_length!r}")
     return max_length
-
-
-def config_entries(decision: Decision) -> dict[str, Any]:
-    """Return what a student's config.json has of where it decides."""
-    return {"threshold": decision.rule, **decision.entries()} if decision.thresholds else {}
 
 
 def read_decision(folder: Path) -> Decision:

@@ -16,7 +16,6 @@ from support.reporting.metrics import (
     COUNTS,
     DEV_SETS,
     broken,
-    classes_of,
     cut,
     dev_sets_of,
     read_metrics,
@@ -74,11 +73,6 @@ class Experiment:
     def dev_sets(self) -> list[str]:
         """Return the dev sets of the corpus."""
         return dev_sets_of(self.metrics)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of label 0 and label 1."""
-        return classes_of(self.metrics)
 
     @property
     def sr_nos(self) -> list[int]:
@@ -159,10 +153,6 @@ def load_experiment(folders: list[Path]) -> Experiment:
                     f"{run.folder}: {key} is {here.get(key)}, and {there.get(key)} in "
                     f"{first.folder.name}; one report takes runs of the same settings"
                 )
-        for split in first.predictions:
-            labels = run.predictions[split].labels, first.predictions[split].labels
-            if not np.array_equal(*labels):
-                raise UserError(f"{run.folder}: other {split} labels than in {first.folder.name}")
     return Experiment(first.metrics["mode"], first.metrics["variant"], runs)
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from support.files import write_bytes
 from support.reporting.finished import Corpus, Experiment
+from support.reporting.metrics import classes_of
 from support.reporting.tables import Section
 
 WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this one
@@ -44,7 +45,7 @@ def judgements(group: list[Experiment], corpus: Corpus, fault: str) -> dict[str,
     return {
         "name": f"{first.metrics['data']['name']}, {first.variant if alike else 'several bases'}",
         "dev_sets": first.dev_sets,
-        "classes": first.classes,
+        "classes": classes_of(first.metrics),
         "sizes": [len(first.labels(split)) for split in first.dev_sets],
         "majority": [first.scores[split].majority for split in first.dev_sets],
         "label": [int(label) for split in first.dev_sets for label in first.labels(split)],

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from support import PROJECT
-from support.corpus import COLA_SHA256, DEV, TRAIN, read_corpus
+from support.corpus import COLA_SHA256, DEV, TRAIN
 from support.options import published
 from support.reporting.finished import DEV_SETS, Corpus, Experiment
-from support.reporting.metrics import majority, matthews_corrcoef, summary
+from support.reporting.metrics import classes_of, majority, matthews_corrcoef, summary
 from support.reporting.statistics import (
     Estimate,
     Score,
@@ -62,7 +61,8 @@ def corpus_facts(experiment: Experiment) -> str:
     train, *dev = (f"{data[split]['sentences']:,}" for split in (TRAIN, *experiment.dev_sets))
     sets = "dev sets" if len(dev) > 1 else "a dev set"
     sizes = f"{train} training sentences, {sets} of {' and '.join(dev)}"
-    return "{}: {}. 1 is “{}”, 0 “{}”.".format(data["name"], sizes, *experiment.classes[::-1])
+    zero, one = classes_of(experiment.metrics)
+    return f"{data['name']}: {sizes}. 1 is “{one}”, 0 “{zero}”."
 
 
 def result_table(shown: list[Experiment]) -> DataFrame:
@@ -76,11 +76,6 @@ def result_table(shown: list[Experiment]) -> DataFrame:
             f"{s.majority:.2%}", mcc, interval(s.mcc, ".2f"),
         ))  # fmt: skip
     return DataFrame(rows, columns=RESULT)
-
-
-def comparison_table(shown: list[Experiment]) -> str:
-    """Return the results as plain text, a block a corpus."""
-    return "\n\n".join(result_table(group).to_string(index=False) for group in grouped(shown))
 
 
 def score_cells(s: Score) -> tuple[str, str]:
@@ -261,13 +256,14 @@ def differences_from_published(experiment: Experiment) -> list[str]:
 def known_corpus(experiment: Experiment) -> str:
     """Return "CoLA" or "nano" where a corpus is CoLA or nano's own; else nothing.
 
-    It is known by its files; a run that does not record them, by its folder's name.
+    CoLA is known by its files, or by its name where a run does not record them; nano's corpus by
+    its name, which only the project's own folder has.
     """
     data = experiment.metrics["data"]
-    if "files" not in data:
-        return {"cola_public": "CoLA", "nano/corpus": "nano"}.get(data["name"], "")
-    known = {"CoLA": COLA_SHA256, "nano": read_corpus(PROJECT / "nano" / "corpus").facts["files"]}
-    return next((name for name, files in known.items() if files == data["files"]), "")
+    if data["name"] == "nano/corpus":
+        return "nano"
+    is_cola = data["files"] == COLA_SHA256 if "files" in data else data["name"] == "cola_public"
+    return "CoLA" if is_cola else ""
 
 
 def unseen(group: list[Experiment], corpus: Corpus) -> list[str]:

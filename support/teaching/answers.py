@@ -4,6 +4,7 @@ Hints are the leading principal components of its final hidden states, each dime
 they carry most of the variance in a fraction of the numbers.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from data_utils import Split
 from support.devices import Device
 from support.errors import UserError
 from support.files import read_tensors, write_tensors
-from support.fingerprints import fingerprint
-from support.processes import any_process, barrier, broadcast, sum_over_processes
+from support.fingerprints import corpus_fingerprint, fingerprint
+from support.processes import any_process, barrier, is_main, sum_over_processes
 from support.progress import progress_bar
 from support.runs.locks import locked
 
@@ -42,13 +43,15 @@ def teacher_answers(
     bar = progress_bar("teacher reads sentence", len(split))
     with bar, locked(folder / f"teacher_{key[:16]}.lock", wait=True):
         for part in parts:
-            name = fingerprint(key, part.fingerprint, *basis)[:16]
+            name = fingerprint(key, corpus_fingerprint({"": part}), *basis)[:16]
             path = folder / f"teacher_{name}.safetensors"
             shapes = {"logits": (len(part), 2)}
             if width:
                 shapes |= {"hints": (len(part.input_ids), width), "mean": (full,)}
                 shapes["components"] = (full, width)
-            found = tensors_in(path)
+            found: dict[str, Tensor] = {}
+            with suppress(UserError):  # missing or broken
+                found, _ = read_tensors(path)
             if any_process({name: tuple(t.shape) for name, t in found.items()} != shapes):
                 logits, states = read(teacher, part, device, width > 0, bar)
                 tensors = {"logits": logits}
@@ -71,14 +74,6 @@ def teacher_answers(
         teacher_logits=torch.cat([part["logits"] for part in answers]),
         hints=torch.cat([part["hints"] for part in answers]) if width else None,
     )
-
-
-def tensors_in(path: Path) -> dict[str, Tensor]:
-    """Return a file's tensors; none where it is missing or broken."""
-    try:
-        return read_tensors(path)[0]
-    except UserError:
-        return {}
 
 
 def read(
@@ -111,7 +106,9 @@ def leading_components(rows: Tensor, width: int) -> Tensor:
     rows = rows.float().cpu()
     mean, components = principal_components(rows, width)
     projected = (rows - mean) @ components
-    broadcast(projected)
+    if not is_main():
+        projected.zero_()
+    sum_over_processes(projected)
     return projected
 
 
