@@ -1,83 +1,94 @@
-"""Which mistakes does a model recognise? Twenty minimal pairs, judged by any saved models.
+"""Which plain mistakes of everyday English does a model recognise? 200 pairs, by ten kinds.
 
-    python -m bench.minimal_pairs CHECKPOINT CHECKPOINT ...
+    python -m bench.minimal_pairs smollm2 student      # names that ship, or folders of runs
+    python -m bench.minimal_pairs student --first      # the first pair of each kind, with its p
 
-A pair is told apart where the good sentence has the larger margin (logit 1 less logit 0), whatever
-the threshold. The pairs are written for this list and are in no corpus.
+A pair is a good sentence and the same one with a mistake. It is told apart where the good one has
+the larger margin (logit 1 less logit 0), whatever the threshold; "right" is the share of all 400
+sentences that get the right answer at a model's own threshold. The pairs (minimal_pairs.csv) were
+written by hand for this list before any model had judged them. They are in no corpus, no prompt and
+no training, and nothing is chosen by them.
 """
 
 import argparse
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from bench.results import markdown
 from data_utils import tokenize
-from predict import load_model
+from predict import chosen_decision, load_model
+from support.checkpoints.students import checkpoint_folder
+from support.decisions import margins_of
 from support.devices import CPU
 from support.errors import UserError
+from support.reporting.statistics import wilson_interval
 from train_utils import predict_logits
 
-PAIRS = {
-    "agreement": (
-        ("The keys to the old cupboard are missing.", "The keys to the old cupboard is missing."),
-        ("Every neighbour of ours owns a bicycle.", "Every neighbour of ours own a bicycle."),
-        ("The girl who feeds the ducks lives here.", "The girl who feeds the ducks live here."),
-        ("These bottles were empty.", "These bottles was empty."),
-    ),
-    "order": (
-        ("My aunt always drinks cold milk.", "My aunt drinks always milk cold."),
-        ("They gave the tired driver some water.", "They gave the driver tired some water."),
-        ("We rarely see him on Mondays.", "We see rarely on Mondays him."),
-        ("She put the lamp on the shelf.", "She the lamp put on the shelf."),
-    ),
-    "missing arguments": (
-        ("The waiter put the plates on the table.", "The waiter put on the table."),
-        ("Our team defeated the champions.", "Our team defeated."),
-        ("He relies on his brother.", "He relies on."),
-        ("The nurse handed me a towel.", "The nurse handed a towel me to."),
-    ),
-    "reflexives": (
-        ("The boy hurt himself.", "The boy hurt herself."),
-        ("We blamed ourselves for the delay.", "We blamed themselves for the delay."),
-        ("The queen admired herself in the mirror.", "Herself admired the queen in the mirror."),
-        ("I bought myself a hat.", "I bought yourself a hat."),
-    ),
-    "questions": (
-        ("What did the farmer sell?", "What did the farmer sell the cow?"),
-        ("Who do you think won the race?", "Who do you think that won the race?"),
-        ("Where has she hidden the letter?", "Where she has hidden the letter?"),
-        ("Which book did they read?", "Which did they read book?"),
-    ),
-}  # fmt: skip
+PAIRS = pd.read_csv(Path(__file__).with_suffix(".csv"))
 
 
 def main() -> None:
-    """Judge every pair by every model, and print how many are told apart and by how much."""
+    """Judge every pair by every model, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--first", action="store_true", help="the first pair of each kind")
     args = parser.parse_args()
-    kinds = [kind for kind, pairs in PAIRS.items() for _ in pairs]
-    pairs = [pair for pairs in PAIRS.values() for pair in pairs]
-    gaps = pd.DataFrame(pairs, kinds, columns=["good", "bad"])
     try:
-        for folder in args.checkpoints:
-            gaps[folder.name] = gaps_of(folder, pairs)
+        judged = {path.name: judge(checkpoint_folder(path)) for path in args.checkpoints}
     except UserError as error:
         parser.error(str(error))
-    right = gaps.drop(columns=["good", "bad"]).gt(0)
-    print(f"{right.groupby(level=0, sort=False).sum()}\n\nall of 20:\n{right.sum().to_string()}\n")
-    print(gaps.to_string(index=False, float_format="{:+.2f}".format))
+    print(markdown(first_pairs(judged) if args.first else by_kind(judged)))
 
 
-def gaps_of(folder: Path, pairs: list[tuple[str, str]]) -> list[float]:
-    """Return by how much the margin of each pair's good sentence is larger."""
-    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
-    sentences = [sentence for pair in pairs for sentence in pair]
+def judge(folder: Path) -> pd.DataFrame:
+    """Return, for each pair, whether a model tells it apart, its p and its answers."""
+    plain = Namespace(given=set())
+    model, tokenizer, longest = load_model(folder, plain)
+    decision = chosen_decision(folder.name, folder, plain)
+    sentences = [*PAIRS["good"], *PAIRS["bad"]]
     split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "minimal pairs")
-    logits = predict_logits(model, split, CPU)
-    margins = logits[:, 1] - logits[:, 0]
-    return (margins[::2] - margins[1::2]).tolist()
+    good, bad = np.split(margins_of(predict_logits(model, split, CPU)), 2)
+    table = pd.DataFrame({"kind": PAIRS["kind"], "told": good > bad})
+    for name, margins in (("good", good), ("bad", bad)):
+        table[f"p_{name}"], table[name] = decision.p_acceptable(margins), decision.answers(margins)
+    table["right"] = (table["good"] + 1 - table["bad"]) / 2
+    return table
+
+
+def by_kind(judged: dict[str, pd.DataFrame]) -> list[tuple[str, ...]]:
+    """Return how many pairs of each kind are told apart, and the share of right answers."""
+    heads = [f"{name}, {what}" for name in judged for what in ("told apart", "right")]
+    rows, sizes = [("kind", *heads)], PAIRS["kind"].value_counts(sort=False)
+    for kind, size in sizes.items():
+        row = [kind]
+        for table in judged.values():
+            part = table[table["kind"] == kind]
+            row += [f"{part['told'].sum()} of {size}", f"{part['right'].mean():.0%}"]
+        rows.append(tuple(row))
+    whole = ["all"]
+    for table in judged.values():
+        counts = (table["told"].sum(), len(PAIRS)), (2 * table["right"].sum(), 2 * len(PAIRS))
+        for right, total in counts:
+            low, high = wilson_interval(int(right), total)
+            whole.append(f"{right / total:.1%} ({low:.0%} to {high:.0%})")
+    return [*rows, tuple(whole)]
+
+
+def first_pairs(judged: dict[str, pd.DataFrame]) -> list[tuple[str, ...]]:
+    """Return the first pair of each kind, with the probability that each model gives it."""
+    first = PAIRS.drop_duplicates("kind")
+    rows = [("sentence", *judged)]
+    for place, pair in first.iterrows():
+        for which in ("good", "bad"):
+            cells = []
+            for table in judged.values():
+                answer = "acceptable" if table.loc[place, which] else "unacceptable"
+                cells.append(f"{table.loc[place, f'p_{which}']:.3f} {answer}")
+            rows.append((pair[which], *cells))
+    return rows
 
 
 if __name__ == "__main__":
