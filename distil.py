@@ -114,21 +114,23 @@ def with_transfer_set(
     size, train = options.transfer_size, corpus[TRAIN]
     if not size:
         return corpus
+    lines = [0] * size
     if options.transfer_source == "edits":
-        edits = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
-        made = dict.fromkeys(edits, 0)
+        made = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
     elif options.transfer_file:
         from support.teaching.written import sentences_of_file
 
-        made = sentences_of_file(options.transfer_file, corpus, size)  # with the line of each
+        made, lines = sentences_of_file(options.transfer_file, corpus, size)
     else:
-        from support.teaching.written import written_sentences
+        from support.teaching import written
 
-        folder = options.out_dir / "transfer"
-        made = dict.fromkeys(written_sentences(base, base_key, corpus, size, device, folder), 0)
+        write = written.written_sentences
+        if options.transfer_source == "everyday":
+            write = written.everyday_sentences
+        made = write(base, base_key, corpus, size, device, options.out_dir / "transfer")
     sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
     # Only sentences of a file may be too long: the others are known to be short enough.
-    lines, source = [0] * len(train) + list(made.values()), str(options.transfer_file)
+    lines, source = [0] * len(train) + lines, str(options.transfer_file)
     train = tokenize(base.tokenizer, sentences, labels, base.max_length, source, lines)
     return {**corpus, TRAIN: train}
 

@@ -32,7 +32,7 @@ from support.errors import UserError
 from support.files import read_bytes
 from support.options import RULES
 from support.progress import progress_bar
-from support.reporting import describe, measure, read_metrics, summary
+from support.reporting import describe, measure, read_metrics
 from support.reporting.metrics import COUNTS, classes_of
 from support.runs import run_folder
 from support.sentences import (
@@ -174,9 +174,10 @@ def default_checkpoint(args: Namespace) -> Path:
     own = run_folder(args, "LoRA")
     if own.exists() or args.mode != "predict" or args.given & {"gpt_variant", "sr_no", "out_dir"}:
         return own
-    student, teacher = (summary(read_metrics(MODELS / SHIPPED[name])[DEV]) for name in SHIPPED)
-    note = f"note: the student that ships, taught by smollm2 on CoLA; accuracy on {DEV} {student}"
-    print(f"{note}; of its teacher (--checkpoint smollm2) {teacher}", file=sys.stderr)
+    scores = (read_metrics(MODELS / SHIPPED[name])[DEV] for name in SHIPPED)
+    wrong = [f"one in {1 / (1 - s['accuracy']):.0f} (MCC {s['mcc']:.3f})" for s in scores]
+    note = "note: the student that ships. Of CoLA's sentences it judges {} wrongly, its teacher"
+    print(f"{note} (--checkpoint smollm2) {{}}".format(*wrong), file=sys.stderr)
     return MODELS / SHIPPED["student"]
 
 

@@ -164,7 +164,7 @@ def without_rare_tokens(
     tensors: dict[str, Tensor], corpus: dict[str, Split], tokenizer: Tokenizer
 ) -> dict[str, Tensor]:
     """Return a student's tensors without the rows of tokens that training hardly met."""
-    written = sentences_of_file(WRITTEN, corpus, 200_000)
+    written, _ = sentences_of_file(WRITTEN, corpus, 200_000)
     ids = torch.tensor(list(chain.from_iterable(token_ids(tokenizer, written))))
     met = torch.cat([ids, corpus[TRAIN].input_ids])
     often = torch.bincount(met, minlength=tokenizer.get_vocab_size()) >= LEAST

@@ -29,7 +29,10 @@ from support.devices import CPU, choose_device
 from support.errors import UserError
 from support.teaching import edited_sentences
 from support.teaching.continuations import continuations
+from support.teaching.edits import with_mistakes
 from support.teaching.written import (
+    EVERYDAY,
+    everyday_sentences,
     examples_of,
     sentence_tokens,
     sentences_of_file,
@@ -142,8 +145,41 @@ def test_an_edit_that_is_too_long_for_the_model_is_left_out():
     assert all(map(fits, made))
 
 
+def test_plain_mistakes_are_of_four_kinds_and_each_is_new():
+    sentences = ["She has eaten some books.", "The boys fed the dogs.", "A book fell on a dog."]
+    taken = {bare("The boys fed dogs the.")}
+    made = list(with_mistakes(sentences, taken))
+    assert {
+        "She have eaten some books.", "She has ate some books.",  # a word for another
+        "She has eaten some book.", "A books fell on a dog.",  # another form of it
+        "The boys fed the.", "Boys fed the dogs.",  # a word less
+        "Boys the fed the dogs.", "A book fell a on dog.",  # neighbours exchanged
+    } <= {*made}  # fmt: skip
+    found = {bare(sentence) for sentence in made}
+    assert len(found) == len(made)
+    assert not found & (taken | {bare(sentence) for sentence in sentences})
+    assert list(with_mistakes(sentences, taken)) == made
+
+
 # ---------------------------------------------------------------------------------------------
 # Sentences that a base writes
+
+
+def test_half_of_everyday_sentences_are_after_a_page_and_half_of_these_have_a_mistake(
+    nano_corpus, written, tmp_path
+):
+    source = BASE, "a base", nano_corpus
+    made = everyday_sentences(*source, 203, CPU, tmp_path)
+    assert made[:103] == written[0][:103]
+    plain, wrong = made[103:153], made[153:]
+    assert plain == written_sentences(*source, 50, CPU, tmp_path, everyday=True)
+    assert not set(plain) & set(written[0])
+    assert wrong == list(
+        itertools.islice(with_mistakes(plain, bare_sentences(*nano_corpus.values())), 50)
+    )
+    page = {bare(line) for line in EVERYDAY.read_text().splitlines()}
+    assert not page & set(map(bare, plain))
+    assert everyday_sentences(*source, 203, CPU, tmp_path) == made
 
 
 def the_file(folder):
@@ -299,7 +335,7 @@ def test_the_first_new_sentences_of_a_file_are_taken_with_their_lines(
     corpus, path = corpus_of("The cat sat."), tmp_path / name
     path.write_bytes(content)
     if isinstance(found, dict):
-        assert sentences_of_file(path, corpus, 2) == found
+        assert sentences_of_file(path, corpus, 2) == (list(found), list(found.values()))
     else:
         with pytest.raises(UserError, match=found):
             sentences_of_file(path, corpus, 2)

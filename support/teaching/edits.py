@@ -1,14 +1,15 @@
 """Vary sentences by one edit each, for a teacher to label.
 
-Two words are swapped, a word is dropped, a word of the corpus inserted, or a word replaced by one
-with the same three letters at its beginning or the same two at its end. The results are often
-unacceptable. The capital and the final mark stay in their places: they give no edit away.
+The results are often unacceptable. The capital and the final mark stay in their places: they give
+no edit away.
 """
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -18,6 +19,8 @@ from support.errors import UserError
 from support.progress import progress_bar
 
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
+CONFUSED = Path(__file__).with_name("confused.txt")  # words that learners of English confuse
+ENDING = re.compile(r"(ing|ed|er|est|es|ly|s|e|d)$")  # by which forms of a word differ
 
 
 def edited_sentences(
@@ -59,7 +62,11 @@ def words_and_marks(sentences: list[str]) -> list[tuple[list[str], str]]:
 
 
 def variations(parts: list[tuple[list[str], str]], seen: set[str], sr_no: int) -> Iterator[str]:
-    """Yield variations that are not in ``seen``, and add them to it, while there are any."""
+    """Yield variations that are not in ``seen``, and add them to it, while there are any.
+
+    Two words are swapped, a word is dropped, a word of the corpus inserted, or a word replaced by
+    one with the same three letters at its beginning or the same two at its end.
+    """
     rng = random.Random(f"transfer set {sr_no}")
     vocabulary = [word for words, _ in parts for word in words]
     begins, ends = defaultdict(list), defaultdict(list)  # words of like form
@@ -87,5 +94,42 @@ def variations(parts: list[tuple[list[str], str]], seen: set[str], sr_no: int) -
         missed += 1
         if sentence not in seen:
             seen.add(sentence)
+            missed = 0
+            yield sentence
+
+
+def with_mistakes(sentences: list[str], taken: set[str]) -> Iterator[str]:
+    """Yield the sentences, each with one plain mistake, again and again while they are new.
+
+    A word is replaced by one that is easily confused with it (confused.txt) or by another of its
+    forms, or dropped, or two neighbours change places. ``taken``, by `bare`, are not new.
+    """
+    rng, parts = random.Random(0), words_and_marks(sentences)
+    taken = taken | {bare(sentence) for sentence in sentences}
+    lines = [line.split() for line in CONFUSED.read_text().splitlines()]
+    forms = defaultdict(list)
+    for word in dict.fromkeys(word for words, _ in parts for word in words if len(word) > 3):
+        forms[ENDING.sub("", word)].append(word)
+    others = defaultdict(list)
+    for alike in (*lines, *forms.values()):
+        for word in alike:
+            others[word] += [other for other in alike if other != word]
+    missed = 0
+    for words, mark in cycle(parts):
+        if missed == EXHAUSTED:
+            return
+        words, place = list(words), rng.randrange(len(words))
+        edit = rng.choice(("replace", "replace", "drop", "swap"))
+        if edit == "replace" and others[words[place]]:
+            words[place] = rng.choice(others[words[place]])
+        elif edit == "drop":
+            del words[place]
+        elif edit == "swap":
+            words[place - 1 : place + 1] = words[place - 1 : place + 1][::-1]
+        sentence = " ".join(words) + mark
+        sentence = sentence[:1].upper() + sentence[1:]
+        missed += 1
+        if words and bare(sentence) not in taken:
+            taken.add(bare(sentence))
             missed = 0
             yield sentence

@@ -1,14 +1,15 @@
 """Have a base write sentences by itself, and save them for every seed and every student.
 
-It continues a list of training sentences of one label, one a line, and so writes more of their
-kind; after unacceptable ones it errs a little more often. Whole sentences that are new are saved.
-After He et al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
+It continues a list of sentences, one a line, and so writes more of their kind: after training
+sentences of one label, of which the unacceptable have it err a little more often, or after everyday
+ones (everyday.txt, written for this project). Whole sentences that are new are saved. After He et
+al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from support.progress import progress_bar
 from support.runs.locks import locked
 from support.sentences import read_sentences
 from support.teaching.continuations import continuations
+from support.teaching.edits import with_mistakes
 
+EVERYDAY = Path(__file__).with_name("everyday.txt")
 RULE = 2  # of how tokens are drawn: what another rule gave is not gone on with
 EXAMPLES, TOP_K = 3, 150  # sentences of a prompt, choices a token
 ROWS = 64  # continuations of a prompt
@@ -38,18 +41,26 @@ FRUITLESS = 25  # batches in a row that gave nothing new: the model has nothing 
 
 
 def written_sentences(
-    base: Base, base_key: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
+    base: Base,
+    base_key: str,
+    corpus: dict[str, Split],
+    size: int,
+    device: Device,
+    folder: Path,
+    everyday: bool = False,
 ) -> list[str]:
     """Return ``size`` sentences, the same for every sr_no; none is a sentence of any split.
 
-    They are saved in ``folder``, in a file for each base (its fingerprint is ``base_key``), corpus
-    and kind of device, and gone on with from there. Prompts are of the training split alone.
-    SIGINT and SIGTERM raise KeyboardInterrupt with all of it saved.
+    They are saved in ``folder``, in a file for each base (its fingerprint is ``base_key``), corpus,
+    kind of prompt and kind of device, and gone on with from there. Prompts are of the training
+    split, or ``everyday`` sentences. SIGINT and SIGTERM raise KeyboardInterrupt with all of it
+    saved.
     """
-    examples = examples_of(corpus[TRAIN], base.max_length)
+    page = EVERYDAY.read_text().splitlines() if everyday else []
+    examples = [page] if page else examples_of(corpus[TRAIN], base.max_length)
     drawn = RULE, device.torch.type, device.precision  # each draws and rounds in its own way
     how = repr((*drawn, EXAMPLES, TOP_K, prompts_at_once(device), ROWS, WORDS, MOST_TOKENS))
-    known = [sentence for split in corpus.values() for sentence in split.sentences]
+    known = [s for split in corpus.values() for s in split.sentences] + page
     tokens = base.tokenizer.to_str(), corpus_fingerprint(corpus)
     key = fingerprint(base_key, *tokens, how, *known)
     path = folder / f"{variant_name(base.name)}_{key[:12]}.json"
@@ -68,13 +79,30 @@ def written_sentences(
     return sentences[:size]
 
 
+def everyday_sentences(
+    base: Base, base_key: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
+) -> list[str]:
+    """Return `written_sentences`: half of them after the corpus, the others everyday English.
+
+    Every second of these is another one of them with a mistake.
+    """
+    known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
+    source = base, base_key, corpus
+    plain = written_sentences(*source, size // 4, device, folder, everyday=True)
+    wrong = list(islice(with_mistakes(plain, known), size // 4))
+    rest = size - len(plain) - len(wrong)
+    return written_sentences(*source, rest, device, folder) + plain + wrong
+
+
 def prompts_at_once(device: Device) -> int:
     """Return how many prompts a batch has: a GPU takes a token of four as long as of many."""
     return 4 if device.torch.type == "cpu" else 64
 
 
-def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[str, int]:
-    """Return the first ``size`` sentences of a file that are in no split, and the line of each."""
+def sentences_of_file(
+    path: Path, corpus: dict[str, Split], size: int
+) -> tuple[list[str], list[int]]:
+    """Return the first ``size`` sentences of a file that are in no split, and their lines."""
     table = read_sentences(read_bytes(path), str(path))
     if table.layout:
         print(table.understood(), file=sys.stderr)
@@ -85,7 +113,7 @@ def sentences_of_file(path: Path, corpus: dict[str, Split], size: int) -> dict[s
             new.setdefault(row.sentence, row.line)
     if len(new) < size:
         raise UserError(f"{path}: {len(new)} new sentences; --transfer_size asks for {size}")
-    return new
+    return list(new), list(new.values())
 
 
 def examples_of(train: Split, max_length: int) -> list[list[str]]:
@@ -149,7 +177,7 @@ def written_batches(
     ends = ends.to(device.torch)
     for number in count(first):
         rng, prompts = np.random.default_rng([0, number]), []
-        for kind in examples * (prompts_at_once(device) // 2):
+        for kind in examples * (prompts_at_once(device) // len(examples)):
             chosen = rng.choice(len(kind), EXAMPLES, replace=False)
             prompts.append(separator.join(kind[i] for i in chosen) + separator.strip(" "))
         ids = token_ids(base.tokenizer, prompts)
