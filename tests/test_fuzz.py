@@ -272,7 +272,7 @@ def state(path: Path) -> Progress:
 
 def report(path: Path) -> object:
     experiment = load_experiment([path.parent])
-    for name in ("calibration", "comparison", "result", "run", "settings"):
+    for name in ("calibration", "result", "run", "settings"):
         assert len(getattr(tables, f"{name}_table")([experiment])) > 0
     return experiment
 
