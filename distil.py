@@ -153,11 +153,18 @@ def new_student(options: Namespace, corpus: dict[str, Split], device: Device) ->
 
 
 @torch.no_grad()
-def start_embedding(student: DistilRNN, teacher: nn.Module) -> None:
-    """Start the student's embedding from its teacher's; what is wider than that stays random."""
+def start_embedding(student: DistilRNN, teacher: nn.Module, how: str) -> None:
+    """Start the student's embedding from its teacher's; what is wider than that stays random.
+
+    "teacher" trains it from there. "mapped" leaves it as it is, and trains a linear map of it
+    alone: what is learnt from frequent words serves the rare ones.
+    """
     rows = teacher.backbone.get_input_embeddings().weight[student.vocabulary]
-    start = leading_components(rows, student.embedding.embedding_dim)
-    student.embedding.weight[:-1, : start.shape[1]] = start
+    if how == "teacher":
+        start = leading_components(rows, student.embedding.embedding_dim)
+        student.embedding.weight[:-1, : start.shape[1]] = start
+    elif how == "mapped":
+        student.map_embedding(leading_components(rows, rows.shape[1]))
 
 
 def choose_threshold(
@@ -246,8 +253,7 @@ def run_distil(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path
                 corpus = {**corpus, split: found}
 
             student = new_student(options, corpus, device)
-            if options.embedding_start == "teacher":
-                start_embedding(student, teacher.model)
+            start_embedding(student, teacher.model, options.embedding_start)
             loss, hint_loss = distillation(options.kd_temperature, options.kd_alpha), None
             if options.hint_weight:
                 width = corpus[TRAIN].hints.shape[1]
@@ -277,11 +283,13 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 def train_and_save(run: Run, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
+    trained = count_parameters(student)["trainable"]
     progress = train(training, run.folder)
+    student.fold_embedding()
     decision = choose_threshold(student, held_out, training.options.threshold, training.device)
     save_student(student, base, run.folder, decision)
     results, predictions = evaluate(student, training.corpus, training.device, decision)
-    counts = count_parameters(student)
+    counts = count_parameters(student) | {"trainable": trained}
     run.finish(counts, progress.summary(), results, predictions, **decision.entries())
 
 

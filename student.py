@@ -23,7 +23,7 @@ class DistilRNN(nn.Module):
 
     Only the tokens of the training sentences have rows in the embedding: about 6,400 of GPT-2's
     50,257 for CoLA. Training is the same, since Adam never moves a row that gets no gradient. Every
-    other token reads one row of zeros: the student knows nothing of it.
+    other token reads one row more, of zeros: the student knows nothing of it.
     """
 
     def __init__(
@@ -46,6 +46,20 @@ class DistilRNN(nn.Module):
         self.rnn = CELLS[cell](width, width, layers, dropout=dropout if layers > 1 else 0.0)
         self.linear = Head(width, 2)
         self.dropout = nn.Dropout(dropout)
+
+    def map_embedding(self, fixed: Tensor) -> None:
+        """Have the embedding be a linear map, to be trained, of fixed rows (vocabulary, in)."""
+        device, width = self.vocabulary.device, self.embedding.embedding_dim
+        fixed = F.pad(fixed.to(device), (0, 0, 0, 1))  # zeros for the unknown
+        linear = nn.Linear(fixed.shape[1], width, device=device)
+        self.embedding = nn.Sequential(nn.Embedding.from_pretrained(fixed), linear)
+
+    def fold_embedding(self) -> None:
+        """Put a mapped embedding's rows in its place; any other stays."""
+        if isinstance(self.embedding, nn.Sequential):
+            with torch.no_grad():
+                rows = self.embedding(torch.arange(len(self.vocabulary) + 1).to(self.vocabulary))
+            self.embedding = nn.Embedding.from_pretrained(rows, padding_idx=len(rows) - 1)
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """Return the embedding's row of each token id; the last one where it has none."""

@@ -57,7 +57,8 @@ sys.exit(run.main(sys.argv[1:]))
 """
 OPTIONS = shlex.split(
     "--mode all --gpt_variant nano --epochs 3 --batch_size 64 --lora_dropout 0.1 --max_steps 70 "
-    "--transfer_size 1000 --transfer_source everyday --hint_weight 3 --lr_schedule linear"
+    "--transfer_size 1000 --transfer_source everyday --hint_weight 3 --lr_schedule linear "
+    "--embedding_start mapped"
 )
 
 

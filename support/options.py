@@ -151,7 +151,7 @@ def parser_of(mode: str) -> Parser:
         add("--held_out", "labelled sentences kept apart, for its thresholds", 0, type=size)
         add("--threshold", "where it decides: for MCC, or accuracy", RULES[0], choices=RULES)
     if mode in ("distil", "all"):
-        starts, sizes = ("random", "teacher"), number(int, 0, 1_000_000)
+        starts, sizes = ("random", "teacher", "mapped"), number(int, 0, 1_000_000)
         # Far beyond these, the divergence or T^2 overflows.
         add("--kd_temperature", "softens both sides", 2.0, type=number(float, 0.01, 1000))
         add("--kd_alpha", "weight of the KD term against cross-entropy", 0.5, type=share)

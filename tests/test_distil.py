@@ -19,7 +19,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from data_utils import HELD_OUT, UNLABELLED, hold_out, tokenize
+from data_utils import HELD_OUT, UNLABELLED, hold_out, pack, tokenize
 from distil import (
     choose_threshold,
     distillation,
@@ -291,7 +291,7 @@ def test_an_embedding_starts_from_the_components_of_its_teachers(width):
     taught.data[:, 0] *= 100
     student = DistilRNN(torch.arange(5, 45), width)
     random = student.embedding.weight.detach().clone()
-    start_embedding(student, teacher)
+    start_embedding(student, teacher, "teacher")
     rows = student.embedding.weight.detach()
     assert torch.equal(rows[-1], random[-1])  # of the unknown tokens
     scaled = StandardScaler().fit_transform(taught[5:45].detach().numpy())
@@ -301,3 +301,28 @@ def test_an_embedding_starts_from_the_components_of_its_teachers(width):
     torch.testing.assert_close(
         torch.cdist(rows[:-1], rows[:-1]), torch.cdist(expected, expected), atol=1e-3, rtol=1e-3
     )
+
+
+def test_a_mapped_embedding_trains_a_map_alone_and_is_folded_into_plain_rows(nano_corpus):
+    torch.manual_seed(0)
+    student, plain = (DistilRNN(torch.arange(5, 45), 24, cell="gru") for _ in range(2))
+    start_embedding(student, teacher := classifier(NANO), "mapped")
+    (fixed, linear), batch = student.embedding, pack(nano_corpus[DEV], np.arange(20))
+    rows = fixed.weight.clone()
+    assert rows.shape == (41, teacher.score.in_features)
+    assert not rows[-1].any()
+    optimizer = torch.optim.Adam((p for p in student.parameters() if p.requires_grad), lr=0.01)
+    for _ in range(3):
+        torch.nn.functional.cross_entropy(student(batch), batch.labels).backward()
+        optimizer.step(), optimizer.zero_grad()
+    assert torch.equal(fixed.weight, rows)
+    expected = student(batch)
+    student.fold_embedding()
+    assert student.embedding.weight.shape == (41, 24)
+    torch.testing.assert_close(student(batch), expected)
+    torch.testing.assert_close(student.embedding.weight[-1], linear.bias)
+    plain.load_state_dict(student.state_dict())
+    torch.testing.assert_close(plain(batch), expected)
+    before = plain.embedding
+    plain.fold_embedding()
+    assert plain.embedding is before
