@@ -79,15 +79,14 @@ def by_kind(judged: dict[str, pd.DataFrame]) -> list[tuple[str, ...]]:
 
 def first_pairs(judged: dict[str, pd.DataFrame]) -> list[tuple[str, ...]]:
     """Return the first pair of each kind, with the probability that each model gives it."""
-    first = PAIRS.drop_duplicates("kind")
-    rows = [("sentence", *judged)]
-    for place, pair in first.iterrows():
+    rows = [("a good sentence", *judged, "with a mistake", *judged)]
+    for place, pair in PAIRS.drop_duplicates("kind").iterrows():
+        cells = []
         for which in ("good", "bad"):
-            cells = []
-            for table in judged.values():
-                answer = "acceptable" if table.loc[place, which] else "unacceptable"
-                cells.append(f"{table.loc[place, f'p_{which}']:.3f} {answer}")
-            rows.append((pair[which], *cells))
+            answers = [table.loc[place, [f"p_{which}", which]] for table in judged.values()]
+            words = ("unacceptable", "acceptable")
+            cells += [pair[which], *(f"{p:.2f} {words[int(answer)]}" for p, answer in answers)]
+        rows.append(tuple(cells))
     return rows
 
 

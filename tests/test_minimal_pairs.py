@@ -8,6 +8,7 @@ from conftest import PROJECT
 
 from bench import minimal_pairs
 from bench.minimal_pairs import PAIRS, by_kind, first_pairs, judge
+from bench.results import markdown
 from support.checkpoints.students import MODELS, SHIPPED
 from support.corpus import bare, read_corpus
 from support.files import read_bytes
@@ -57,8 +58,12 @@ def test_the_tables_count_what_is_told_apart_and_what_is_right(monkeypatch):
     assert heads == ("kind", "one, told apart", "one, right")
     assert (a, b) == (("a", "1 of 2", "75%"), ("b", "1 of 1", "50%"))
     assert [cell.partition(" ")[0] for cell in whole] == ["all", "66.7%", "66.7%"]
-    rows = first_pairs({"one": table})
-    assert rows[1:] == [
-        ("x", "0.900 acceptable"), ("u", "0.200 unacceptable"),
-        ("z", "0.100 unacceptable"), ("w", "0.050 unacceptable"),
-    ]  # fmt: skip
+    assert first_pairs({"one": table})[1:] == [
+        ("x", "0.90 acceptable", "u", "0.20 unacceptable"),
+        ("z", "0.10 unacceptable", "w", "0.05 unacceptable"),
+    ]
+
+
+def test_the_first_page_has_the_first_pair_of_each_kind_right_or_wrong():
+    table = first_pairs({"student": judge(MODELS / SHIPPED["student"])})
+    assert markdown(table) in (PROJECT / "README.md").read_text()
