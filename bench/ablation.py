@@ -11,6 +11,7 @@ with its teacher's: no label has a part in it. Would another bias help? `best` i
 threshold that is best on in_domain_dev itself: no bias, however it is fitted, can be worth more.
 `fitted` is the MCC at the threshold that is best on a half of in_domain_dev, judged on the other,
 the mean of 200 halves; a student's own threshold is set otherwise (`distil.choose_threshold`).
+`held out` is the AUC on the training sentences that were held out, by which one may choose.
 """
 
 import argparse
@@ -22,10 +23,15 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
+from data_utils import HELD_OUT, hold_out, load_corpus
+from predict import load_model
 from support import PROJECT
 from support.bases import variant_name
 from support.corpus import DEV
+from support.decisions import margins_of
+from support.devices import CPU
 from support.reporting.finished import Run, load_run
+from train_utils import predict_logits
 
 # Elman's cell and 40,000 sentences: a run of minutes, where `--recipe hints` takes hours.
 ELMAN = "--student_cell rnn --student_layers 1 --held_out 500 --batch_size 128 --lr 0.0005"
@@ -35,6 +41,8 @@ LONG = "--epochs 95 --patience 1000 --monitor mcc --lr_schedule linear --student
 ALONE = f"distil {ELMAN} {LONG}"
 # The recipe itself, on a part of the sentences that ship, in as many passes.
 GATED = "distil --recipe hints --transfer_file results/smollm2_student/written.txt.gz"
+EVERYDAY = "distil --recipe hints --transfer_source everyday --transfer_size 50000"
+MAPPED = f"{EVERYDAY} --embedding_start mapped"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {ELMAN} {LONG}",
     "logits": ALONE,
@@ -50,6 +58,11 @@ SETTINGS = {  # a name, and the mode with its options
     "dropout 0": f"{RECIPE} --student_dropout 0",
     "gated 20,000": f"{GATED} --transfer_size 20000",
     "gated 50,000": f"{GATED} --transfer_size 50000",
+    "everyday": EVERYDAY,
+    "mapped": MAPPED,
+    "mapped, width 256": f"{MAPPED} --hint_width 256",
+    "mapped, kd 0.9": f"{MAPPED} --kd_alpha 0.9",
+    "mapped, dropout 0.5": f"{MAPPED} --student_dropout 0.5",
 }
 
 
@@ -64,8 +77,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="SETTING")
     args = parser.parse_args()
     print(
-        "| setting | accuracy | MCC | fitted | best | AUC | teacher | minutes |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| setting | accuracy | MCC | fitted | best | AUC | teacher | held out | minutes |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     taught = load_run(Path(args.teacher))
     for name in args.rows:
@@ -75,7 +88,8 @@ def main() -> None:
         *scores, minutes = figures(runs)
         pairs = [(run.predictions[DEV].margins, taught.predictions[DEV].margins) for run in runs]
         agreements = [np.corrcoef(*pair)[0, 1] for pair in pairs]
-        cells = (name, *scores, f"{np.mean(agreements):.3f}", minutes)
+        held_out = np.mean([held_out_auc(run, Path(args.data_dir)) for run in runs])
+        cells = (name, *scores, f"{np.mean(agreements):.3f}", f"{held_out:.3f}", minutes)
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -118,6 +132,14 @@ def figures(runs: list[Run]) -> list[str]:
     if len(rows) > 1:
         cells[1] += f" ± {np.std(rows, axis=0, ddof=1)[1]:.3f}"
     return cells
+
+
+def held_out_auc(run: Run, data_dir: Path) -> float:
+    """The AUC on the sentences that a run held out of training."""
+    model, tokenizer, longest = load_model(run.folder, argparse.Namespace(given=set()))
+    corpus = load_corpus(data_dir, tokenizer, longest)
+    held_out = hold_out(corpus, run.metrics["arguments"]["held_out"])[HELD_OUT]
+    return roc_auc_score(held_out.labels, margins_of(predict_logits(model, held_out, CPU)))
 
 
 def best_threshold(labels: np.ndarray, margins: np.ndarray) -> tuple[float, float]:
