@@ -82,15 +82,16 @@ def written_sentences(
 def everyday_sentences(
     base: Base, base_key: str, corpus: dict[str, Split], size: int, device: Device, folder: Path
 ) -> list[str]:
-    """Return `written_sentences`, half after the corpus and half everyday ones, and their mistakes.
+    """Return `written_sentences`: half of them after the corpus, the others everyday English.
 
-    The first half of all is as it was written; the second is the same with a plain mistake each.
+    Half of these are as they were written, and half are the same with a plain mistake each.
     """
     source, place = (base, base_key, corpus), (device, folder)
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
     plain = written_sentences(*source, size // 4, *place, everyday=True)
-    plain += written_sentences(*source, size - size // 2 - len(plain), *place)
-    return plain + list(islice(with_mistakes(plain, known), size // 2))
+    wrong = list(islice(with_mistakes(plain, known), size // 4))
+    rest = size - len(plain) - len(wrong)
+    return written_sentences(*source, rest, *place) + plain + wrong
 
 
 def prompts_at_once(device: Device) -> int:
