@@ -114,7 +114,7 @@ def with_transfer_set(
     size, train = options.transfer_size, corpus[TRAIN]
     if not size:
         return corpus
-    lines = [0] * size
+    lines: list[int] = []  # of a file
     if options.transfer_source == "edits":
         made = edited_sentences(corpus, base.tokenizer, base.max_length, size, options.sr_no)
     elif options.transfer_file:
@@ -128,9 +128,10 @@ def with_transfer_set(
         if options.transfer_source == "everyday":
             write = written.everyday_sentences
         made = write(base, base_key, corpus, size, device, options.out_dir / "transfer")
-    sentences, labels = [*train.sentences, *made], train.labels.tolist() + [UNLABELLED] * size
+    labels = train.labels.tolist() + [UNLABELLED] * len(made)
+    sentences, source = [*train.sentences, *made], str(options.transfer_file)
     # Only sentences of a file may be too long: the others are known to be short enough.
-    lines, source = [0] * len(train) + lines, str(options.transfer_file)
+    lines = [0] * len(train) + (lines or [0] * len(made))
     train = tokenize(base.tokenizer, sentences, labels, base.max_length, source, lines)
     return {**corpus, TRAIN: train}
 
@@ -156,8 +157,7 @@ def new_student(options: Namespace, corpus: dict[str, Split], device: Device) ->
 def start_embedding(student: DistilRNN, teacher: nn.Module, how: str) -> None:
     """Start the student's embedding from its teacher's; what is wider than that stays random.
 
-    "teacher" trains it from there. "mapped" leaves it as it is, and trains a linear map of it
-    alone: what is learnt from frequent words serves the rare ones.
+    "teacher" trains it from there. "mapped" leaves it as it is, and trains a linear map of it.
     """
     rows = teacher.backbone.get_input_embeddings().weight[student.vocabulary]
     if how == "teacher":
@@ -283,13 +283,12 @@ def run_rnn(options: Namespace, base: Base, corpus: dict[str, Split]) -> Path:
 def train_and_save(run: Run, training: Training, base: Base) -> None:
     """Train a student, set its threshold, save it, and write what was measured."""
     student, held_out = training.model, training.corpus.get(HELD_OUT)
-    trained = count_parameters(student)["trainable"]
+    counts = count_parameters(student)  # as it is trained
     progress = train(training, run.folder)
     student.fold_embedding()
     decision = choose_threshold(student, held_out, training.options.threshold, training.device)
     save_student(student, base, run.folder, decision)
     results, predictions = evaluate(student, training.corpus, training.device, decision)
-    counts = count_parameters(student) | {"trainable": trained}
     run.finish(counts, progress.summary(), results, predictions, **decision.entries())
 
 

@@ -176,8 +176,8 @@ def default_checkpoint(args: Namespace) -> Path:
         return own
     scores = (read_metrics(MODELS / SHIPPED[name])[DEV] for name in SHIPPED)
     wrong = [f"one in {1 / (1 - s['accuracy']):.0f} (MCC {s['mcc']:.3f})" for s in scores]
-    note = "note: the student that ships. Of CoLA's sentences it judges {} wrongly, its teacher"
-    print(f"{note} (--checkpoint smollm2) {{}}".format(*wrong), file=sys.stderr)
+    note = "note: the student that ships. Of its answers on CoLA's {} {} is wrong, of its teacher's"
+    print(f"{note}, --checkpoint smollm2, {{}}".format(DEV, *wrong), file=sys.stderr)
     return MODELS / SHIPPED["student"]
 
 

@@ -51,7 +51,7 @@ class DistilRNN(nn.Module):
         """Have the embedding be a linear map, to be trained, of fixed rows (vocabulary, in)."""
         device, width = self.vocabulary.device, self.embedding.embedding_dim
         fixed = F.pad(fixed.to(device), (0, 0, 0, 1))  # zeros for the unknown
-        linear = nn.Linear(fixed.shape[1], width, device=device)
+        linear = nn.Linear(fixed.shape[1], width, bias=False, device=device)
         self.embedding = nn.Sequential(nn.Embedding.from_pretrained(fixed), linear)
 
     def fold_embedding(self) -> None:

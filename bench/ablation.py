@@ -5,13 +5,14 @@
     python -m bench.ablation ... --sr_no 1 --rows recipe "weight 3"
 
 Each is a run.py command with an --out_dir of its own under runs/ablation/; what is finished is
-shown, not run again. What the base wrote and the teacher said for one serves the others too. Scored
-on in_domain_dev alone. `teacher` is the correlation of the student's margins (logit 1 less logit 0)
-with its teacher's: no label has a part in it. Would another bias help? `best` is the MCC at the
-threshold that is best on in_domain_dev itself: no bias, however it is fitted, can be worth more.
-`fitted` is the MCC at the threshold that is best on a half of in_domain_dev, judged on the other,
-the mean of 200 halves; a student's own threshold is set otherwise (`distil.choose_threshold`).
-`held out` is the AUC on the training sentences that were held out, by which one may choose.
+shown, not run again. What the base wrote and the teacher said for one serves the others too. All
+columns but `held out` are of in_domain_dev. `teacher` is the correlation of the student's margins
+(logit 1 less logit 0) with its teacher's: no label has a part in it. Would another bias help?
+`best` is the MCC at the threshold that is best on in_domain_dev itself: no bias, however it is
+fitted, can be worth more. `fitted` is the MCC at the threshold that is best on a half of
+in_domain_dev, judged on the other, the mean of 200 halves; a student's own threshold is set
+otherwise (`distil.choose_threshold`). `held out` is the AUC on the training sentences that were
+held out, by which one may choose.
 """
 
 import argparse

@@ -4,10 +4,10 @@
     python -m bench.minimal_pairs student --first      # the first pair of each kind, with its p
 
 A pair is a good sentence and the same one with a mistake. It is told apart where the good one has
-the larger margin (logit 1 less logit 0), whatever the threshold; "right" is the share of all 400
-sentences that get the right answer at a model's own threshold. The pairs (minimal_pairs.csv) were
-written by hand for this list before any model had judged them. They are in no corpus, no prompt and
-no training, and nothing is chosen by them.
+the larger margin (logit 1 less logit 0), whatever the threshold. "right" counts the sentences, two
+in a pair, that get the right answer at a model's own threshold. The pairs (minimal_pairs.csv) were
+written by hand for this list. They are in no corpus, no prompt and no training, and nothing is
+chosen by them.
 """
 
 import argparse
@@ -19,8 +19,7 @@ import pandas as pd
 
 from bench.results import markdown
 from data_utils import tokenize
-from predict import chosen_decision, load_model
-from support.checkpoints.students import checkpoint_folder
+from predict import chosen_checkpoints, chosen_decision, load_model
 from support.decisions import margins_of
 from support.devices import CPU
 from support.errors import UserError
@@ -37,7 +36,8 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="the first pair of each kind")
     args = parser.parse_args()
     try:
-        judged = {path.name: judge(checkpoint_folder(path)) for path in args.checkpoints}
+        chosen = chosen_checkpoints(Namespace(checkpoint=args.checkpoints))
+        judged = {name: judge(folder) for name, folder in chosen.items()}
     except UserError as error:
         parser.error(str(error))
     print(markdown(first_pairs(judged) if args.first else by_kind(judged)))
@@ -59,21 +59,21 @@ def judge(folder: Path) -> pd.DataFrame:
 
 
 def by_kind(judged: dict[str, pd.DataFrame]) -> list[tuple[str, ...]]:
-    """Return how many pairs of each kind are told apart, and the share of right answers."""
+    """Return how many pairs of each kind are told apart, and how many answers are right."""
     heads = [f"{name}, {what}" for name in judged for what in ("told apart", "right")]
-    rows, sizes = [("kind", *heads)], PAIRS["kind"].value_counts(sort=False)
-    for kind, size in sizes.items():
+    rows = [("kind", *heads)]
+    for kind in PAIRS["kind"].unique():
         row = [kind]
         for table in judged.values():
             part = table[table["kind"] == kind]
-            row += [f"{part['told'].sum()} of {size}", f"{part['right'].mean():.0%}"]
+            right = int(2 * part["right"].sum())
+            row += [f"{part['told'].sum()} of {len(part)}", f"{right} of {2 * len(part)}"]
         rows.append(tuple(row))
     whole = ["all"]
     for table in judged.values():
-        counts = (table["told"].sum(), len(PAIRS)), (2 * table["right"].sum(), 2 * len(PAIRS))
-        for right, total in counts:
-            low, high = wilson_interval(int(right), total)
-            whole.append(f"{right / total:.1%} ({low:.0%} to {high:.0%})")
+        low, high = wilson_interval(int(table["told"].sum()), len(table))
+        whole += [f"{table['told'].mean():.1%} ({low:.0%} to {high:.0%})"]
+        whole += [f"{table['right'].mean():.1%}"]
     return [*rows, tuple(whole)]
 
 

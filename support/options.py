@@ -157,7 +157,7 @@ def parser_of(mode: str) -> Parser:
         add("--kd_alpha", "weight of the KD term against cross-entropy", 0.5, type=share)
         add("--transfer_size", "extra sentences that the teacher labels", 0, type=sizes)
         sources = ("edits", "written", "everyday")
-        add("--transfer_source", "edits, or by the base", sources[0], choices=sources)
+        add("--transfer_source", "how they are made", sources[0], choices=sources)
         add("--transfer_file", "sentences, one a line, in place of written ones", type=path)
         add("--hint_weight", "weight of the teacher's states", 0.0, type=number(float, 0, 1e6))
         add("--hint_width", "how many of their components", 128, type=count)
@@ -215,7 +215,7 @@ def parse(argv: list[str]) -> Namespace:
         for name, needed in NEEDS.items():
             if name in args.given and not settings[needed]:
                 parser.error(f"--{name} means nothing without --{needed}")
-        if "transfer_file" in args.given and settings["transfer_source"] == "edits":
+        if "transfer_file" in args.given and settings["transfer_source"] != "written":
             parser.error("--transfer_file means nothing without --transfer_source written")
         if args.tensorboard and not importlib.util.find_spec("tensorboard"):
             parser.error("--tensorboard: that package is not installed; pip install tensorboard")

@@ -56,8 +56,8 @@ def test_the_tables_count_what_is_told_apart_and_what_is_right(monkeypatch):
     })  # fmt: skip
     heads, a, b, whole = by_kind({"one": table})
     assert heads == ("kind", "one, told apart", "one, right")
-    assert (a, b) == (("a", "1 of 2", "75%"), ("b", "1 of 1", "50%"))
-    assert [cell.partition(" ")[0] for cell in whole] == ["all", "66.7%", "66.7%"]
+    assert (a, b) == (("a", "1 of 2", "3 of 4"), ("b", "1 of 1", "1 of 2"))
+    assert whole == ("all", "66.7% (21% to 94%)", "66.7%")
     assert first_pairs({"one": table})[1:] == [
         ("x", "0.90 acceptable", "u", "0.20 unacceptable"),
         ("z", "0.10 unacceptable", "w", "0.05 unacceptable"),

@@ -32,6 +32,7 @@ from support.teaching.continuations import continuations
 from support.teaching.edits import with_mistakes
 from support.teaching.written import (
     EVERYDAY,
+    by_label,
     everyday_sentences,
     examples_of,
     sentence_tokens,
@@ -85,7 +86,9 @@ def test_held_out_sentences_are_no_prompts(nano_corpus, tmp_path, monkeypatch):
     written_sentences(BASE, "a base", corpus, 300, CPU, tmp_path)
     ids = [row for call in watched.call_args_list for row in call.args[1]]
     prompts = BASE.tokenizer.decode_batch(ids)
-    examples = {sentence for kind in examples_of(corpus[TRAIN], 512) for sentence in kind}
+    examples = {
+        sentence for kind in examples_of(BASE, by_label(corpus[TRAIN])) for sentence in kind
+    }
     assert examples <= set(corpus[TRAIN].sentences)
     assert len(prompts) >= 8
     assert all(any(prompt.startswith(example) for example in examples) for prompt in prompts)
@@ -145,20 +148,24 @@ def test_an_edit_that_is_too_long_for_the_model_is_left_out():
     assert all(map(fits, made))
 
 
-def test_plain_mistakes_are_of_four_kinds_and_each_is_new():
+def test_mistakes_are_of_four_kinds_and_each_sentence_has_one_that_is_new():
     sentences = ["She has eaten some books.", "The boys fed the dogs.", "A book fell on a dog."]
-    taken = {bare("The boys fed dogs the.")}
-    made = list(with_mistakes(sentences, taken))
+    known = {bare("The boys fed dogs the.")}
+    made: list[str] = []
+    for _ in range(60):  # what has been made is known the next time
+        made += with_mistakes(sentences, known | {bare(sentence) for sentence in made})
+    found = {bare(sentence) for sentence in made}
+    assert len(found) == len(made)
+    assert not found & (known | {bare(sentence) for sentence in sentences})
     assert {
         "She have eaten some books.", "She has ate some books.",  # a word for another
         "She has eaten some book.", "A books fell on a dog.",  # another form of it
-        "The boys fed the.", "Boys fed the dogs.",  # a word less
+        "Boys fed the dogs.", "The fed the dogs.",  # a word less
         "Boys the fed the dogs.", "A book fell a on dog.",  # neighbours exchanged
     } <= {*made}  # fmt: skip
-    found = {bare(sentence) for sentence in made}
-    assert len(found) == len(made)
-    assert not found & (taken | {bare(sentence) for sentence in sentences})
-    assert list(with_mistakes(sentences, taken)) == made
+    assert with_mistakes(sentences, known) == made[:3]
+    for sentence, wrong in zip(sentences, made[:3], strict=True):
+        assert len({*sentence.split()} & {*wrong.split()}) >= 3
 
 
 # ---------------------------------------------------------------------------------------------
@@ -175,7 +182,8 @@ def test_half_of_everyday_sentences_are_after_a_page_and_stand_there_with_a_mist
     assert plain == written_sentences(*source, 50, CPU, tmp_path, everyday=True)
     assert not set(plain) & set(written[0])
     known = bare_sentences(*nano_corpus.values())
-    assert wrong == list(itertools.islice(with_mistakes(plain, known), 50))
+    assert wrong == with_mistakes(plain, known)
+    assert not set(map(bare, wrong)) & (known | set(map(bare, plain)))
     page = {bare(line) for line in EVERYDAY.read_text().splitlines()}
     assert not page & {bare(sentence) for sentence in plain}
     assert everyday_sentences(*source, 203, CPU, tmp_path) == made
@@ -305,12 +313,15 @@ def test_a_base_that_writes_nothing_new_is_an_error_that_says_so(
 
 def test_a_corpus_without_examples_to_write_after_is_refused(nano_corpus, tmp_path):
     three = {**nano_corpus, TRAIN: nano_corpus[TRAIN].chosen(np.arange(3))}
-    counts = "this corpus has [0-3] unacceptable and [0-3] acceptable ones; take edits"
+    counts = "here are [0-3] and [0-3]; take edits"
     with pytest.raises(UserError, match=counts):
         written_sentences(BASE, "a base", three, 5, CPU, tmp_path)
     few = BASE._replace(max_length=support.teaching.written.MOST_TOKENS + 12)
-    with pytest.raises(UserError, match="at most 3 tokens"):  # fewer positions than a prompt needs
-        written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path)
+    for everyday in (False, True):
+        with pytest.raises(UserError, match="at most 3 tokens"):  # fewer than a prompt needs
+            written_sentences(few, "a base", nano_corpus, 5, CPU, tmp_path, everyday=everyday)
+    with pytest.raises(UserError, match=counts):  # before a single everyday sentence
+        everyday_sentences(BASE, "a base", three, 8, CPU, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,14 @@
 """Vary sentences by one edit each, for a teacher to label.
 
-The results are often unacceptable. The capital and the final mark stay in their places: they give
-no edit away.
+The results are often unacceptable. The final mark stays in its place, and so does the capital of a
+word that is written without one elsewhere: they give no edit away.
 """
 
 import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -19,6 +19,7 @@ from support.errors import UserError
 from support.progress import progress_bar
 
 EXHAUSTED = 10_000  # draws in a row that gave nothing new: hardly anything is left
+TRIES = 100  # for a mistake that is new
 CONFUSED = Path(__file__).with_name("confused.txt")  # words that learners of English confuse
 ENDING = re.compile(r"(ing|ed|er|est|es|ly|s|e|d)$")  # by which forms of a word differ
 
@@ -98,14 +99,14 @@ def variations(parts: list[tuple[list[str], str]], seen: set[str], sr_no: int) -
             yield sentence
 
 
-def with_mistakes(sentences: list[str], taken: set[str]) -> Iterator[str]:
-    """Yield the sentences, each with one plain mistake, again and again while they are new.
+def with_mistakes(sentences: list[str], known: set[str]) -> list[str]:
+    """Return each sentence changed in one place, most often for the worse, where that is new.
 
     A word is replaced by one that is easily confused with it (confused.txt) or by another of its
-    forms, or dropped, or two neighbours change places. ``taken``, by `bare`, are not new.
+    forms, or dropped, or two neighbours change places. ``known``, by `bare`, is not new.
     """
     rng, parts = random.Random(0), words_and_marks(sentences)
-    taken = taken | {bare(sentence) for sentence in sentences}
+    known = known | {bare(sentence) for sentence in sentences}
     lines = [line.split() for line in CONFUSED.read_text().splitlines()]
     forms = defaultdict(list)
     for word in dict.fromkeys(word for words, _ in parts for word in words if len(word) > 3):
@@ -114,22 +115,21 @@ def with_mistakes(sentences: list[str], taken: set[str]) -> Iterator[str]:
     for alike in (*lines, *forms.values()):
         for word in alike:
             others[word] += [other for other in alike if other != word]
-    missed = 0
-    for words, mark in cycle(parts):
-        if missed == EXHAUSTED:
-            return
-        words, place = list(words), rng.randrange(len(words))
-        edit = rng.choice(("replace", "replace", "drop", "swap"))
-        if edit == "replace" and others[words[place]]:
-            words[place] = rng.choice(others[words[place]])
-        elif edit == "drop":
-            del words[place]
-        elif edit == "swap":
-            words[place - 1 : place + 1] = words[place - 1 : place + 1][::-1]
-        sentence = " ".join(words) + mark
-        sentence = sentence[:1].upper() + sentence[1:]
-        missed += 1
-        if words and bare(sentence) not in taken:
-            taken.add(bare(sentence))
-            missed = 0
-            yield sentence
+    made: list[str] = []
+    for whole, mark in parts:
+        for _ in range(TRIES):
+            words, place = list(whole), rng.randrange(len(whole))
+            edit = rng.choice(("replace", "replace", "drop", "swap"))
+            if edit == "replace" and others[words[place]]:
+                words[place] = rng.choice(others[words[place]])
+            elif edit == "drop":
+                del words[place]
+            elif edit == "swap":
+                words[place - 1 : place + 1] = words[place - 1 : place + 1][::-1]
+            sentence = " ".join(words) + mark
+            sentence = sentence[:1].upper() + sentence[1:]
+            if words and bare(sentence) not in known:
+                known.add(bare(sentence))
+                made.append(sentence)
+                break
+    return made

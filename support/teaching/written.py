@@ -9,7 +9,7 @@ al. 2021, Generate, annotate, and learn (https://arxiv.org/abs/2106.06168).
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def written_sentences(
     saved.
     """
     page = EVERYDAY.read_text().splitlines() if everyday else []
-    examples = [page] if page else examples_of(corpus[TRAIN], base.max_length)
+    examples = examples_of(base, [page] if page else by_label(corpus[TRAIN]))
     drawn = RULE, device.torch.type, device.precision  # each draws and rounds in its own way
     how = repr((*drawn, EXAMPLES, TOP_K, prompts_at_once(device), ROWS, WORDS, MOST_TOKENS))
     known = [s for split in corpus.values() for s in split.sentences] + page
@@ -84,14 +84,13 @@ def everyday_sentences(
 ) -> list[str]:
     """Return `written_sentences`: half of them after the corpus, the others everyday English.
 
-    Half of these are as they were written, and half are the same with a plain mistake each.
+    Half of these are as they were written, and half are the same with a mistake each.
     """
     source, place = (base, base_key, corpus), (device, folder)
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
+    after_corpus = written_sentences(*source, size - size // 4 * 2, *place)
     plain = written_sentences(*source, size // 4, *place, everyday=True)
-    wrong = list(islice(with_mistakes(plain, known), size // 4))
-    rest = size - len(plain) - len(wrong)
-    return written_sentences(*source, rest, *place) + plain + wrong
+    return after_corpus + plain + with_mistakes(plain, known)
 
 
 def prompts_at_once(device: Device) -> int:
@@ -116,18 +115,26 @@ def sentences_of_file(
     return list(new), list(new.values())
 
 
-def examples_of(train: Split, max_length: int) -> list[list[str]]:
-    """Return the unacceptable and the acceptable sentences that are short enough for a prompt."""
-    most = (max_length - MOST_TOKENS) // EXAMPLES - 1  # less one for a line's end
-    short, labels = train.seqlens <= most, train.labels.numpy()
-    rows = [np.flatnonzero(short & (labels == label)) for label in (0, 1)]
-    if min(map(len, rows)) < EXAMPLES:
+def by_label(train: Split) -> list[list[str]]:
+    """Return the unacceptable and the acceptable training sentences."""
+    labels = train.labels.numpy()
+    return [[train.sentences[i] for i in np.flatnonzero(labels == label)] for label in (0, 1)]
+
+
+def examples_of(base: Base, kinds: list[list[str]]) -> list[list[str]]:
+    """Return the sentences of each kind that are short enough for a prompt."""
+    most = (base.max_length - MOST_TOKENS) // EXAMPLES - 1  # less one for a line's end
+    short = []
+    for sentences in kinds:
+        ids = token_ids(base.tokenizer, sentences)
+        short.append([s for s, tokens in zip(sentences, ids, strict=True) if len(tokens) <= most])
+    if min(map(len, short)) < EXAMPLES:
         raise UserError(
-            f"--transfer_source: a base writes after {EXAMPLES} training sentences of one label, "
-            f"each of at most {most} tokens; this corpus has {len(rows[0])} unacceptable and "
-            f"{len(rows[1])} acceptable ones; take edits"
+            f"--transfer_source: a base writes after {EXAMPLES} sentences of a kind, each of at "
+            f"most {most} tokens; here are {' and '.join(str(len(one)) for one in short)}; take "
+            "edits"
         )
-    return [[train.sentences[i] for i in chosen] for chosen in rows]
+    return short
 
 
 def saved_state(path: Path) -> dict:
