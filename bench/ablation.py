@@ -36,14 +36,15 @@ from train_utils import predict_logits
 
 # Elman's cell and 40,000 sentences: a run of minutes, where `--recipe hints` takes hours.
 ELMAN = "--student_cell rnn --student_layers 1 --held_out 500 --batch_size 128 --lr 0.0005"
-RECIPE = f"distil --recipe hints {ELMAN} --transfer_size 40000 --epochs 16"
+RECIPE = (
+    f"distil --recipe hints {ELMAN} --transfer_size 40000 --epochs 16 --embedding_start teacher"
+)
 # As many steps without a transfer set.
 LONG = "--epochs 95 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
 ALONE = f"distil {ELMAN} {LONG}"
-# The recipe itself, on a part of the sentences that ship, in as many passes.
+# The recipe itself, on a part of the sentences of results/, in as many passes.
 GATED = "distil --recipe hints --transfer_file results/smollm2_student/written.txt.gz"
-EVERYDAY = "distil --recipe hints --transfer_source everyday --transfer_size 50000"
-MAPPED = f"{EVERYDAY} --embedding_start mapped"
+SMALL = f"{GATED} --transfer_size 50000"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {ELMAN} {LONG}",
     "logits": ALONE,
@@ -57,13 +58,14 @@ SETTINGS = {  # a name, and the mode with its options
     "width 576": f"{RECIPE} --hint_width 576",
     "weight 3": f"{RECIPE} --hint_weight 3",
     "dropout 0": f"{RECIPE} --student_dropout 0",
-    "gated 20,000": f"{GATED} --transfer_size 20000",
-    "gated 50,000": f"{GATED} --transfer_size 50000",
-    "everyday": EVERYDAY,
-    "mapped": MAPPED,
-    "mapped, width 256": f"{MAPPED} --hint_width 256",
-    "mapped, kd 0.9": f"{MAPPED} --kd_alpha 0.9",
-    "mapped, dropout 0.5": f"{MAPPED} --student_dropout 0.5",
+    "gated 50,000": SMALL,
+    "gated 100,000": f"{GATED} --transfer_size 100000",
+    "gated 200,000": f"{GATED} --transfer_size 200000",
+    "after CoLA": "distil --recipe hints --transfer_size 50000",
+    "embedding": f"{SMALL} --embedding_start teacher",
+    "hints 256": f"{SMALL} --hint_width 256",
+    "kd 0.9": f"{SMALL} --kd_alpha 0.9",
+    "dropout 0.5": f"{SMALL} --student_dropout 0.5",
 }
 
 

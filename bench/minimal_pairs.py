@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.results import markdown
+from bench import markdown
 from data_utils import tokenize
 from predict import chosen_checkpoints, chosen_decision, load_model
-from support.decisions import margins_of
+from support.decisions import Decision, margins_of
 from support.devices import CPU
 from support.errors import UserError
 from support.reporting.statistics import wilson_interval
 from train_utils import predict_logits
 
 PAIRS = pd.read_csv(Path(__file__).with_suffix(".csv"))
+KEPT = "minimal_pairs.csv"  # in a folder of results/: the margins of its model
 
 
 def main() -> None:
@@ -44,16 +45,29 @@ def main() -> None:
 
 
 def judge(folder: Path) -> pd.DataFrame:
-    """Return, for each pair, whether a model tells it apart, its p and its answers."""
-    plain = Namespace(given=set())
-    model, tokenizer, longest = load_model(folder, plain)
-    decision = chosen_decision(folder.name, folder, plain)
+    """Return what `judged` does, of a model as `predict` would use it."""
+    decision = chosen_decision(folder.name, folder, Namespace(given=set()))
+    return judged(pair_margins(folder), decision)
+
+
+def pair_margins(folder: Path) -> pd.DataFrame:
+    """Return the kind of each pair, and the margins that a model gives the good and the bad one."""
+    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
     sentences = [*PAIRS["good"], *PAIRS["bad"]]
     split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "minimal pairs")
     good, bad = np.split(margins_of(predict_logits(model, split, CPU)), 2)
-    table = pd.DataFrame({"kind": PAIRS["kind"], "told": good > bad})
-    for name, margins in (("good", good), ("bad", bad)):
-        table[f"p_{name}"], table[name] = decision.p_acceptable(margins), decision.answers(margins)
+    return pd.DataFrame({"kind": PAIRS["kind"], "good": good, "bad": bad})
+
+
+def judged(margins: pd.DataFrame, decision: Decision) -> pd.DataFrame:
+    """Return, for each pair, whether it is told apart, both p and answers, and how much is right.
+
+    ``margins`` are those of `pair_margins`.
+    """
+    table = pd.DataFrame({"kind": margins["kind"], "told": margins["good"] > margins["bad"]})
+    for name in ("good", "bad"):
+        table[f"p_{name}"] = decision.p_acceptable(margins[name])
+        table[name] = decision.answers(margins[name])
     table["right"] = (table["good"] + 1 - table["bad"]) / 2
     return table
 

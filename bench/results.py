@@ -20,17 +20,22 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from pandas import DataFrame
 from sklearn.metrics import roc_auc_score
 
+from bench import markdown
+from bench.minimal_pairs import KEPT as PAIR_MARGINS
+from bench.minimal_pairs import by_kind, judged
 from support import PROJECT
+from support.checkpoints.students import MODELS, SHIPPED
 from support.corpus import DEV, OUT_OF_DOMAIN
 from support.decisions import SOFTMAX
 from support.files import write_bytes
 from support.options import RULES
 from support.reporting import summary
 from support.reporting.curves import plot_curves
-from support.reporting.finished import DEV_SETS, Experiment, find_runs, load_experiment
+from support.reporting.finished import DEV_SETS, Experiment, find_runs, load_experiment, load_run
 from support.reporting.metrics import read_history
 from support.reporting.plots import plot_comparison
 from support.reporting.statistics import calibration_error
@@ -56,31 +61,19 @@ class Study(NamedTuple):
 
 CORPUS = {"data_dir": "cola_public"}
 SMOLLM2 = {"gpt_variant": "smollm2", "sr_no": "22915-22919"}
+STUDENT = {**CORPUS, "recipe": "hints", "transfer_size": "400000", "precision": "bf16"}
 # Sentences that smollm2 wrote, and one teacher for all: what differs is the students' doing.
 LESSON = {
     "transfer_file": "results/smollm2_student/written.txt.gz",
-    "teacher": "runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915",
+    "teacher": f"results/models/{SHIPPED['smollm2']}",
 }
-STUDENT = {**CORPUS, "recipe": "hints"}
-# In these precisions the students of results/ were trained.
-PRECISIONS = (
-    {"sr_no": "22915-22918", "precision": "bf16"},
-    {"sr_no": "22919", "precision": "fp32"},
-)
 STUDIES = {
     "smollm2_cola": Study(SMOLLM2, [("all", CORPUS)]),
     "smollm2_bf16": Study(
         {"gpt_variant": "smollm2", "sr_no": "22915-22917"},
         [("LoRA", {**CORPUS, "precision": "bf16"})],
     ),
-    "smollm2_student": Study(
-        SMOLLM2,
-        [
-            (mode, {**STUDENT, **more, **own})
-            for mode, more in (("distil", LESSON), ("rnn", {}))
-            for own in PRECISIONS
-        ],
-    ),
+    "smollm2_student": Study(SMOLLM2, [("distil", {**STUDENT, **LESSON}), ("rnn", STUDENT)]),
     "nano": Study(
         {"gpt_variant": "nano", "sr_no": "22915-22917"}, [("all", {"data_dir": "nano/corpus"})]
     ),
@@ -142,8 +135,7 @@ def write_study_report(study: str) -> None:
     place = RESULTS if study == "nano" else PROJECT / "runs"
     shown = runs_of(study)
     if study == "smollm2_student":  # its teacher is a run of another study
-        teacher = RESULTS / "smollm2_bf16" / "runs" / "LoRA_smollm2_22915"
-        shown = [load_experiment([teacher]), *shown]
+        shown = [load_experiment([MODELS / SHIPPED["smollm2"]]), *shown]
     pdf, page = RESULTS / study / f"Report_{serial}.pdf", place / study / f"Report_{serial}.html"
     with TemporaryDirectory() as pictures:
         write_report(pdf, page, shown, serial, Path(pictures), [])
@@ -178,12 +170,6 @@ def runs_of(study: str) -> list[Experiment]:
     folders = (RESULTS / study / "runs").glob("*_*")
     sr_nos = sorted({int(path.name.rpartition("_")[2]) for path in folders})
     return find_runs(RESULTS / study, sr_nos, within="runs")
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    """Return a table, the headings first."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
 
 
 def by_rule(experiment: Experiment, rule: str) -> Experiment:
@@ -274,6 +260,16 @@ def gains(found: list[Experiment]) -> str:
     return markdown(rows)
 
 
+def kinds(_: list[Experiment]) -> str:
+    """Return how well the models that ship judge the pairs, by kind."""
+    tables = {}
+    for name in ("smollm2", "student"):
+        run = load_run(MODELS / SHIPPED[name])
+        margins = pd.read_csv(run.folder / PAIR_MARGINS)
+        tables[name] = judged(margins, run.predictions[DEV].decision)
+    return markdown(by_kind(tables))
+
+
 def runs(found: list[Experiment]) -> str:
     """Return each run's accuracy and MCC on in_domain_dev, a column a sr_no."""
     rows = [("run", *map(str, found[0].sr_nos))]
@@ -315,7 +311,7 @@ def monitor(found: list[Experiment]) -> str:
     return markdown(rows)
 
 
-KINDS = (headline, results, students, calibration, gains, runs, unseen, pairs, monitor)
+KINDS = (headline, results, students, calibration, gains, kinds, runs, unseen, pairs, monitor)
 TABLES: dict[str, Callable[[list[Experiment]], str]] = {kind.__name__: kind for kind in KINDS}
 
 

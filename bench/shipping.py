@@ -1,10 +1,11 @@
 """Make the models that ship, in results/models/, out of finished runs: smaller, and judged anew.
 
-    python -m bench.shipping RUN RUN
+    python -m bench.shipping RUN [RUN ...]
 
-The teacher's adapter is rounded to bf16. The student's matrices are stored in 8 bits, its embedding
-in 4, without the rows of tokens that it met only once. Both load into fp32. The student's
-thresholds, metrics.json and predictions.csv are then of the smaller files.
+Of several students the one ships which has the best AUC on its held-out sentences. The teacher's
+adapter is rounded to bf16. The student's matrices are stored in 8 bits, its embedding in 4, without
+the rows of tokens that it hardly met. Both load into fp32. The student's thresholds and all that is
+told of the models' answers are then of the smaller files.
 """
 
 import argparse
@@ -17,7 +18,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench.results import RESULTS, markdown
+from bench import markdown
+from bench.ablation import held_out_auc
+from bench.minimal_pairs import KEPT, pair_margins
+from bench.results import RESULTS
 from data_utils import HELD_OUT, Split, hold_out, load_corpus
 from distil import choose_threshold
 from finetune import load_teacher
@@ -32,14 +36,15 @@ from support.decisions import SOFTMAX
 from support.devices import CPU
 from support.files import read_json, read_tensors, write_csv, write_json, write_tensors
 from support.reporting import summary
-from support.reporting.finished import load_experiment
+from support.reporting.finished import load_experiment, load_run
 from support.reporting.metrics import DEV_SETS
 from support.reporting.tables import result_table
 from support.teaching.written import sentences_of_file
 from train_utils import count_parameters, evaluate
 
+COLA = PROJECT / "cola_public"
 WRITTEN = RESULTS / "smollm2_student" / "written.txt.gz"
-LEAST = 2  # times that a token was met
+LEAST = 3  # times that a token must have been met
 EMBEDDING, GROUP = "embedding.weight", 64  # numbers that share a scale in the embedding
 CARD = """# {name}
 
@@ -75,8 +80,15 @@ It calls a sentence acceptable from p = {p:.2f} on, so that both classes weigh t
 def main() -> None:
     """Make each model, and print its size and what it scores beside its run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN")
-    for run in parser.parse_args().runs:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    shipped = parser.parse_args().runs
+    students = [run for run in shipped if kind_of(run) != "adapter"]
+    aucs = {run: held_out_auc(load_run(run), COLA) for run in students}
+    for run, auc in aucs.items():
+        print(f"{run.name}: AUC {auc:.4f} on held-out sentences")
+        if auc < max(aucs.values()):
+            shipped.remove(run)
+    for run in shipped:
         target, before = MODELS / run.name, read_json(run / "metrics.json")
         ship(run, target)
         size = sum(file.stat().st_size for file in target.iterdir())
@@ -90,7 +102,7 @@ def ship(run: Path, target: Path) -> None:
     """Write the smaller model and what it scores."""
     target.mkdir(parents=True, exist_ok=True)
     base = find_base("smollm2", weights=False)
-    corpus = load_corpus(PROJECT / "cola_public", base.tokenizer, base.max_length)
+    corpus = load_corpus(COLA, base.tokenizer, base.max_length)
     facts, decision = read_json(run / "metrics.json"), SOFTMAX
     if kind_of(run) == "adapter":
         saved = read_adapter(run)
@@ -117,6 +129,7 @@ def ship(run: Path, target: Path) -> None:
     results, rows = evaluate(model, corpus, CPU, decision)
     write_csv(target / "predictions.csv", rows)
     write_json(target / "metrics.json", facts | results)
+    pair_margins(target).to_csv(target / KEPT, index=False)
     (target / "README.md").write_text(card(target))
 
 
@@ -155,7 +168,7 @@ def card(folder: Path) -> str:
         name=folder.name,
         what=STUDENT.format(parameters=parameters, p=p) if student else TEACHER,
         table=markdown([tuple(table.columns), *table.itertuples(index=False, name=None)]),
-        more=", and on 200,000 that smollm2 wrote" if student else "",
+        more=", and on 400,000 that smollm2 wrote" if student else "",
         wrong=1 - model.metrics[DEV]["accuracy"],
     )
 
@@ -164,7 +177,7 @@ def without_rare_tokens(
     tensors: dict[str, Tensor], corpus: dict[str, Split], tokenizer: Tokenizer
 ) -> dict[str, Tensor]:
     """Return a student's tensors without the rows of tokens that training hardly met."""
-    written, _ = sentences_of_file(WRITTEN, corpus, 200_000)
+    written, _ = sentences_of_file(WRITTEN, corpus, 400_000)
     ids = torch.tensor(list(chain.from_iterable(token_ids(tokenizer, written))))
     met = torch.cat([ids, corpus[TRAIN].input_ids])
     often = torch.bincount(met, minlength=tokenizer.get_vocab_size()) >= LEAST

@@ -46,7 +46,7 @@ from student import DistilRNN, library_states, load_student, recurrent_states
 from support import PROJECT
 from support.bases import load_language_model, load_tokenizer, token_ids
 from support.bases.finding import base_folder
-from support.checkpoints.students import MODELS
+from support.checkpoints.students import MODELS, SHIPPED
 from support.corpus import TRAIN
 from support.devices import CPU, Device, has_bf16, keep_freed_memory
 from support.errors import UserError
@@ -411,8 +411,8 @@ def shipped_rows(args: Namespace) -> Iterator[str]:
     split = training_split(args, args.smollm2)
     split = split.chosen(np.arange(min(len(split), 512 if args.quick else 2048)))
     models = {
-        "student": load_student(MODELS / "distil_smollm2_22919"),
-        "teacher": load_teacher(MODELS / "LoRA_smollm2_22915").model,
+        "student": load_student(MODELS / SHIPPED["student"]),
+        "teacher": load_teacher(MODELS / SHIPPED["smollm2"]).model,
     }
     calls = {n: lambda _, model=m: predict_logits(model, split, CPU) for n, m in models.items()}
     seconds = in_turn(calls, 3)

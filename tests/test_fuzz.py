@@ -33,7 +33,14 @@ from student import DistilRNN
 from support import archive as cola
 from support.bases import Base, base_fingerprint, find_base, load_tokenizer
 from support.checkpoints.adapters import read_config, write_adapter
-from support.checkpoints.students import MODELS, decision_of, kind_of, read_decision, save_student
+from support.checkpoints.students import (
+    MODELS,
+    SHIPPED,
+    decision_of,
+    kind_of,
+    read_decision,
+    save_student,
+)
 from support.corpus import DEV, SPLITS, read_corpus
 from support.devices import CPU
 from support.errors import UserError
@@ -145,7 +152,7 @@ def tried(call: Callable, *arguments):
 # ---------------------------------------------------------------------------------------------
 # Whole files
 
-RUN = "distil_smollm2_22919"  # the student that ships
+RUN = SHIPPED["student"]
 TINY = GPT2Config(
     n_layer=1, n_embd=4, n_head=2, n_positions=8, vocab_size=5, bos_token_id=0, eos_token_id=0
 )

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from bench import minimal_pairs
+from bench import markdown, minimal_pairs
 from bench.minimal_pairs import PAIRS, by_kind, first_pairs, judge
-from bench.results import markdown
 from support.checkpoints.students import MODELS, SHIPPED
 from support.corpus import bare, read_corpus
 from support.files import read_bytes
