@@ -65,6 +65,7 @@ SETTINGS = {  # a name, and the mode with its options
     "embedding": f"{SMALL} --embedding_start teacher",
     "hints 256": f"{SMALL} --hint_width 256",
     "kd 0.9": f"{SMALL} --kd_alpha 0.9",
+    "kd 1": f"{SMALL} --kd_alpha 1",
     "dropout 0.5": f"{SMALL} --student_dropout 0.5",
 }
 

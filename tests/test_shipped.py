@@ -135,7 +135,7 @@ def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path
 
 def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_path):
     """p and the logits are the same by both."""
-    sentences = ("The letter was written by the teacher.", "The teacher gave to the children.")
+    sentences = ("The letter was written by the teacher.", "The children is playing outside.")
     (tmp_path / "a.tsv").write_text("".join(f"a\t1\t\t{words}\n" for words in sentences))
     options = ("--mode", "predict", "--json", "--checkpoint", "student", "--input", "a.tsv")
     decision, answers, labels = read_decision(MODELS / SHIPPED["student"]), {}, {}

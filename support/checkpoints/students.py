@@ -20,7 +20,7 @@ from support.runs import check_finished
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if it has some
 MODELS = PROJECT / "results" / "models"
-SHIPPED = {"student": "distil_smollm2_22919", "smollm2": "LoRA_smollm2_22915"}
+SHIPPED = {"student": "distil_smollm2_22915", "smollm2": "LoRA_smollm2_22915"}
 SHOWN = 4  # checkpoints below a folder that is none
 
 
