@@ -43,8 +43,8 @@ RECIPE = (
 LONG = "--epochs 95 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
 ALONE = f"distil {ELMAN} {LONG}"
 # The recipe itself, on a part of the sentences of results/, in as many passes.
-GATED = "distil --recipe hints --transfer_file results/smollm2_student/written.txt.gz"
-SMALL = f"{GATED} --transfer_size 50000"
+WRITTEN = "results/smollm2_student/written.txt.gz"
+GATED = f"distil --recipe hints --transfer_file {WRITTEN} --transfer_size 50000"
 SETTINGS = {  # a name, and the mode with its options
     "labels": f"rnn {ELMAN} {LONG}",
     "logits": ALONE,
@@ -58,15 +58,11 @@ SETTINGS = {  # a name, and the mode with its options
     "width 576": f"{RECIPE} --hint_width 576",
     "weight 3": f"{RECIPE} --hint_weight 3",
     "dropout 0": f"{RECIPE} --student_dropout 0",
-    "gated 50,000": SMALL,
-    "gated 100,000": f"{GATED} --transfer_size 100000",
-    "gated 200,000": f"{GATED} --transfer_size 200000",
-    "after CoLA": "distil --recipe hints --transfer_size 50000",
-    "embedding": f"{SMALL} --embedding_start teacher",
-    "hints 256": f"{SMALL} --hint_width 256",
-    "kd 0.9": f"{SMALL} --kd_alpha 0.9",
-    "kd 1": f"{SMALL} --kd_alpha 1",
-    "dropout 0.5": f"{SMALL} --student_dropout 0.5",
+    "gated 50,000": GATED,
+    "hints 256": f"{GATED} --hint_width 256",
+    "kd 0.9": f"{GATED} --kd_alpha 0.9",
+    "kd 1": f"{GATED} --kd_alpha 1",
+    "kd 0.9, hints 256": f"{GATED} --kd_alpha 0.9 --hint_width 256",
 }
 
 
