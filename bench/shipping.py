@@ -30,7 +30,7 @@ from support import PROJECT
 from support.bases import find_base, save_tokenizer
 from support.bases.tokens import token_ids
 from support.checkpoints.adapters import read_adapter, write_adapter
-from support.checkpoints.students import MODELS, SCALE, kind_of
+from support.checkpoints.students import MODELS, SCALE, SHIPPED, kind_of
 from support.corpus import DEV, TRAIN
 from support.decisions import SOFTMAX
 from support.devices import CPU
@@ -88,6 +88,8 @@ def main() -> None:
         print(f"{run.name}: AUC {auc:.4f} on held-out sentences")
         if auc < max(aucs.values()):
             shipped.remove(run)
+    if unknown := {run.name for run in shipped} - set(SHIPPED.values()):
+        parser.error(f"{unknown.pop()} is the best; name it in SHIPPED (checkpoints/students.py)")
     for run in shipped:
         target, before = MODELS / run.name, read_json(run / "metrics.json")
         ship(run, target)

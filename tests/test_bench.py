@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import beginnings, write_corpus
 
-from bench import kills
+from bench import ablation, kills
+from bench.results import STUDIES, words_of
 from support import PROJECT
+from support.options import options_of, parse
 
 SCRIPTS = [p.stem for p in (PROJECT / "bench").glob("*.py") if "__main__" in p.read_text()]
 
@@ -23,6 +26,21 @@ def test_every_benchmark_starts_and_says_how_it_is_called(name, monkeypatch, cap
     with pytest.raises(SystemExit, match="0"):
         module.main()
     assert capsys.readouterr().out.startswith("usage:")
+
+
+def test_every_command_that_a_benchmark_runs_is_one_of_the_front_door():
+    for shared, commands in STUDIES.values():
+        for mode, options in commands:
+            assert parse(words_of(mode, shared | options)).mode == mode
+    for words in ablation.SETTINGS.values():
+        assert parse(["--mode", *shlex.split(words)])
+
+
+def test_the_untaught_of_a_study_take_as_many_steps_as_the_taught():
+    commands = dict(STUDIES["smollm2_student"].commands)
+    size = commands["distil"]["transfer_size"]
+    args = parse(["--mode", "all", "--recipe", "hints", "--transfer_size", size])
+    assert str(options_of(args, "rnn", 22915, 8551).epochs) == commands["rnn"]["epochs"]
 
 
 def test_two_folders_differ_by_a_byte_and_not_by_the_clock(tmp_path):
