@@ -121,6 +121,14 @@ def test_a_student_of_a_damaged_file_is_refused(tmp_path):
             load_student(folder)
 
 
+def test_a_model_whose_metrics_are_cut_is_refused_and_gets_no_other_classes(run, tmp_path):
+    shutil.copytree(MODELS / SHIPPED["student"], folder := tmp_path / "student")
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text[:100])
+    line = refusal(run("--mode", "predict", "--checkpoint", str(folder), *SENTENCES))
+    assert "metrics.json" in line
+
+
 def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path):
     result = run("--mode", "predict", *SENTENCES)
     assert result.returncode == 0, result.stderr

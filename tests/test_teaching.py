@@ -401,6 +401,15 @@ def test_continuations_are_what_the_model_gives_each_alone(model, heads):
     assert max(map(len, found)) > 3
 
 
+def test_no_token_is_drawn_that_the_tokenizer_lacks(model):
+    """A base may have more rows than its tokenizer has tokens, for speed."""
+    known = torch.ones(500, dtype=torch.bool)  # of the model's 1,000
+    (ids,) = token_ids(BASE.tokenizer, ["The dogs"])
+    found = continuations(model, [ids] * 5, 64, 1000, 1, known, torch.Generator())
+    assert len(found) == 320
+    assert max(token for text in found for token in text) < 500
+
+
 def test_tokens_are_drawn_as_often_as_the_model_gives_them(model):
     """Among the likeliest, in proportion; the first token of every row is looked at."""
     (ids,) = token_ids(BASE.tokenizer, ["The dogs"])

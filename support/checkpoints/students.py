@@ -1,6 +1,5 @@
 """Read and write students, and tell what a checkpoint's folder holds."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from support.files import read_json, read_tensors, write_json, write_tensors
 from support.options import RULES
 from support.reporting import read_metrics
 from support.runs import check_finished
+from support.runs.folder import METRICS
 
 STUDENT = "distil_rnn"  # the model_type in a student's config.json
 SCALE = ".scale"  # after a matrix's name: that of its scales (rows, groups), if it has some
@@ -133,9 +133,7 @@ def checkpoint_folder(path: Path) -> Path:
 
 def read_metrics_if_any(folder: Path) -> dict[str, Any]:
     """Return what a run's metrics.json says; an adapter of PEFT's own has none."""
-    with suppress(UserError):
-        return read_metrics(folder)
-    return {"data": {}}
+    return read_metrics(folder) if (folder / METRICS).exists() else {"data": {}}
 
 
 def kind_of(folder: Path) -> str:

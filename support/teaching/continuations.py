@@ -38,7 +38,8 @@ def continuations(
     texts = torch.zeros(len(going), most_tokens, dtype=torch.long, device=device)
     text_lengths = torch.zeros_like(going)  # of the rows that have ended
     for step in range(most_tokens):
-        likeliest, choices = logits.topk(min(top_k, logits.shape[1]))
+        known = logits[:, : len(ends)]  # a base may have rows for ids that its tokenizer lacks
+        likeliest, choices = known.topk(min(top_k, known.shape[1]))
         drawn = torch.multinomial(likeliest.float().softmax(dim=1), 1, generator=generator)
         tokens = choices.gather(1, drawn).flatten()
         texts[going, step] = tokens

@@ -90,6 +90,7 @@ def everyday_sentences(
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
     after_corpus = written_sentences(*source, size - size // 4 * 2, *place)
     plain = written_sentences(*source, size // 4, *place, everyday=True)
+    known |= set(map(bare, after_corpus))
     return after_corpus + plain + with_mistakes(plain, known)
 
 
