@@ -63,6 +63,7 @@ SETTINGS = {  # a name, and the mode with its options
     "kd 0.9": f"{GATED} --kd_alpha 0.9",
     "kd 1": f"{GATED} --kd_alpha 1",
     "kd 0.9, hints 256": f"{GATED} --kd_alpha 0.9 --hint_width 256",
+    "400,000": f"{GATED} --transfer_size 400000 --embedding_start teacher",
 }
 
 
