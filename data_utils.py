@@ -25,6 +25,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from support.bases import token_ids
 from support.corpus import TRAIN, Corpus, bare, read_corpus
 from support.errors import UserError
 from support.processes import rank_and_processes
@@ -103,7 +104,7 @@ def tokenize(
     ``max_length`` is the model's number of positions. The error for a sentence that is too long
     names its ``source`` and its line there; without ``lines`` they are numbered from 1.
     """
-    ids_of = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(sentences))]
+    ids_of = token_ids(tokenizer, sentences)
     for number, ids in zip(lines or range(1, len(ids_of) + 1), ids_of, strict=True):
         if not 0 < len(ids) <= max_length:
             raise UserError(

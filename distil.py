@@ -23,6 +23,7 @@ P serves this alone; the saved student does not have it.
 
 import hashlib
 import math
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -57,6 +58,10 @@ from train_utils import (
     train,
 )
 
+OF_A_TEACHER = (  # which options a teacher that is missing shares with its student
+    "gpt_variant", "sr_no", "data_dir", "text_column", "label_column", "positive", "device",
+    "precision", "out_dir",
+)  # fmt: skip
 LEAST_SLOPE = 1e-3  # far below that of a student which has learnt anything
 
 
@@ -298,10 +303,10 @@ def teacher_fingerprint(folder: Path, options: Namespace) -> str:
     if not (folder / CONFIG).exists():
         advice = "--teacher wants the folder of a LoRA run"
         if not options.teacher:
-            advice = (
-                f"run: python run.py --mode LoRA --gpt_variant {options.gpt_variant} "
-                f"--sr_no {options.sr_no} --out_dir {options.out_dir}, or name one with --teacher"
-            )
+            given = [name for name in OF_A_TEACHER if name in {*options.given, "sr_no"}]
+            words = [word for name in given for word in (f"--{name}", str(vars(options)[name]))]
+            command = shlex.join(["python", "run.py", "--mode", "LoRA", *words])
+            advice = f"run: {command}, or name one with --teacher"
         raise UserError(f"{folder}: no teacher there; {advice}")
     saved = read_adapter(folder)
     trained_on = saved.base_fingerprint or find_own_base(saved, folder, options.gpt_variant)[1]

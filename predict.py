@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from argparse import Namespace
@@ -158,12 +159,12 @@ def gold_labels(table: Table, positive: str | None, known: list[tuple[str, ...]]
 def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
     """Return the folders that the options name, or the default one, by name."""
     given = args.checkpoint or [default_checkpoint(args)]
-    short = len({path.name for path in given}) == len(given)
-    folders = {}
-    for path in given:
-        folder = checkpoint_folder(path)
+    names = [os.path.basename(os.path.abspath(path)) for path in given]  # also of "."
+    if len(set(names)) < len(names):
+        names = [str(path) for path in given]
+    folders = dict(zip(names, map(checkpoint_folder, given), strict=True))
+    for folder in folders.values():
         kind_of(folder)  # refused before another has judged a long file
-        folders[path.name if short else str(path)] = folder
     if len(folders) < len(given):
         raise UserError("--checkpoint: one is given twice")
     return folders

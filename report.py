@@ -11,8 +11,8 @@ from support.corpus import DEV
 from support.errors import UserError
 from support.reporting import tables
 from support.reporting.curves import plot_curves
-from support.reporting.finished import Corpus, Experiment, corpus_of, find_runs, missing_runs
-from support.reporting.page import judgements, write_page
+from support.reporting.finished import Experiment, Rows, corpus_of, find_runs, missing_runs
+from support.reporting.page import judged_corpus, write_page
 from support.reporting.pdf import write_pdf
 from support.reporting.plots import plot_comparison
 from support.reporting.statistics import wilson_interval
@@ -43,7 +43,7 @@ NANO = """nano is a demonstration: what it shows of its own grammar is not Engli
 out_of_domain_dev was redesigned after looks at it (nano/README.md)."""
 
 
-def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
+def results(group: list[Experiment], corpus: Rows, fault: str) -> Section:
     """Return the scores on one corpus, and beside those on CoLA the published."""
     frame, caption = tables.result_table(group), tables.corpus_facts(group[0])
     texts = tables.unseen(group, corpus) if corpus else [UNKNOWN.format(fault)]
@@ -54,7 +54,7 @@ def results(group: list[Experiment], corpus: Corpus, fault: str) -> Section:
     return Section("How good, and how sure", texts, [(caption, frame)])
 
 
-def one_variant(group: list[Experiment], corpus: Corpus, serial: str, plots: Path) -> Section:
+def one_variant(group: list[Experiment], corpus: Rows, serial: str, plots: Path) -> Section:
     """Return the pairs, the comparison and the curves of one base and its students."""
     comparison = plot_comparison(group, plots, serial)
     pictures = [("The models kept, with 95% intervals; small: each run.", [comparison])]
@@ -93,7 +93,7 @@ def write_report(
         for variant in dict.fromkeys(one.variant for one in group):
             alike = [one for one in group if one.variant == variant]
             sections.append(one_variant(alike, corpus, serial, plots))
-        judged.append(judgements(group, corpus, fault))
+        judged.append(judged_corpus(group, corpus, fault))
     n = shown[0].metrics[DEV]["sentences"]
     limits = [COVERED.format(n, *wilson_interval(round(0.8 * n), n)), LOOKS]
     limits += [NANO] if "nano" in map(known_corpus, shown) else []

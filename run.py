@@ -70,6 +70,9 @@ def train_runs(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status: 0 done, 2 what the user can mend, 130 interrupted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the shell has closed it, as by >&-
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open to the end
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # any sentence can be printed, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

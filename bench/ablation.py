@@ -16,6 +16,7 @@ held out, by which one may choose.
 """
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from support.bases import variant_name
 from support.corpus import DEV
 from support.decisions import margins_of
 from support.devices import CPU
-from support.reporting.finished import Run, load_run
+from support.reporting.finished import FinishedRun, load_run
 from train_utils import predict_logits
 
 # Elman's cell and 40,000 sentences: a run of minutes, where `--recipe hints` takes hours.
@@ -96,7 +97,7 @@ def main() -> None:
 
 def train(
     args: argparse.Namespace, sr_no: int, mode: str, options: list[str], out_dir: Path
-) -> Run:
+) -> FinishedRun:
     """A finished run, made now if need be; run.py refuses a folder that holds another."""
     shared, own = out_dir.parent / "transfer", out_dir / "transfer"
     shared.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def train(
     return load_run(out_dir / "checkpoints" / f"{mode}_{variant_name(args.variant)}_{sr_no}")
 
 
-def figures(runs: list[Run]) -> list[str]:
+def figures(runs: list[FinishedRun]) -> list[str]:
     """Means over the runs, on in_domain_dev."""
     rows = []
     for run in runs:
@@ -135,11 +136,13 @@ def figures(runs: list[Run]) -> list[str]:
     return cells
 
 
-def held_out_auc(run: Run, data_dir: Path) -> float:
-    """The AUC on the sentences that a run held out of training."""
+def held_out_auc(run: FinishedRun, data_dir: Path) -> float:
+    """The AUC on the sentences that a run held out of training; nan where it held out none."""
+    if not (size := run.metrics["arguments"]["held_out"]):
+        return math.nan
     model, tokenizer, longest = load_model(run.folder, argparse.Namespace(given=set()))
     corpus = load_corpus(data_dir, tokenizer, longest)
-    held_out = hold_out(corpus, run.metrics["arguments"]["held_out"])[HELD_OUT]
+    held_out = hold_out(corpus, size)[HELD_OUT]
     return roc_auc_score(held_out.labels, margins_of(predict_logits(model, held_out, CPU)))
 
 

@@ -156,8 +156,6 @@ def content(path: Path) -> list:
         metrics = json.loads(path.read_text())
         metrics["training"].pop("seconds")
         return json.dumps(metrics, indent=1).splitlines()
-    if path.suffix == ".pdf":  # it names speeds; that it is whole is what can be compared
-        return [path.read_bytes()[:4], path.read_bytes().rstrip()[-5:]]
     return path.read_bytes().split(b"\n")
 
 

@@ -80,7 +80,8 @@ def read_sentences(content: bytes, name: str, columns: Columns = ANY) -> Table:
         records = [(row.line, parse_object(row.sentence, name, row.line)) for row in text.rows]
         return table_of(records, name, columns)
     cells = first.split("\t")
-    if len(cells) == 4 and cells[1] in ("0", "1") and not re.search(r"\w", cells[2]):
+    is_cola = len(cells) == 4 and cells[1] in ("0", "1") and not re.search(r"\w", cells[2])
+    if is_cola and not (columns.text or columns.label):
         rows = [parse_row(lines[row.line - 1], name, row.line) for row in text.rows]
         return Table(name, rows, COLA_LAYOUT, "its second column", text.blank)
     wanted = {plain(one) for one in ([columns.text] if columns.text else TEXT_COLUMNS)}

@@ -20,7 +20,7 @@ import run as front_door
 from model import load_classifier
 from support import PROJECT, bases
 from support.bases import base_fingerprint, find_base, load_language_model
-from support.bases.finding import base_folder, kind_of
+from support.bases.finding import base_folder, origin_of
 from support.checkpoints.adapters import write_adapter
 from support.errors import UserError
 from support.files import read_json
@@ -60,7 +60,7 @@ def test_a_base_is_of_one_kind_and_a_folder_stands_before_the_hubs(folder, tmp_p
         "nano": "package", "smollm2": "package", "some.gguf": "file", "gpt2": "folder",
         "openai-community/gpt2": "hub", "gpt2-medium": "hub", "OWNER/NAME": "hub",
     }  # fmt: skip
-    assert {name: kind_of(name) for name in kinds} == kinds
+    assert {name: origin_of(name) for name in kinds} == kinds
     assert find_base("gpt2").kind == "folder"
     assert find_base("nano").folder == NANO  # wherever the command is given
     args = front_door.parse(["--mode", "gen", "--gpt_variant", "~/gpt2"])

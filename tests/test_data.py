@@ -112,6 +112,12 @@ def test_the_projects_folder_is_fetched_where_it_lacks_a_file_and_always_checked
         read_corpus(folder, fetch=False)
 
 
+def test_a_place_that_cannot_be_written_is_told_and_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written.*download http.*--data_dir"):
+        fetch_cola(tmp_path / "file", SHA256)
+
+
 def test_another_folder_is_never_fetched(tmp_path):
     with pytest.raises(UserError, match="elsewhere: no such file or folder"):
         read_corpus(tmp_path / "elsewhere")

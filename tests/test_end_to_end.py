@@ -538,7 +538,7 @@ REFUSED = [  # a command, the line's words, and the input if it has any
     ("--mode export --checkpoint {rnn} --checkpoint {rnn}", "--mode export takes one"),
     ("--mode export --checkpoint {rnn} --out_dir file", "cannot be written (Not a directory)"),
     (f"--mode rnn {NANO7} --out_dir file", "cannot be written (Not a directory)"),
-    ("--mode report --sr_no 12", "python run.py --mode all --sr_no 12"),
+    ("--mode report --sr_no 12", "no finished run with sr_no 12; --mode all makes"),
     ("--mode predict --checkpoint {rnn} --checkpoint {rnn} Hello.", "one is given twice"),
     ("--mode predict --checkpoint {rnn} --checkpoint nowhere Hello.", "nowhere: no such"),
     ("--mode predict --checkpoint {rnn} --input file Hello.", "choose one"),
@@ -560,6 +560,18 @@ def test_bad_input_is_one_line_and_status_2(demo, call, row, tmp_path):
     arguments = shlex.split(command.format(rnn=checkpoint(demo.folder, "rnn")))
     assert words in refusal(call(*arguments, input="".join(given)))
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("closed", "status"), [("<&-", 2), (">&-", 0), ("2>&-", 0)])
+def test_a_stream_that_the_shell_has_closed_is_an_empty_one(demo, closed, status):
+    """The checkpoint is the folder itself, which has a name all the same."""
+    words = ["--mode", "predict", "--checkpoint", "."] + SENTENCES * (status == 0)
+    command = shlex.join([*COMMAND, *words])
+    folder = checkpoint(demo.folder, "rnn")
+    done = subprocess.run(f"{command} {closed}", shell=True, cwd=folder, capture_output=True)
+    assert done.returncode == status, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (b"standard input: no sentences" in done.stderr) == (status == 2)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

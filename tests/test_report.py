@@ -367,8 +367,8 @@ def test_a_report_says_what_was_compared_and_what_it_cannot_say(seeds):
     for text in (seeds.paper, seeds.page):
         for words in (
             "both taken as drawn at random",
-            "distil saw 47,551 sentences an epoch in 700 steps, rnn saw 8,551 sentences",
-            "47,551 sentences an epoch in 700 to 900 steps. Over sr_no 7, 9 they answer alike",
+            "Training: distil 700 steps of 128, rnn 134 steps of 128 sentences. Over sr_no 7 they",
+            "Training: LoRA 134 steps of 128, distil 700 to 900 steps of 128 sentences. Over sr_no",
             "distil gpt2, epoch by epoch; before a threshold was set.",
         ):
             assert words in text

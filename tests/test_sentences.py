@@ -118,6 +118,7 @@ REFUSED = {  # its text, what is said of it, and the options
     "binary": ("sentence|label\nA.|1\n\0|0\n", r"line 3: a control character, '\\x00'"),
     "another text column": ("a|label\nA.|1\n", "no heading with b", Columns(text="b")),
     "a missing label": ("text|y\nA.|1\n", "column --label_column 'z'.* 'y'", Columns(label="z")),
+    "a column of CoLA's": ("a|1||A.\nb|0|*|B.\n", "line 1: no heading", Columns(label="1")),
     "a missing class": ("text|label\nA.|1\n", "are '1'; --positive 2 is", Columns(positive="2")),
 }  # fmt: skip
 

@@ -189,6 +189,19 @@ def test_half_of_everyday_sentences_are_after_a_page_and_stand_there_with_a_mist
     assert everyday_sentences(*source, 203, CPU, tmp_path) == made
 
 
+def test_a_sentence_that_a_base_writes_after_both_stands_there_once(monkeypatch, tmp_path):
+    after_corpus = [f"The {n} of them came." for n in range(40)]
+    after_page = [*after_corpus[3:5], *(f"We saw the {n} dogs." for n in range(40))]
+
+    def wrote(base, key, corpus, size, device, folder, everyday=False):
+        return (after_page if everyday else after_corpus)[:size]
+
+    monkeypatch.setattr("support.teaching.written.written_sentences", wrote)
+    made = everyday_sentences(BASE, "a base", {}, 30, CPU, tmp_path)
+    assert len(made) == len(set(map(bare, made))) == 30
+    assert set(after_page[:7]) <= set(made)
+
+
 def the_file(folder):
     """The one file that writing leaves, beside its lock."""
     (path,) = folder.glob("nano_*.json")

@@ -304,10 +304,11 @@ def files(folder) -> dict[str, bytes]:
         ({MARK}, {MARK}, {MARK}, {MARK}),  # its options were refused, say
         ({MARK, STATE}, {MARK, STATE}, {MARK, STATE}, REFUSED),
         ({MARK, STATE, *DONE}, {MARK, STATE, *DONE}, {MARK, STATE, *DONE}, REFUSED),
+        ({MARK, *DONE}, {MARK}, {MARK}, REFUSED),
         ({STATE, *DONE}, DONE, {MARK}, REFUSED),
         (DONE, DONE, {MARK}, REFUSED),
     ],
-    ids=["nothing", "begun", "interrupted", "killed as it ends", "killed later", "finished"],
+    ids=["nothing", "begun", "saved", "as it ends", "as it clears", "later", "finished"],
 )
 def test_what_each_command_finds_in_a_folder(tmp_path, left, this, this_anew, other):
     """That of the run which is there, or of another, each without and with ``--overwrite``."""

@@ -31,7 +31,7 @@ def find_base(name: str, weights: bool = True) -> Base:
     folder = base_folder(name, weights)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, folder)
-    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"), kind_of(name))
+    return Base(name, folder, tokenizer, longest_sentence(folder / "config.json"), origin_of(name))
 
 
 def longest_sentence(path: Path) -> int:
@@ -54,7 +54,7 @@ def variant_name(name: str) -> str:
     return name if name in VARIANTS else Path(name).resolve().name
 
 
-def kind_of(name: str) -> str:
+def origin_of(name: str) -> str:
     """Return where a base of this name is from; a folder stands before the hub's of its name."""
     if name in ("nano", "smollm2"):
         return "package"
@@ -65,7 +65,7 @@ def kind_of(name: str) -> str:
 
 def base_folder(name: str, weights: bool = True) -> Path:
     """Return a base's folder in Hugging Face format; fetched or converted on first use."""
-    kind = kind_of(name)
+    kind = origin_of(name)
     if name == "nano" or kind == "folder":
         return check_folder(NANO if name == "nano" else Path(name), weights)
     if name == "smollm2" or kind == "file":

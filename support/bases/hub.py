@@ -16,7 +16,7 @@ CONFIGURATION = [
     "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "tokenizer.model",
 ]  # fmt: skip
-WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
 def from_hub(repo: str, weights: bool) -> Path:
@@ -26,7 +26,7 @@ def from_hub(repo: str, weights: bool) -> Path:
     """
     if not sys.stderr.isatty():
         utils.disable_progress_bars()
-    patterns = CONFIGURATION + (WEIGHTS if weights else [])
+    patterns = CONFIGURATION + (WEIGHT_FILES if weights else [])
     snapshot = partial(huggingface_hub.snapshot_download, repo, allow_patterns=patterns)
     try:
         with suppress(errors.LocalEntryNotFoundError, UserError):

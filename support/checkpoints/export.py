@@ -72,8 +72,8 @@ def save_merged(
     )
     model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     model.load_state_dict(classifier.state_dict())
-    write_files(target, model.save_pretrained)
     write_files(target, tokenizer.save_pretrained)
+    write_files(target, model.save_pretrained)
 
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:
@@ -88,11 +88,13 @@ def write_files(folder: Path, save: Callable[[Path], object]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save(partial)
-        for path in sorted(partial.iterdir()):
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
             path.chmod(0o666 & ~umask)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(path, folder / path.name)
+            place = folder / path.relative_to(partial)  # a tokenizer may have folders of templates
+            place.parent.mkdir(exist_ok=True)
+            os.replace(path, place)
     except OSError as error:
         raise cannot_write(folder, error) from None
     finally:

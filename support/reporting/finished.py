@@ -25,8 +25,8 @@ from support.reporting.statistics import Score, score
 from support.runs.folder import METRICS, UNFINISHED
 from support.sentences import Columns, Row
 
-MODES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
-Corpus = dict[str, list[Row]]  # by split
+ROLES = {"LoRA": "the teacher", "distil": "with a teacher", "rnn": "without"}
+Rows = dict[str, list[Row]]  # by split
 FREE = ("sr_no", "teacher", "precision")  # in what the runs of one experiment may differ
 
 
@@ -43,7 +43,7 @@ class Predictions(NamedTuple):
         return self.decision.answers(self.margins)
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run: metrics.json, and its predictions by dev set."""
 
     folder: Path
@@ -57,7 +57,7 @@ class Experiment:
 
     mode: str
     variant: str
-    runs: list[Run]
+    runs: list[FinishedRun]
 
     @property
     def name(self) -> str:
@@ -106,11 +106,11 @@ class Experiment:
 # A folder
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path) -> FinishedRun:
     """Read a finished run's folder, whose files agree."""
     metrics = read_metrics(folder)
     mode, variant = metrics["mode"], metrics["variant"]
-    if mode not in MODES:
+    if mode not in ROLES:
         raise broken(folder / METRICS, f"mode is {mode!r}")
     if folder.name != (own := f"{mode}_{variant}_{metrics['sr_no']}"):
         raise UserError(f"{folder}: its metrics.json is that of {own}; a copy is no other run")
@@ -125,7 +125,7 @@ def load_run(folder: Path) -> Run:
         counts[split] = [len(right), part.labels.sum(), part.answers.sum(), right.sum()]
     if counts != {s: [metrics[s][name] for name in COUNTS] for s in dev_sets_of(metrics)}:
         raise broken(path, "not of the run that metrics.json describes")
-    return Run(folder, metrics, predictions)
+    return FinishedRun(folder, metrics, predictions)
 
 
 def read_predictions(path: Path, decision: Decision = SOFTMAX) -> dict[str, Predictions]:
@@ -156,7 +156,7 @@ def load_experiment(folders: list[Path]) -> Experiment:
     return Experiment(first.metrics["mode"], first.metrics["variant"], runs)
 
 
-def corpus_of(experiment: Experiment) -> Corpus:
+def corpus_of(experiment: Experiment) -> Rows:
     """Read the corpus where metrics.json says that it is.
 
     The dev sets must have the labels of the runs, line by line, and the training split as many
@@ -195,8 +195,7 @@ def find_runs(
     ]
     if not any(kinds):
         which = f"sr_no {', '.join(map(str, sr_nos))}" + (f" of {variant}" if variant else "")
-        command = f"python run.py --mode all --sr_no {sr_nos[0]} --out_dir {out_dir}"
-        raise UserError(f"{place}: no finished run with {which}; make them with: {command}")
+        raise UserError(f"{place}: no finished run with {which}; --mode all makes them there")
     return [load_experiment(folders) for folders in kinds if folders]
 
 
@@ -213,7 +212,7 @@ def missing_runs(out_dir: Path, sr_nos: list[int], variant: str | None = None) -
 def folders_of(place: Path, sr_nos: list[int], variant: str | None) -> list[list[Path]]:
     """Return a folder for each seed, of each variant and mode that one of them has begun."""
     begun = set()
-    for (order, mode), sr_no, mark in product(enumerate(MODES), sr_nos, (METRICS, UNFINISHED)):
+    for (order, mode), sr_no, mark in product(enumerate(ROLES), sr_nos, (METRICS, UNFINISHED)):
         for path in place.glob(f"{mode}_*_{sr_no}/{mark}"):
             name = path.parent.name.removeprefix(f"{mode}_").removesuffix(f"_{sr_no}")
             if variant in (None, name):

@@ -123,7 +123,7 @@ def one_class_note(metrics: dict, classes: Sequence[str] = COLA_CLASSES) -> str:
 # ---------------------------------------------------------------------------------------------
 # A run's own files
 
-RULES = {
+CHECKS = {
     "text": lambda value: isinstance(value, str) and "\0" not in value,
     "an object": lambda value: isinstance(value, dict),
     "a count": lambda value: type(value) is int and 0 <= value < 2**63,
@@ -164,7 +164,7 @@ def read_metrics(folder: Path) -> dict:
             value: Any = metrics
             for key in name.rstrip("?").split("."):
                 value = value.get(key) if isinstance(value, dict) else None
-            if not (RULES[kind](value) or (value is None and name.endswith("?"))):
+            if not (CHECKS[kind](value) or (value is None and name.endswith("?"))):
                 raise broken(path, f"{name.rstrip('?')} is not {kind}: {value!r:.40}")
     return metrics
 

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from support.files import write_bytes
-from support.reporting.finished import Corpus, Experiment
+from support.reporting.finished import Experiment, Rows
 from support.reporting.metrics import classes_of
 from support.reporting.tables import Section
 
@@ -17,7 +17,7 @@ WIDEST = 1_000_000  # hundredths; a margin beyond is shown as this one
 
 
 def write_page(path: Path, sections: list[Section], corpora: list[dict[str, Any]]) -> None:
-    """Write a report's sections, and below them the `judgements` of each corpus, as one HTML file.
+    """Write a report's sections, and below them what `judged_corpus` has of each, as one HTML file.
 
     No text is markup: Jinja2 escapes it, in the data as \\u003c, and the script sets it as text.
     """
@@ -30,7 +30,7 @@ def write_page(path: Path, sections: list[Section], corpora: list[dict[str, Any]
     write_bytes(path, page.encode("utf-8", "replace"))
 
 
-def judgements(group: list[Experiment], corpus: Corpus, fault: str) -> dict[str, Any]:
+def judged_corpus(group: list[Experiment], corpus: Rows, fault: str) -> dict[str, Any]:
     """Return what models made of the sentences of a corpus, and these, or why they are not there.
 
     The dev sets stand one behind the other, in the order of ``dev_sets``.

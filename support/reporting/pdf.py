@@ -52,6 +52,8 @@ def write_pdf(path: Path, sections: list[Section]) -> None:
     font = Path(get_data_path(), "fonts/ttf/STIXGeneral.ttf")
     pdfmetrics.registerFont(ttfonts.TTFont("STIX", font))
     margins = dict.fromkeys(("leftMargin", "rightMargin", "topMargin", "bottomMargin"), 54)
-    document = SimpleDocTemplate(pdf := BytesIO(), pagesize=A4, title=path.stem, **margins)
+    # "invariant" leaves the date out, so that the same report is the same bytes.
+    looks = {"pagesize": A4, "title": path.stem, "invariant": 1}
+    document = SimpleDocTemplate(pdf := BytesIO(), **looks, **margins)
     document.build([part for section in sections for part in flowables(section)])
     write_bytes(path, pdf.getvalue())

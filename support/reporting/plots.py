@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from support.reporting.curves import BLUE, STYLE, save
-from support.reporting.finished import MODES, Experiment
+from support.reporting.finished import ROLES, Experiment
 
 RED = "#D55E00"
 
@@ -38,7 +38,7 @@ def plot_comparison(group: list[Experiment], plots_dir: Path, serial: str) -> Pa
         label = f"majority baseline{of}, {level:.2%}"
         panels[0].axvline(level, color="0.35", linestyle=line, zorder=0, label=label)
     panels[1].axvline(0, color="0.35", linestyle=":", zorder=0)
-    names = [f"{experiment.mode} ({MODES[experiment.mode]})" for experiment in group]
+    names = [f"{experiment.mode} ({ROLES[experiment.mode]})" for experiment in group]
     panels[0].set_yticks(range(len(group)), names)
     panels[0].set(xlabel="accuracy, 95% interval", ylim=(len(group) - 0.5, -0.5))
     panels[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

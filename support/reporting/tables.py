@@ -10,7 +10,7 @@ from pandas import DataFrame
 
 from support.corpus import COLA_SHA256, DEV, TRAIN
 from support.options import published
-from support.reporting.finished import DEV_SETS, Corpus, Experiment
+from support.reporting.finished import DEV_SETS, Experiment, Rows
 from support.reporting.metrics import classes_of, majority, matthews_corrcoef, summary
 from support.reporting.statistics import (
     Estimate,
@@ -164,20 +164,17 @@ def mcnemar_cells(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
 
 
 def effort(one: Experiment, two: Experiment) -> str:
-    """Tell what two models saw in the runs that are compared, and how often they answer alike."""
-    saw = []
+    """Tell how long two models were trained, and how often they answer alike."""
+    took = []
     for experiment in (one, two):
         options = experiment.metrics["arguments"]
-        more = (options.get("transfer_size") or 0) - (options.get("held_out") or 0)
-        sentences = experiment.metrics["data"][TRAIN]["sentences"] + more
         steps = sorted({run.metrics["training"]["steps"] for run in experiment.runs})
         most = f" to {steps[-1]:,}" if len(steps) > 1 else ""
-        saw.append(
-            f"{experiment.mode} saw {sentences:,} sentences an epoch in {steps[0]:,}{most} steps"
-        )
+        took.append(f"{experiment.mode} {steps[0]:,}{most} steps of {options.get('batch_size')}")
     alike = (one.answers(DEV) == two.answers(DEV)).mean()
     seeds = ", ".join(map(str, one.sr_nos))
-    return f"{', '.join(saw)}. Over sr_no {seeds} they answer alike in {alike:.1%} of {DEV}."
+    trained = f"Training: {', '.join(took)} sentences."
+    return f"{trained} Over sr_no {seeds} they answer alike in {alike:.1%} of {DEV}."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,7 +193,7 @@ def calibration_table(group: list[Experiment]) -> DataFrame:
     return DataFrame(rows, columns=["run", "dev set", "mean confidence", "calibration error"])
 
 
-def source_table(group: list[Experiment], corpus: Corpus) -> DataFrame:
+def source_table(group: list[Experiment], corpus: Rows) -> DataFrame:
     """Tell accuracy and MCC on each source of the dev sentences, where the corpus has them."""
     rows = []
     for split in group[0].dev_sets:
@@ -266,7 +263,7 @@ def known_corpus(experiment: Experiment) -> str:
     return "CoLA" if is_cola else ""
 
 
-def unseen(group: list[Experiment], corpus: Corpus) -> list[str]:
+def unseen(group: list[Experiment], corpus: Rows) -> list[str]:
     """Tell the scores without the dev sentences that the training split of the corpus has too.
 
     The text is the same, character by character; the label may be another.

@@ -26,7 +26,7 @@ from support.options import published
 from support.processes import any_process, is_main, together
 from support.runs.locks import locked
 
-VERSION = 2  # of the rule by which an identity tells bases and teachers
+IDENTITY_VERSION = 2  # of the rule by which an identity tells bases and teachers
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
 RESULTS = (  # what a finished run leaves, and another must not find
     METRICS, "predictions.csv", "history.csv", "steps.csv", "adapter_model.safetensors",
@@ -82,7 +82,7 @@ def describe_run(
         "command": options.command,
         "arguments": arguments,
         "identity": {
-            "version": VERSION,
+            "version": IDENTITY_VERSION,
             "mode": mode,
             "data": data,
             "precision": device.precision,
@@ -186,8 +186,9 @@ def prepare(
     if finished and not overwrite:
         (folder / STATE).unlink(missing_ok=True)  # left by a kill right after the mark's removal
         return True
-    if not unfinished or reason:
-        # In this order, a kill between two lines leaves the old run's mark or the new one's.
+    if not unfinished or reason or not (folder / STATE).exists():
+        # In this order, a kill between two lines leaves the old run's mark or the new one's, and
+        # the next start clears what was left.
         (folder / STATE).unlink(missing_ok=True)
         mark = {"command": description["command"], "identity": description["identity"]}
         write_json(folder / UNFINISHED, mark)

@@ -90,8 +90,13 @@ def everyday_sentences(
     known = {bare(sentence) for split in corpus.values() for sentence in split.sentences}
     after_corpus = written_sentences(*source, size - size // 4 * 2, *place)
     plain = written_sentences(*source, size // 4, *place, everyday=True)
-    known |= set(map(bare, after_corpus))
-    return after_corpus + plain + with_mistakes(plain, known)
+    everyday = plain + with_mistakes(plain, known)
+    taken = set(map(bare, everyday))
+    while True:  # more, where one was written after both, or has no mistake that is new
+        new = [sentence for sentence in after_corpus if bare(sentence) not in taken] + everyday
+        if len(new) == size:
+            return new
+        after_corpus = written_sentences(*source, len(after_corpus) + size - len(new), *place)
 
 
 def prompts_at_once(device: Device) -> int:
