@@ -138,12 +138,18 @@ def figures(runs: list[FinishedRun]) -> list[str]:
 
 def held_out_auc(run: FinishedRun, data_dir: Path) -> float:
     """The AUC on the sentences that a run held out of training; nan where it held out none."""
-    if not (size := run.metrics["arguments"]["held_out"]):
+    if not run.metrics["arguments"]["held_out"]:
         return math.nan
+    margins, labels = held_out_margins(run, data_dir)
+    return roc_auc_score(labels, margins)
+
+
+def held_out_margins(run: FinishedRun, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The margins of the sentences that a run held out of training, and their labels."""
     model, tokenizer, longest = load_model(run.folder, argparse.Namespace(given=set()))
     corpus = load_corpus(data_dir, tokenizer, longest)
-    held_out = hold_out(corpus, size)[HELD_OUT]
-    return roc_auc_score(held_out.labels, margins_of(predict_logits(model, held_out, CPU)))
+    held_out = hold_out(corpus, run.metrics["arguments"]["held_out"])[HELD_OUT]
+    return margins_of(predict_logits(model, held_out, CPU)), held_out.labels.numpy()
 
 
 def best_threshold(labels: np.ndarray, margins: np.ndarray) -> tuple[float, float]:

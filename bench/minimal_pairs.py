@@ -52,11 +52,15 @@ def judge(folder: Path) -> pd.DataFrame:
 
 def pair_margins(folder: Path) -> pd.DataFrame:
     """Return the kind of each pair, and the margins that a model gives the good and the bad one."""
-    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
-    sentences = [*PAIRS["good"], *PAIRS["bad"]]
-    split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "minimal pairs")
-    good, bad = np.split(margins_of(predict_logits(model, split, CPU)), 2)
+    good, bad = np.split(margins_by(folder, [*PAIRS["good"], *PAIRS["bad"]]), 2)
     return pd.DataFrame({"kind": PAIRS["kind"], "good": good, "bad": bad})
+
+
+def margins_by(folder: Path, sentences: list[str]) -> np.ndarray:
+    """Return the margins (sentences,) that a saved model gives."""
+    model, tokenizer, longest = load_model(folder, Namespace(given=set()))
+    split = tokenize(tokenizer, sentences, [0] * len(sentences), longest, "the list")
+    return margins_of(predict_logits(model, split, CPU))
 
 
 def judged(margins: pd.DataFrame, decision: Decision) -> pd.DataFrame:

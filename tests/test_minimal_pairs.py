@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from bench import markdown, minimal_pairs
+from bench import markdown, minimal_pairs, thresholds
 from bench.minimal_pairs import PAIRS, by_kind, first_pairs, judge
 from support.checkpoints.students import MODELS, SHIPPED
 from support.corpus import bare, read_corpus
@@ -61,6 +61,13 @@ def test_the_tables_count_what_is_told_apart_and_what_is_right(monkeypatch):
         ("x", "0.90 acceptable", "u", "0.20 unacceptable"),
         ("z", "0.10 unacceptable", "w", "0.05 unacceptable"),
     ]
+
+
+def test_the_table_of_thresholds_is_what_the_command_prints(cola, monkeypatch, capsys):
+    run = str(MODELS / SHIPPED["student"])
+    monkeypatch.setattr("sys.argv", ["bench.thresholds", run, str(cola)])
+    thresholds.main()
+    assert capsys.readouterr().out in (PROJECT / "results" / "README.md").read_text()
 
 
 def test_the_first_page_has_the_first_pair_of_each_kind_right_or_wrong():
