@@ -43,7 +43,7 @@ class LoraConfig:
 
     # The names of the layers, or what their names end in after a dot; or a regular expression.
     target_modules: list[str] | str
-    r: int = 8  # the rank
+    r: int = 8  # the rank, at most the smaller side of a weight
     lora_alpha: float = 8
     lora_dropout: float = 0.0  # of what A reads, in training
     use_rslora: bool = False  # scaling alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)
@@ -96,9 +96,10 @@ def is_conv1d(layer: nn.Module) -> bool:
 class LoRALinear(nn.Module):
     """A frozen ``nn.Linear`` or ``Conv1D`` with a low-rank correction beside it.
 
+    It reads the weights of its parts and calls none of them, so that their hooks are silent.
     ``weight`` and ``bias`` are those of the equivalent plain layer, for modules that read them from
     a layer in the place of calling it, as ``nn.MultiheadAttention`` does with its out_proj. The
-    weight is computed at every reading, without dropout.
+    weight is computed at every reading, without dropout, and cannot be written to.
     """
 
     def __init__(self, base_layer: nn.Module, config: LoraConfig):
@@ -186,16 +187,23 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
             f"no layer of this model{outside} is one of {config.target_modules}; target_modules "
             f"takes names of its linear layers: {', '.join(dict.fromkeys(linear)) or 'it has none'}"
         )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no values yet; call the model once, which gives it some")
     for layer, name in targets.items():
         if reason := why_not(layer, config):
             raise ValueError(f"{name}: {reason}")
+    copies = {}
     for name in saved:
-        kept = named[name].parameters()
-        if any(isinstance(p, UninitializedParameter) or not p.is_floating_point() for p in kept):
+        if not all(p.is_floating_point() for p in named[name].parameters()):
             raise ValueError(f"{name}: not all of its parameters can train; leave it out")
+        try:
+            copies[name] = deepcopy(named[name])
+        except RuntimeError:
+            raise ValueError(f"{name}: a weight that is computed cannot be copied") from None
     replace_modules(model, {layer: LoRALinear(layer, config) for layer in targets})
-    for name in saved:
-        model.set_submodule(name, deepcopy(named[name]))
+    for name, copy in copies.items():
+        model.set_submodule(name, copy)
     model.requires_grad_(False)
     trained = trained_names(model, config)
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -214,8 +222,6 @@ def why_not(layer: nn.Module, config: LoraConfig) -> str:
     if not is_linear(layer):
         kind = f"{type(layer).__module__}.{kind}"
         return f"{kind} is not a linear layer; LoRA is for PyTorch's nn.Linear and GPT-2's Conv1D"
-    if isinstance(weight, UninitializedParameter):
-        return f"{kind} has no weight yet; call the model once, which gives it one"
     if weight is None:
         return "its weight is computed, by a parametrization or by pruning; remove that first"
     if not weight.is_floating_point():
@@ -319,11 +325,14 @@ def config_of(model: nn.Module) -> LoraConfig:
 
 
 def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what an adapter keeps, by its name in the model: all that trains, each tensor once."""
+    """Return what an adapter keeps, by its name in the model: all that trains, each tensor once.
+
+    The prefix that torch.compile puts before its model's names is none of theirs.
+    """
     kept, first = trained_names(model, config_of(model)), {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in kept:
-            first.setdefault(id(tensor), (name, tensor))
+            first.setdefault(id(tensor), (name.replace("_orig_mod.", ""), tensor))
     return dict(first.values())
 
 
@@ -351,12 +360,10 @@ def save_lora(model: nn.Module, folder: Path | str) -> None:
     from safetensors.torch import save_file
 
     settings, tensors = json.dumps(peft_settings(model), indent=2), lora_tensors(model)
-    # torch.compile puts a prefix before its model's names.
-    named = {PREFIX + name.replace("_orig_mod.", ""): t for name, t in tensors.items()}
+    copies = {PREFIX + n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, CONFIG).write_text(settings)
-    copies = {name: t.detach().cpu().clone().contiguous() for name, t in named.items()}
     save_file(copies, Path(folder, WEIGHTS), {"format": "pt"})
+    Path(folder, CONFIG).write_text(settings)
 
 
 def load_lora(model: nn.Module, folder: Path | str) -> None:

@@ -369,11 +369,12 @@ def test_parts_with_lora_of_other_settings_are_not_saved_as_one(tmp_path):
     save_lora(parts[0], tmp_path)
 
 
-def test_a_compiled_model_is_saved_by_the_names_of_its_own(tmp_path):
+def test_a_compiled_model_is_saved_and_loaded_by_the_names_of_its_own(tmp_path):
     model = trained("Linear")
     save_lora(torch.compile(model, backend="eager"), tmp_path)
-    load_lora(again := made("Linear"), tmp_path)
-    assert torch.equal(again(example(again)), model(example(again)))
+    for again in (made("Linear"), torch.compile(made("Linear"), backend="eager")):
+        load_lora(again, tmp_path)
+        assert torch.equal(again(example(model)), model(example(model)))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ REFUSED = {
     "itself a layer": (lambda: nn.Linear(6, 6), {}, "the model is itself a layer"),
     "by a pattern": (lambda: nn.Linear(6, 6), {"target_modules": ".*"}, "is itself a layer"),
     "twice": (lambda: trained("Linear"), {}, "0 has LoRA already"),
-    "lazy": (lambda: nn.Sequential(nn.LazyLinear(6)), {}, "0: LazyLinear has no weight yet"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(6)), {}, r"0\.weight has no values yet"),
     "weight norm": (lambda: changed(parametrizations.weight_norm), {}, "0: .* is computed"),
     "pruned": (lambda: changed(prune.random_unstructured, "weight", 0.5), {}, "0: .* is computed"),
     "integers": (lambda: changed(nn.Linear.type, torch.int8), {}, "0: its weight is torch.int8"),
@@ -451,7 +452,22 @@ REFUSED = {
     "lazy to train": (
         lambda: nn.Sequential(nn.Linear(6, 6), nn.LazyLinear(6)),
         {"modules_to_save": ["1"]},
+        r"1\.weight has no values yet",
+    ),
+    "lazy elsewhere": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.LazyLinear(6)),
+        {},
+        r"1\.weight has no values yet",
+    ),
+    "integers to train": (
+        lambda: nn.Sequential(nn.Linear(6, 6), *changed(nn.Linear.type, torch.int8)),
+        {"modules_to_save": ["1"]},
         "1: not all of its parameters can train",
+    ),
+    "no copy to train": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.utils.weight_norm(nn.Linear(6, 6))),
+        {"modules_to_save": ["1"]},
+        "1: a weight that is computed cannot be copied",
     ),
     "no such layer": (Small, {"target_modules": ["b"]}, r"one of \['b'\]; .*: 0, score, "),
     "no layer at all": (nn.ReLU, {}, "linear layers: it has none$"),
