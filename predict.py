@@ -52,7 +52,7 @@ from train_utils import predict_logits
 MANY = 8  # times the training sentences' mean length, beyond which a sentence is unlike them
 NANO_NOTE = "nano knows its own small lexicon alone: what it says of other English means nothing"
 COMMAND_LINE, STANDARD_INPUT = "the command line", "standard input"
-SEVERAL = re.compile(r"[.?!][\"')\]]*\s+[A-Z]")  # where a second sentence begins
+SEVERAL = re.compile(r"[^\W\d_A-Z]{2}[.?!][\"')\]]*\s+[A-Z]")  # not after "Dr." or "J."
 
 
 def run_gen(args: Namespace) -> None:
@@ -163,10 +163,11 @@ def chosen_checkpoints(args: Namespace) -> dict[str, Path]:
     if len(set(names)) < len(names):
         names = [str(path) for path in given]
     folders = dict(zip(names, map(checkpoint_folder, given), strict=True))
-    for folder in folders.values():
-        kind_of(folder)  # refused before another has judged a long file
+    kinds = {kind_of(folder) for folder in folders.values()}  # before one judges a long file
     if len(folders) < len(given):
         raise UserError("--checkpoint: one is given twice")
+    if kinds == {"student"} and args.checkpoint and "gpt_variant" in args.given:
+        raise UserError("--gpt_variant means nothing to a student, which is complete; leave it out")
     return folders
 
 
@@ -212,7 +213,9 @@ def sentences_to_judge(args: Namespace) -> Table:
     """Return the sentences of the command line, of a file, or of standard input."""
     columns = Columns(args.text_column, args.label_column, args.positive)
     if args.sentences and (args.input or any(columns)):
-        raise UserError("--input: sentences are given on the command line too; choose one")
+        raise UserError(
+            "sentences on the command line, and --input or the columns of a table; choose one"
+        )
     if args.sentences:
         name = COMMAND_LINE
         content = "".join(f"{sentence}\n" for sentence in args.sentences)
@@ -283,7 +286,9 @@ def threshold_note(name: str, decision: Decision, classes: Sequence[str]) -> str
 def several_note(table: Table) -> str:
     """Return a remark where a line has more than one sentence."""
     lines = [row.line for row in table.rows if SEVERAL.search(row.sentence)]
-    return f"{table.name}, line {lines[0]}: several sentences, judged as one" if lines else ""
+    return (
+        f"{table.name}, line {lines[0]}: perhaps several sentences, judged as one" if lines else ""
+    )
 
 
 def length_note(split: Split, lines: list[int], metrics: dict) -> str:

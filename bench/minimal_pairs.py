@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="the first pair of each kind")
     args = parser.parse_args()
     try:
-        chosen = chosen_checkpoints(Namespace(checkpoint=args.checkpoints))
+        chosen = chosen_checkpoints(Namespace(checkpoint=args.checkpoints, given=set()))
         judged = {name: judge(folder) for name, folder in chosen.items()}
     except UserError as error:
         parser.error(str(error))

@@ -79,10 +79,8 @@ def read_corpus(data_dir: Path, columns: Columns = ANY, fetch: bool = True) -> C
     counts = f"{len(corpus[TRAIN]):,} sentences for {TRAIN}, {len(corpus[DEV]):,} for {DEV}"
     if "split" in facts:
         understood.append(f"{files[TRAIN]}: split by a fixed rule, {counts}")
-    if len({row.label for row in corpus[TRAIN]}) < 2 or not corpus[DEV]:
-        raise UserError(
-            f"{files[TRAIN]}: {counts}; both classes must be in the first; give more sentences"
-        )
+    if any(len({row.label for row in corpus[split]}) < 2 for split in (TRAIN, DEV)):
+        raise UserError(f"{files[TRAIN]}: {counts}; both classes must be in either; give more")
     return Corpus(corpus, files, facts, understood)
 
 

@@ -117,7 +117,8 @@ def parser_of(mode: str) -> Parser:
 
     variants = "gpt2[-medium|-large|-xl], smollm2, nano, OWNER/NAME, folder, .gguf"
     add("--mode", argparse.SUPPRESS)
-    add("--sr_no", "the seed, also in names; several: 1,2 or 1-5", "22915", type=serial_numbers)
+    several = "; several: 1,2 or 1-5" if mode in (*TRAINING, "report") else ""
+    add("--sr_no", f"the seed, also in names{several}", "22915", type=serial_numbers)
     add("--gpt_variant", variants, "gpt2", type=os.path.expanduser)
     add("--out_dir", "for checkpoints/, plots/, transfer/, exports/, the report", ".", type=path)
     if mode not in ("export", "report"):
@@ -134,7 +135,7 @@ def parser_of(mode: str) -> Parser:
         monitors = ("accuracy", "mcc", "none")
         add("--monitor", "what chooses the epoch; none: the last", "accuracy", choices=monitors)
         schedules = ("constant", "linear")
-        add("--lr_schedule", "linear falls to 0 over all epochs", "constant", choices=schedules)
+        add("--lr_schedule", "linear falls to 0 over all steps", "constant", choices=schedules)
         add("--max_steps", "stop after so many optimiser steps", type=count)
         parser.add_argument("--overwrite", action="store_true", help="train what is finished again")
         parser.add_argument("--tensorboard", action="store_true", help="events for TensorBoard")
@@ -171,7 +172,12 @@ def parser_of(mode: str) -> Parser:
         add("--max_new_tokens", "tokens to add", 50, type=count)
         add("--temperature", "0 takes the likeliest token", 0.8, type=number(float, 0))
         add("--top_k", "sample among so many likeliest; 0 all", 50, type=size)
-        add("--top_p", "or the likeliest of this mass", 1.0, type=number(float, 0, 1, above=True))
+        add(
+            "--top_p",
+            "and of these the likeliest of this mass",
+            1.0,
+            type=number(float, 0, 1, above=True),
+        )
         add("--num_samples", "how many continuations", 1, type=count)
     if mode in ("predict", "export"):
         add("--checkpoint", "a run's folder, student, or smollm2", type=path, action="append")
@@ -205,6 +211,9 @@ def parse(argv: list[str]) -> Namespace:
     args.sr_no = args.sr_nos[0]
     if len(args.sr_nos) > 1 and mode not in (*TRAINING, "report"):
         parser.error(f"--sr_no: --mode {mode} takes one number")
+    for name in {"sr_no", *(["out_dir"] if mode == "predict" else [])} & args.given:
+        if vars(args).get("checkpoint"):
+            parser.error(f"--{name} means nothing beside --checkpoint")
     if mode == "export" and len(args.checkpoint or []) > 1:
         parser.error("--checkpoint: --mode export takes one")
     if mode in TRAINING:

@@ -271,6 +271,7 @@ def test_a_test_file_without_labels_is_left_out_and_said(tmp_path):
             "2 sentences for in_domain_train, 9 for .*; both classes",
         ),
         ({"train.csv": csv_of([("A b.", 1)])}, "0 sentences for in_domain_train, 1 for"),
+        ({"train.csv": NINE, "dev.csv": csv_of([("A b.", 1)])}, "9 sentences .*, 1 for .*; both"),
         ({"train.csv": NINE, "train.tsv": b""}, "is in_domain_train, train.csv and train.tsv"),
         ({"train.csv": NINE, "dev.csv": b"text\nA b.\n"}, "dev.csv: no labels; name their"),
         ({"train.csv": NINE, "dev.csv": b"text,label\nA b.,2\n"}, "dev.csv, line 2: a third class"),
@@ -320,15 +321,19 @@ def test_a_corpus_in_one_file_is_trained_on_reported_and_judged_by_its_own_names
         refused = call(*predict, *more)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert words in refused.stderr
+    csv["verdict"] = csv["verdict"].map({"spam": "junk", "ham": "ham"})
+    csv.to_csv(tmp_path / "mine.csv", index=False)  # the same sentences, another name
+    refused = call("--mode", "rnn", *few, "--data_dir", "mine.csv", *columns, "--out_dir", "out")
+    assert "classes is ['spam', 'ham'] there, ['junk', 'ham'] here" in refused.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["It rains.", ""], "the command line: 1 blank line passed over"),
-        (["It rains.", "It rains. He left."], "line 2: several sentences, judged as one"),
+        (["It rains.", "It rains. He left."], "line 2: perhaps several sentences, judged as one"),
         (["It rains and " * 40], "line 1 has 120 tokens, and a training sentence about 10"),
-        (["It rains."], ""),
+        (["Dr. Smith met Mr. J. Brown in St. Louis."], ""),
     ],
 )
 def test_predict_notes_once_what_it_was_not_made_for(call, arguments, words):
@@ -343,6 +348,13 @@ def test_predict_notes_once_what_it_was_not_made_for(call, arguments, words):
     [
         (("--mode", "predict", "--checkpoint", "studnet", "It rains."), "student and smollm2 are"),
         (("--mode", "predict", "--input", "a.csv", "It rains."), "choose one"),
+        (("--mode", "predict", "--positive", "1", "It rains."), "the columns of a table; choose"),
+        (("--mode", "predict", "--checkpoint", "student", "--sr_no", "3", "It rains."),
+         "--sr_no means nothing beside --checkpoint"),
+        (("--mode", "predict", "--checkpoint", "student", "--out_dir", "a", "It rains."),
+         "--out_dir means nothing beside --checkpoint"),
+        (("--mode", "predict", "--checkpoint", "student", "--gpt_variant", "nano", "It rains."),
+         "--gpt_variant means nothing to a student"),
         (("--mode", "predict", "--text_column", "a", "It rains."), "choose one"),
         (("--mode", "distil", "--gpt_variant", "nano", "--teacher", "student"), "of a LoRA run"),
     ],

@@ -370,6 +370,19 @@ def test_a_folder_without_an_identity_is_refused_and_overwritten(tmp_path, left)
     assert asked(tmp_path, overwrite=True) == {MARK}
 
 
+def test_an_error_before_anything_is_saved_leaves_no_mark(tmp_path):
+    def trained(saved: bool):
+        with claim(tmp_path, description(), False):
+            if saved:
+                (tmp_path / STATE).touch()
+            raise UserError("refused")
+
+    for saved in (False, True):
+        with pytest.raises(UserError, match="refused"):
+            trained(saved)
+        assert files(tmp_path).keys() == ({MARK, STATE} if saved else set())
+
+
 def test_a_kill_at_any_change_of_the_folder_leaves_one_whole_run_or_none(tmp_path, monkeypatch):
     changes_left = []
 

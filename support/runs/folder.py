@@ -25,6 +25,7 @@ from support.fingerprints import corpus_fingerprint
 from support.options import published
 from support.processes import any_process, is_main, together
 from support.runs.locks import locked
+from support.sentences import COLA_CLASSES
 
 IDENTITY_VERSION = 2  # of the rule by which an identity tells bases and teachers
 UNFINISHED, METRICS, STATE = "unfinished.json", "metrics.json", "state.safetensors"
@@ -66,7 +67,7 @@ def describe_run(
     each with its "fingerprint"; ``rules`` are what else changes the result, beside the options.
     """
     arguments = options.settings | (rules or {})
-    data = corpus_fingerprint(corpus)
+    data, classes = corpus_fingerprint(corpus), options.data["classes"]
     counts = {
         name: {
             "sentences": len(split),
@@ -87,6 +88,7 @@ def describe_run(
             "data": data,
             "precision": device.precision,
             "sr_no": options.sr_no,
+            **({} if classes == list(COLA_CLASSES) else {"classes": classes}),
             **{key: source["fingerprint"] for key, source in sources.items()},
             **arguments,
         },
@@ -152,7 +154,8 @@ def claim(
     """Hold a run's folder, and tell whether its run is finished.
 
     ``overwrite`` clears a finished run, another run and a broken one; this very run, interrupted,
-    it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked.
+    it leaves to be gone on with. A run that stopped before it had saved anything makes way unasked,
+    and where an error stops it there, it is as if it had never begun.
     ``unknown`` are the errors that kept entries of the identity from being known: a finished run is
     shown without them, for any other the first is raised.
     """
@@ -164,7 +167,12 @@ def claim(
                     finished = prepare(folder, description, overwrite, unknown or {})
                 except OSError as error:
                     raise no_folder(folder, error) from None
-        yield Run(folder, description, any_process(finished))
+        try:
+            yield Run(folder, description, any_process(finished))
+        except UserError:
+            if is_main() and not (folder / STATE).exists():
+                (folder / UNFINISHED).unlink(missing_ok=True)
+            raise
 
 
 def prepare(
