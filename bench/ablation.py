@@ -38,7 +38,8 @@ from train_utils import predict_logits
 # Elman's cell and 40,000 sentences: a run of minutes, where `--recipe hints` takes hours.
 ELMAN = "--student_cell rnn --student_layers 1 --held_out 500 --batch_size 128 --lr 0.0005"
 RECIPE = (
-    f"distil --recipe hints {ELMAN} --transfer_size 40000 --epochs 16 --embedding_start teacher"
+    f"distil --recipe hints {ELMAN} --transfer_size 40000 --epochs 16 --kd_alpha 0.5 "
+    "--embedding_start teacher"
 )
 # As many steps without a transfer set.
 LONG = "--epochs 95 --patience 1000 --monitor mcc --lr_schedule linear --student_dropout 0.3"
@@ -61,10 +62,11 @@ SETTINGS = {  # a name, and the mode with its options
     "dropout 0": f"{RECIPE} --student_dropout 0",
     "gated 50,000": GATED,
     "hints 256": f"{GATED} --hint_width 256",
-    "kd 0.9": f"{GATED} --kd_alpha 0.9",
     "kd 1": f"{GATED} --kd_alpha 1",
-    "kd 0.9, hints 256": f"{GATED} --kd_alpha 0.9 --hint_width 256",
-    "400,000": f"{GATED} --transfer_size 400000 --embedding_start teacher",
+    "kd 0.5": f"{GATED} --kd_alpha 0.5",
+    "kd 0.5, hints 256": f"{GATED} --kd_alpha 0.5 --hint_width 256",
+    "400,000": f"{GATED} --transfer_size 400000",
+    "400,000, before": f"{GATED} --transfer_size 400000 --kd_alpha 0.5 --embedding_start teacher",
 }
 
 

@@ -1,6 +1,6 @@
 """Train the runs of results/, and write its page, its reports, plots/ and the headline.
 
-    python -m bench.results                  # every study, a day; what is finished in runs/ is shown
+    python -m bench.results                  # every study, a day; what is in runs/ is not run again
     python -m bench.results smollm2_cola     # one study
     python -m bench.results --tables         # trains nothing; writes all else from results/*/runs
 

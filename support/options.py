@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {  # by mode, what differs from 
     "hints": {
         "distil": HINTS | {
             "epochs": 6, "monitor": "none", "transfer_size": 200_000, "transfer_source": "written",
-            "hint_weight": 30.0, "embedding_start": "mapped",
+            "kd_alpha": 0.9, "hint_weight": 30.0, "embedding_start": "mapped",
         },
         # It learns its sentences by heart: the best epoch is kept, and no patience ends it.
         "rnn": HINTS | {"monitor": "mcc", "patience": 1000},

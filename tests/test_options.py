@@ -33,7 +33,8 @@ PUBLISHED = {
 WIDE = {"batch_size": 512, "lr": 2e-3, "lr_schedule": "linear", "held_out": 1000}
 WIDE |= {"student_cell": "gru", "student_layers": 2, "student_dropout": 0.3}
 WRITTEN = {"transfer_source": "written", "hint_weight": 30, "embedding_start": "mapped"}
-TAUGHT = WIDE | WRITTEN | {"epochs": 6, "monitor": "none", "transfer_size": 200_000}
+TAUGHT = WIDE | WRITTEN | {"kd_alpha": 0.9, "epochs": 6, "monitor": "none"}
+TAUGHT |= {"transfer_size": 200_000}
 
 
 def options_for(mode: str, *words, of: str = "all") -> SimpleNamespace:

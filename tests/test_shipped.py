@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import PROJECT, refusal
 
+from bench.minimal_pairs import PAIRS
 from bench.shipping import card, compact
 from data_utils import HELD_OUT, hold_out, load_corpus
 from distil import choose_threshold, teacher_fingerprint
@@ -143,7 +144,7 @@ def test_predict_without_a_checkpoint_takes_the_student_that_ships(run, tmp_path
 
 def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_path):
     """p and the logits are the same by both."""
-    sentences = ("The letter was written by the teacher.", "The children is playing outside.")
+    sentences = PAIRS["bad"][::10]  # some of which lie between the two
     (tmp_path / "a.tsv").write_text("".join(f"a\t1\t\t{words}\n" for words in sentences))
     options = ("--mode", "predict", "--json", "--checkpoint", "student", "--input", "a.tsv")
     decision, answers, labels = read_decision(MODELS / SHIPPED["student"]), {}, {}
@@ -154,11 +155,11 @@ def test_predict_decides_by_either_threshold_and_says_from_which_p_on(run, tmp_p
         answers[rule] = [json.loads(line) for line in result.stdout.splitlines()]
         labels[rule] = [answer.pop("label") for answer in answers[rule]]
         assert labels[rule] == [answer["p_acceptable"] > edge for answer in answers[rule]]
-        assert f"({sum(labels[rule])} of 2)" in result.stderr  # also for what scores them
+        assert f"({sum(labels[rule])} of 20)" in result.stderr  # also for what scores them
         told = f"note: student calls a sentence acceptable from p = {edge:.3f} on (balanced)"
         assert (told in result.stderr) == (rule == "balanced")
     assert answers["balanced"] == answers["accuracy"]
-    assert sum(labels["balanced"]) < sum(labels["accuracy"])  # of these sentences one changes
+    assert sum(labels["balanced"]) < sum(labels["accuracy"])
 
 
 def test_a_threshold_is_refused_for_a_model_that_has_none(run):
