@@ -172,12 +172,7 @@ def parser_of(mode: str) -> Parser:
         add("--max_new_tokens", "tokens to add", 50, type=count)
         add("--temperature", "0 takes the likeliest token", 0.8, type=number(float, 0))
         add("--top_k", "sample among so many likeliest; 0 all", 50, type=size)
-        add(
-            "--top_p",
-            "and of these the likeliest of this mass",
-            1.0,
-            type=number(float, 0, 1, above=True),
-        )
+        add("--top_p", "of these, the likeliest mass", 1.0, type=number(float, 0, 1, above=True))
         add("--num_samples", "how many continuations", 1, type=count)
     if mode in ("predict", "export"):
         add("--checkpoint", "a run's folder, student, or smollm2", type=path, action="append")
