@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import markdown
 from bench.ablation import held_out_auc
 from bench.minimal_pairs import KEPT, pair_margins
-from bench.results import RESULTS
+from bench.results import RESULTS, students
 from data_utils import HELD_OUT, Split, hold_out, load_corpus
 from distil import choose_threshold
 from finetune import load_teacher
@@ -50,7 +50,7 @@ CARD = """# {name}
 
 {what}
 
-{table}
+{tables}
 
 The intervals cover the choice of sentences; another seed moves a result as much. The [first
 page](../../../README.md) explains the terms. The figures are of the files here, which are smaller
@@ -82,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     shipped = parser.parse_args().runs
-    students = [run for run in shipped if kind_of(run) != "adapter"]
-    aucs = {run: held_out_auc(load_run(run), COLA) for run in students}
+    distilled = [run for run in shipped if kind_of(run) != "adapter"]
+    aucs = {run: held_out_auc(load_run(run), COLA) for run in distilled}
     for run, auc in aucs.items():
         print(f"{run.name}: AUC {auc:.4f} on held-out sentences")
         if auc < max(aucs.values()):
@@ -163,13 +163,15 @@ def card(folder: Path) -> str:
     """Return a model's card: what it is, how good, and what it must not be used for."""
     model = load_experiment([folder])
     student, table = model.mode != "LoRA", result_table([model]).drop(columns="run")
+    tables = [markdown([tuple(table.columns), *table.itertuples(index=False, name=None)])]
+    tables += [f"By either threshold:\n\n{students([model])}"] if student else []
     parameters = model.metrics["parameters"]["total"] / 1e6
     decision = model.runs[0].predictions[DEV].decision
     p = decision.p_acceptable(decision.threshold)
     return CARD.format(
         name=folder.name,
         what=STUDENT.format(parameters=parameters, p=p) if student else TEACHER,
-        table=markdown([tuple(table.columns), *table.itertuples(index=False, name=None)]),
+        tables="\n\n".join(tables),
         more=", and on 400,000 that smollm2 wrote" if student else "",
         wrong=1 - model.metrics[DEV]["accuracy"],
     )
