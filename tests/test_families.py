@@ -24,7 +24,7 @@ from support.bases import find_base, load_language_model, load_tokenizer
 from support.bases.finding import base_folder
 from support.bases.gguf import SMOLLM2_FILE, find_smollm2
 from support.checkpoints.adapters import write_adapter
-from support.checkpoints.export import save_merged
+from support.checkpoints.export import save_merged, write_files
 from support.corpus import DEV, read_corpus
 from support.devices import CPU
 from support.errors import UserError
@@ -106,6 +106,20 @@ def test_packed_logits_are_those_of_the_familys_classifier_under_peft(family, tm
     assert exported.config.id2label[1] == "acceptable"
     split = tokenize(tokenizer, sentences, [0] * len(sentences), base.max_length, "here")
     torch.testing.assert_close(padded_logits(exported, split), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_in_a_folder_of_its_own_is_exported_too(tmp_path):
+    """As a tokenizer writes them that has several chat templates."""
+
+    def save(folder):
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+        (folder / "config.json").write_text("{}")
+
+    write_files(tmp_path, save)
+    write_files(tmp_path, save)
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    assert found == ["additional_chat_templates/tool.jinja", "config.json"]
 
 
 @pytest.mark.parametrize("family", REFUSED)
